@@ -1,0 +1,1 @@
+"""The words and rules of money. No I/O, and nothing of ours is imported here."""

@@ -1,0 +1,39 @@
+"""Who is calling and what they may do. Pure rules; reading tokens is the work of `auth.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+ORDERS_MANAGE = "orders:manage"
+PAYMENTS_MANAGE = "payments:manage"
+WEBHOOKS_MANAGE = "webhooks:manage"
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """The caller, as a verified token names them."""
+
+    user_id: str
+    scopes: frozenset[str] = frozenset()
+
+    @property
+    def manages_orders(self) -> bool:
+        return ORDERS_MANAGE in self.scopes
+
+    @property
+    def manages_payments(self) -> bool:
+        return PAYMENTS_MANAGE in self.scopes
+
+    @property
+    def manages_webhooks(self) -> bool:
+        return WEBHOOKS_MANAGE in self.scopes
+
+    @property
+    def orders_of(self) -> str | None:
+        """Whose orders and payment methods this caller sees: their own, or (None) everyone's."""
+        return None if self.manages_orders else self.user_id
+
+    @property
+    def payments_of(self) -> str | None:
+        """Whose payments this caller sees: their own, or (None) everyone's."""
+        return None if self.manages_orders or self.manages_payments else self.user_id

@@ -1,0 +1,35 @@
+"""Amounts and currencies: integers in minor units, and the one place that knows the exponents.
+
+What a currency is, and how many decimals it has, comes from the ISO 4217 table that the
+`iso4217` package carries; nothing here may assume two decimals.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+from iso4217 import Currency
+
+MIN_AMOUNT = 1
+MAX_AMOUNT = 999_999_999_999  # twelve digits: what card schemes carry in ISO 8583 field 4
+
+# Codes without a minor unit (gold, test and no-currency codes such as XAU, XTS, XXX) cannot be
+# charged, so they are no currencies to us.
+EXPONENTS: dict[str, int] = {
+    currency.code: currency.exponent for currency in Currency if currency.exponent is not None
+}
+
+
+def exponent(currency: str) -> int:
+    """Decimal places of a currency: 2 for USD, 0 for JPY, 3 for KWD. KeyError if it is none."""
+    return EXPONENTS[currency]
+
+
+def to_major(amount: int, currency: str) -> Decimal:
+    """Minor units to the major unit: 1099, "USD" is 10.99."""
+    return Decimal(amount).scaleb(-exponent(currency))
+
+
+def format_money(amount: int, currency: str) -> str:
+    """An amount as people read it: "10.99 USD", "1099 JPY", "1.099 KWD"."""
+    return f"{to_major(amount, currency):,.{exponent(currency)}f} {currency}"

@@ -1,0 +1,90 @@
+"""The states of orders, payments and refunds, and the only moves between them.
+
+The database enforces the same tables by trigger (see `migrations/`); a test compares the two.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+OrderStatus = Literal[
+    "pending", "authorized", "paid", "shipped", "delivered", "canceled", "refunded"
+]
+PaymentStatus = Literal[
+    "pending",  # asked, the answer is not known yet
+    "requires_action",  # waits for the shopper
+    "authorized",
+    "captured",
+    "partially_refunded",
+    "refunded",
+    "failed",
+    "voided",  # given up after an authorization
+    "canceled",  # given up before one
+]
+RefundStatus = Literal["pending", "succeeded", "failed"]
+CaptureMethod = Literal["automatic", "manual"]
+Mover = Literal["owner", "manager", "payments"]
+
+ORDER_STATUSES: Final = get_args(OrderStatus)
+PAYMENT_STATUSES: Final = get_args(PaymentStatus)
+REFUND_STATUSES: Final = get_args(RefundStatus)
+
+# Who may make which move. "payments" is the service itself, when a payment changes.
+ORDER_MOVES: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[Mover]]] = {
+    ("pending", "canceled"): frozenset({"owner", "manager"}),
+    ("pending", "paid"): frozenset({"manager", "payments"}),  # manager: settled outside
+    ("pending", "authorized"): frozenset({"payments"}),
+    ("authorized", "canceled"): frozenset({"manager", "payments"}),
+    ("authorized", "paid"): frozenset({"payments"}),
+    ("paid", "shipped"): frozenset({"manager"}),
+    ("paid", "refunded"): frozenset({"payments"}),
+    ("shipped", "delivered"): frozenset({"manager"}),
+    ("shipped", "refunded"): frozenset({"payments"}),
+    ("delivered", "refunded"): frozenset({"payments"}),
+}
+
+PAYMENT_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset(
+    {
+        ("pending", "requires_action"),
+        ("pending", "authorized"),
+        ("pending", "captured"),
+        ("pending", "failed"),
+        ("pending", "canceled"),
+        ("requires_action", "pending"),  # the shopper has acted, the gateway has not answered
+        ("requires_action", "authorized"),
+        ("requires_action", "captured"),
+        ("requires_action", "failed"),
+        ("requires_action", "canceled"),
+        ("authorized", "captured"),
+        ("authorized", "voided"),
+        ("captured", "partially_refunded"),
+        ("captured", "refunded"),
+        ("partially_refunded", "refunded"),
+        # A refund can fail after it succeeded (a closed account): the money is back with us.
+        ("refunded", "partially_refunded"),
+        ("refunded", "captured"),
+        ("partially_refunded", "captured"),
+    }
+)
+
+REFUND_MOVES: Final[frozenset[tuple[RefundStatus, RefundStatus]]] = frozenset(
+    {("pending", "succeeded"), ("pending", "failed"), ("succeeded", "failed")}
+)
+
+# The money was taken; these have amount_captured > 0, and no other status has.
+CAPTURED_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = (
+    "captured",
+    "partially_refunded",
+    "refunded",
+)
+# No money is held or taken, nor may be any more. An order has one payment beyond these, at most.
+DEAD_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = ("failed", "voided", "canceled")
+
+
+def allowed_moves(status: OrderStatus, movers: frozenset[Mover]) -> list[OrderStatus]:
+    """The statuses that a caller in these roles may set next, in the order of an order's life."""
+    return [
+        to
+        for to in ORDER_STATUSES
+        if (who := ORDER_MOVES.get((status, to))) is not None and who & movers
+    ]
