@@ -1,0 +1,220 @@
+"""Every setting of the service, typed and checked once, from the environment and `.env`.
+
+`.env.example` lists each one with its default; `docs/settings.md` explains them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import secrets
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from iso4217 import Currency
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+ROOT = Path(__file__).resolve().parent
+MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
+MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long and still no secret
+
+# What `.env.example` shows where a secret belongs. Copied unchanged, it is public knowledge.
+EXAMPLE_SECRET_MARK = "change-me"  # noqa: S105 - it marks what is not a secret
+
+SECRET_SETTINGS = ("SECRET_KEY", "FINGERPRINT_KEY")
+
+
+class ConfigurationError(Exception):
+    """The settings are incomplete or unsafe, so the service does not start."""
+
+
+Names = Annotated[list[str], NoDecode]
+
+
+class Settings(BaseSettings):
+    """The settings in force. Field names are the variables' names in lower case."""
+
+    model_config = SettingsConfigDict(
+        env_file=ROOT / ".env",
+        env_ignore_empty=True,  # `SECRET_KEY=` is the same as none
+        extra="ignore",
+        hide_input_in_errors=True,
+    )
+
+    environment: Literal["development", "production"] = "development"
+
+    database_url: str | None = None
+    data_dir: Path = Path(".data")
+
+    secret_key: SecretStr | None = None
+    algorithm: Literal["HS256", "RS256", "ES256"] = "HS256"
+    jwks_url: str | None = None
+    jwt_issuer: str | None = None
+    jwt_audience: str | None = None
+    fingerprint_key: SecretStr | None = None
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=1, le=65535)
+    workers: int = Field(default=1, ge=1, le=64)
+    run_workers: bool = True
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    cors_origins: Names = []
+    trusted_proxies: Names = ["127.0.0.1"]
+
+    default_currency: str = "USD"
+    gateways: Names = []
+    gateway_timeout: float = Field(default=10.0, gt=0, le=120)
+    reconcile_after: float = Field(default=5.0, gt=0, le=3600)
+
+    @field_validator("cors_origins", "trusted_proxies", "gateways", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _under_root(cls, value: Path) -> Path:
+        # Relative to the project, not to the shell's folder: every command finds the same data.
+        return (ROOT / value).resolve()
+
+    @field_validator("default_currency")
+    @classmethod
+    def _iso_4217(cls, value: str) -> str:
+        if value not in {currency.code for currency in Currency}:
+            raise ValueError("not an ISO 4217 code in upper case, such as USD")
+        return value
+
+    @property
+    def production(self) -> bool:
+        return self.environment == "production"
+
+    @property
+    def gateway_names(self) -> list[str]:
+        """The gateways that are on. The sandbox is one in production only when it is named."""
+        return self.gateways or ([] if self.production else ["sandbox"])
+
+    @property
+    def signing_key(self) -> str:
+        """The HMAC key of HS256 tokens."""
+        assert self.secret_key is not None
+        return self.secret_key.get_secret_value()
+
+    @property
+    def fingerprint_keys(self) -> list[bytes]:
+        """The keys of card fingerprints, newest first; more than one while they are rotated."""
+        assert self.fingerprint_key is not None
+        return [key.encode() for key in split_keys(self.fingerprint_key.get_secret_value())]
+
+
+def split_keys(value: str) -> list[str]:
+    return [key.strip() for key in value.split(",") if key.strip()]
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read, complete and check the settings.
+
+    Development makes the secrets it lacks once and keeps them under DATA_DIR; production refuses.
+    Raises ConfigurationError, which names the variables and never their values.
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as error:
+        lines = [
+            f"{str(item['loc'][0]).upper() if item['loc'] else 'settings'}: {item['msg']}"
+            for item in error.errors(include_url=False, include_input=False)
+        ]
+        raise ConfigurationError("; ".join(lines)) from None
+    if settings.production:
+        _refuse_unsafe(settings)
+    else:
+        _complete(settings)
+    _check_keys(settings)
+    return settings
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The settings of this process."""
+    return load_settings()
+
+
+def _needed_secrets(settings: Settings) -> list[str]:
+    return [
+        name for name in SECRET_SETTINGS if name != "SECRET_KEY" or settings.algorithm == "HS256"
+    ]
+
+
+def _values(settings: Settings, name: str) -> list[str]:
+    secret: SecretStr | None = getattr(settings, name.lower())
+    if secret is None:
+        return []
+    value = secret.get_secret_value()
+    return split_keys(value) if name == "FINGERPRINT_KEY" else [value]
+
+
+def _refuse_unsafe(settings: Settings) -> None:
+    how = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
+    problems: list[str] = []
+    seen: dict[str, str] = {}
+    for name in _needed_secrets(settings):
+        values = _values(settings, name)
+        if not values:
+            problems.append(f"{name} is not set; {how}")
+        for value in values:
+            if EXAMPLE_SECRET_MARK in value:
+                problems.append(f"{name} is the one of .env.example; {how}")
+            elif len(value.encode()) < MIN_SECRET_BYTES:
+                problems.append(f"{name} is shorter than {MIN_SECRET_BYTES} bytes; {how}")
+            elif len(set(value)) < MIN_DIFFERENT_CHARACTERS:
+                problems.append(
+                    f"{name} has fewer than {MIN_DIFFERENT_CHARACTERS} different characters; {how}"
+                )
+            if value in seen:
+                problems.append(f"{name} repeats {seen[value]}; every secret is its own; {how}")
+            seen[value] = name
+    if problems:
+        raise ConfigurationError("; ".join(dict.fromkeys(problems)))
+
+
+def _check_keys(settings: Settings) -> None:
+    if settings.algorithm != "HS256":
+        if settings.jwks_url is None:
+            raise ConfigurationError(f"JWKS_URL is not set; {settings.algorithm} tokens need it")
+        return
+    for value in _values(settings, "SECRET_KEY"):
+        if len(value.encode()) < MIN_SECRET_BYTES:
+            raise ConfigurationError(f"SECRET_KEY is shorter than {MIN_SECRET_BYTES} bytes")
+
+
+def _complete(settings: Settings) -> None:
+    """Development: make the secrets that are missing, once for all processes."""
+    missing = [name for name in _needed_secrets(settings) if not _values(settings, name)]
+    if not missing:
+        return
+    settings.data_dir.mkdir(parents=True, exist_ok=True)
+    path = settings.data_dir / "secrets.json"
+    with open(path, "a+", opener=_owner_only) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # several processes may start at once
+        file.seek(0)
+        kept: dict[str, str] = {}
+        with contextlib.suppress(json.JSONDecodeError):  # an empty file: the first start
+            kept = json.load(file)
+        if not all(name in kept for name in missing):
+            kept = {**{name: secrets.token_urlsafe(48) for name in missing}, **kept}
+            file.seek(0)
+            file.truncate()
+            json.dump(kept, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+    for name in missing:
+        setattr(settings, name.lower(), SecretStr(kept[name]))
+
+
+def _owner_only(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)
