@@ -1,0 +1,1 @@
+"""One plain ASGI class per file; nothing here knows of orders or payments."""
