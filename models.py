@@ -1,0 +1,227 @@
+"""The tables: columns, constraints and indexes. No queries; those live in `crud`.
+
+What must never be true of the data is refused here, by CHECKs, foreign keys and partial unique
+indexes; which status may follow which is refused by a trigger (see `migrations/`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    ForeignKey,
+    ForeignKeyConstraint,
+    Identity,
+    Index,
+    MetaData,
+    String,
+    Text,
+    UniqueConstraint,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from domain.money import MAX_AMOUNT
+from domain.states import (
+    CAPTURED_PAYMENT_STATUSES,
+    DEAD_PAYMENT_STATUSES,
+    ORDER_STATUSES,
+    PAYMENT_STATUSES,
+    CaptureMethod,
+    OrderStatus,
+    PaymentStatus,
+)
+
+NAMING = {
+    "pk": "pk_%(table_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+    "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+    "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+}
+
+# Names that `crud` needs to tell one conflict from another.
+UQ_ACTIVE_FINGERPRINT = "uq_payment_methods_active_fingerprint"
+UQ_LIVE_PAYMENT = "uq_payments_live"
+
+
+def one_of(column: str, values: Iterable[str]) -> str:
+    """The SQL of "this column holds one of these words"."""
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMING)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        int: BigInteger,
+        str: Text,
+        datetime: DateTime(timezone=True),
+        dict[str, Any]: JSONB,
+        dict[str, str]: JSONB,
+    }
+    # UPDATE … RETURNING brings back what the database set (updated_at) in the same round trip.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
+
+
+class PaymentMethod(Base):
+    """A card, wallet or account that a user saved. Holds the gateway's token, never a number."""
+
+    __tablename__ = "payment_methods"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(255))
+    payment_type: Mapped[str]
+    gateway: Mapped[str]
+    gateway_token: Mapped[str]
+    # HMAC-SHA-256 (hex) of what identifies the card or account, under the newest FINGERPRINT_KEY.
+    fingerprint: Mapped[str | None]
+    details: Mapped[dict[str, Any]]
+    is_active: Mapped[bool] = mapped_column(server_default=text("true"))
+    is_default: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    __table_args__ = (
+        CheckConstraint(one_of("payment_type", ("card", "paypal", "bank_account")), "payment_type"),
+        CheckConstraint("user_id <> ''", "user_id"),
+        # The target of the foreign keys that keep an order and its method with one user.
+        UniqueConstraint("id", "user_id"),
+        Index(
+            UQ_ACTIVE_FINGERPRINT,
+            "user_id",
+            "fingerprint",
+            unique=True,
+            postgresql_where=text("is_active"),
+        ),
+        Index(
+            "uq_payment_methods_default",
+            "user_id",
+            unique=True,
+            postgresql_where=text("is_active AND is_default"),
+        ),
+        Index(
+            "ix_payment_methods_user_id_id",
+            "user_id",
+            text("id DESC"),
+            postgresql_where=text("is_active"),
+        ),
+    )
+
+
+class Order(Base):
+    """What a user buys, and how far its payment and delivery have come."""
+
+    __tablename__ = "orders"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(255))
+    product_id: Mapped[str] = mapped_column(String(255))
+    quantity: Mapped[int]
+    total_amount: Mapped[int]
+    currency: Mapped[str] = mapped_column(String(3))
+    status: Mapped[OrderStatus] = mapped_column(Text, server_default="pending")
+    payment_method_id: Mapped[int | None]
+    # `metadata` itself is taken by SQLAlchemy's declarative base.
+    metadata_: Mapped[dict[str, str]] = mapped_column("metadata", server_default=text("'{}'"))
+    last_sequence: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    __table_args__ = (
+        ForeignKeyConstraint(
+            ["payment_method_id", "user_id"], ["payment_methods.id", "payment_methods.user_id"]
+        ),
+        UniqueConstraint("id", "user_id"),
+        CheckConstraint("user_id <> '' AND product_id <> ''", "texts"),
+        CheckConstraint("quantity >= 1", "quantity"),
+        CheckConstraint(f"total_amount BETWEEN 1 AND {MAX_AMOUNT}", "total_amount"),
+        CheckConstraint("currency ~ '^[A-Z]{3}$'", "currency"),
+        CheckConstraint(one_of("status", ORDER_STATUSES), "status"),
+        Index("ix_orders_user_id_id", "user_id", text("id DESC")),
+        Index("ix_orders_status_id", "status", text("id DESC")),
+        Index("ix_orders_payment_method_id_id", "payment_method_id", text("id DESC")),
+    )
+
+
+class Event(Base):
+    """A change of state, written in the transaction that made it (the outbox and the history)."""
+
+    __tablename__ = "events"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    type: Mapped[str]
+    user_id: Mapped[str] = mapped_column(String(255))
+    order_id: Mapped[int | None] = mapped_column(ForeignKey("orders.id"))
+    sequence: Mapped[int | None]  # counts per order
+    actor: Mapped[dict[str, Any]]
+    request_id: Mapped[str | None]
+    data: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("order_id", "sequence"),
+        CheckConstraint("(order_id IS NULL) = (sequence IS NULL)", "sequence"),
+    )
+
+
+class Payment(Base):
+    """One attempt to charge an order. Its row is committed before any gateway is asked."""
+
+    __tablename__ = "payments"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    order_id: Mapped[int]
+    user_id: Mapped[str] = mapped_column(String(255))
+    payment_method_id: Mapped[int]
+    gateway: Mapped[str]
+    # Our idempotency key towards the gateway: the same for every repeat of this attempt.
+    gateway_key: Mapped[str] = mapped_column(unique=True)
+    gateway_reference: Mapped[str | None]
+    status: Mapped[PaymentStatus] = mapped_column(Text, server_default="pending")
+    amount: Mapped[int]
+    amount_captured: Mapped[int] = mapped_column(server_default=text("0"))
+    amount_refunded: Mapped[int] = mapped_column(server_default=text("0"))
+    currency: Mapped[str] = mapped_column(String(3))
+    capture_method: Mapped[CaptureMethod] = mapped_column(Text)
+    capture_before: Mapped[datetime | None]
+    next_action: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    failure: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    needs_review: Mapped[bool] = mapped_column(server_default=text("false"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    __table_args__ = (
+        ForeignKeyConstraint(["order_id", "user_id"], ["orders.id", "orders.user_id"]),
+        ForeignKeyConstraint(
+            ["payment_method_id", "user_id"], ["payment_methods.id", "payment_methods.user_id"]
+        ),
+        CheckConstraint(f"amount BETWEEN 1 AND {MAX_AMOUNT}", "amount"),
+        CheckConstraint("amount_captured BETWEEN 0 AND amount", "amount_captured"),
+        CheckConstraint("amount_refunded BETWEEN 0 AND amount_captured", "amount_refunded"),
+        CheckConstraint("currency ~ '^[A-Z]{3}$'", "currency"),
+        CheckConstraint(one_of("status", PAYMENT_STATUSES), "status"),
+        CheckConstraint(one_of("capture_method", ("automatic", "manual")), "capture_method"),
+        CheckConstraint(
+            f"(amount_captured > 0) = ({one_of('status', CAPTURED_PAYMENT_STATUSES)})",
+            "captured_has_amount",
+        ),
+        # One charge per order, by the database's own word.
+        Index(
+            UQ_LIVE_PAYMENT,
+            "order_id",
+            unique=True,
+            postgresql_where=text(f"NOT ({one_of('status', DEAD_PAYMENT_STATUSES)})"),
+        ),
+        Index("ix_payments_order_id_id", "order_id", text("id DESC")),
+        Index("ix_payments_user_id_id", "user_id", text("id DESC")),
+        Index("ix_payments_status_id", "status", text("id DESC")),
+        Index("ix_payments_needs_review", text("id DESC"), postgresql_where=text("needs_review")),
+        Index("uq_payments_gateway_reference", "gateway", "gateway_reference", unique=True),
+    )
