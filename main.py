@@ -1,0 +1,122 @@
+"""The service: settings, lifespan, middleware, routers and error handlers, put together.
+
+uvicorn main:app --reload --port 8000
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio.to_thread
+import uvicorn
+from fastapi import FastAPI
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+
+import database
+from auth import TokenVerifier
+from config import ConfigurationError, Settings, get_settings
+from gateways.registry import Gateways
+from middleware.access_log import AccessLog
+from middleware.body_limit import BodyLimit
+from middleware.last_resort import LastResort
+from middleware.request_context import RequestContext
+from observability import logs
+from routers import docs, errors, handlers, health, orders, payment_methods, payments
+
+VERSION = "0.1.0"
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The application. Raises ConfigurationError when the settings are not safe to run with."""
+    settings = settings or get_settings()
+    logs.configure(settings.log_level, json=settings.production)
+    app = FastAPI(
+        title="EStore Payment Service",
+        version=VERSION,
+        description=docs.DESCRIPTION,
+        openapi_tags=docs.TAGS,
+        docs_url=None,
+        redoc_url=None,
+        lifespan=_lifespan,
+        redirect_slashes=False,
+        middleware=[
+            Middleware(RequestContext),
+            Middleware(AccessLog),
+            Middleware(
+                CORSMiddleware,
+                allow_origins=settings.cors_origins,
+                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+                allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
+                expose_headers=["Link", "Location", "Retry-After", "X-Request-Id"],
+            ),
+            Middleware(LastResort),
+            Middleware(BodyLimit),
+        ],
+    )
+    app.state.settings = settings
+    app.state.verifier = TokenVerifier(settings)
+    app.state.stopping = False
+    handlers.install(app)
+    for module in (payment_methods, orders, payments, errors, health):
+        app.include_router(module.router)
+    docs.install(app, settings)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+    settings: Settings = app.state.settings
+    # The embedded server and the migrations block for a moment; nothing else runs yet.
+    url = await anyio.to_thread.run_sync(database.database_url, settings)
+    await anyio.to_thread.run_sync(database.migrate, url)
+    app.state.engine = database.create_engine(url)
+    app.state.gateways = Gateways.from_settings(settings, app.state.engine)
+    # What is loaded now stays; the collector need not look at it again with every request.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 20, 50)
+    docs.announce(settings)
+    yield {}
+    app.state.stopping = True
+    await app.state.verifier.aclose()
+    app.state.engine.dispose()
+
+
+def serve() -> None:
+    """Run the service as the settings say: `python main.py`, or `make run`."""
+    settings = get_settings()
+    uvicorn.run(
+        "main:app",
+        host=settings.host,
+        port=settings.port,
+        workers=settings.workers,
+        loop="uvloop",
+        http="httptools",
+        access_log=False,  # we write our own, with the request id
+        log_config=None,
+        server_header=False,
+        proxy_headers=True,
+        forwarded_allow_ips=settings.trusted_proxies,
+        # A gateway call may take its whole timeout; let it end and be written down.
+        timeout_graceful_shutdown=int(settings.gateway_timeout) + 5,
+    )
+
+
+def __getattr__(name: str) -> Any:
+    """`main:app` is made when a server asks for it, so that importing this module does nothing."""
+    if name == "app":
+        globals()["app"] = app = create_app()
+        return app
+    raise AttributeError(name)
+
+
+if __name__ == "__main__":
+    try:
+        serve()
+    except ConfigurationError as error:
+        sys.exit(f"The service does not start: {error}")

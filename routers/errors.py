@@ -1,0 +1,49 @@
+"""`/errors`: every code the service answers with, explained, from the classes that are raised."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from errors import NotFound, catalog
+from routers.problems import problems
+from routers.route import PublicRoute
+
+router = APIRouter(prefix="/errors", tags=["Errors"], route_class=PublicRoute)
+
+
+class ErrorCode(BaseModel):
+    code: str
+    status: int
+    title: str
+    explanation: str
+    what_to_do: str
+    retryable: bool
+    example: dict[str, Any]
+
+
+@router.get(
+    "",
+    response_model=list[ErrorCode],
+    operation_id="listErrors",
+    summary="Every error code",
+    responses=problems(public=True),
+)
+async def list_errors() -> Any:
+    return [error.documentation() for error in catalog().values()]
+
+
+@router.get(
+    "/{code}",
+    response_model=ErrorCode,
+    operation_id="getError",
+    summary="One error code, explained",
+    responses=problems(NotFound, public=True),
+)
+async def get_error(code: str) -> Any:
+    error = catalog().get(code)
+    if error is None:
+        raise NotFound("There is no such code; GET /errors lists them all")
+    return error.documentation()

@@ -1,0 +1,80 @@
+"""Reading JSON bodies strictly: one meaning each, and nothing that PostgreSQL cannot hold."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NoReturn
+
+from starlette.requests import Request
+
+from errors import InvalidRequest, UnsupportedMediaType
+
+# A name that a field of ours could have. Anything else a client sends as a name may be a secret.
+_FIELD_NAME = re.compile(r"[a-z][a-z_]{0,39}", re.ASCII)
+
+
+class StrictRequest(Request):
+    """A request whose JSON is refused when two readers could understand it differently."""
+
+    async def read_json(self) -> None:
+        """Read the body, if there is one.
+
+        Raises UnsupportedMediaType for one that is not declared to be JSON, InvalidRequest for
+        one that is not JSON.
+        """
+        body = await self.body()
+        if not body:
+            return
+        declared = self.headers.getlist("content-type")
+        media_type = declared[0].split(";")[0].strip().lower() if len(declared) == 1 else ""
+        if media_type != "application/json":
+            raise UnsupportedMediaType
+        self.value = loads(body)
+
+    async def json(self) -> Any:
+        return self.value
+
+
+def loads(body: bytes) -> Any:
+    """The JSON value of a body (RFC 8259, I-JSON RFC 7493). Raises InvalidRequest."""
+    try:
+        return json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+        )
+    except UnicodeDecodeError:
+        raise _invalid("encoding", "The body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise _invalid(
+            "json", f"The body is not JSON: line {error.lineno}, column {error.colno}"
+        ) from None
+    except RecursionError:
+        raise _invalid("nesting", "The body is nested too deeply") from None
+    except ValueError:  # Python reads integers of up to 4300 digits
+        raise _invalid("number", "The body holds a number that is too long") from None
+
+
+def field_name(name: str) -> str:
+    """A name that may be shown in an error."""
+    return name if _FIELD_NAME.fullmatch(name) else "…"
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    result = dict(pairs)
+    if len(result) != len(pairs):
+        names = [name for name, _ in pairs]
+        repeated = next(name for name in names if names.count(name) > 1)
+        raise InvalidRequest.of(
+            field_name(repeated), "duplicate_key", "The body names this field twice"
+        )
+    return result
+
+
+def _constant(_name: str) -> NoReturn:
+    raise _invalid("number", "NaN and Infinity are not JSON")
+
+
+def _invalid(code: str, message: str) -> InvalidRequest:
+    return InvalidRequest.of("body", code, message)

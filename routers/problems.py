@@ -1,0 +1,54 @@
+"""Which problems an operation can answer with, for the OpenAPI document."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from errors import (
+    BodyTooLarge,
+    DatabaseUnavailable,
+    Forbidden,
+    InternalError,
+    InvalidRequest,
+    NotFound,
+    Overloaded,
+    ServiceError,
+    Unauthenticated,
+    UnsupportedMediaType,
+)
+
+PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+_ALWAYS = (InternalError, Overloaded, DatabaseUnavailable)
+_BODY = (InvalidRequest, BodyTooLarge, UnsupportedMediaType)
+
+
+def problems(
+    *errors: type[ServiceError], body: bool = False, public: bool = False
+) -> dict[int | str, dict[str, Any]]:
+    """The `responses` of an operation: those named, and those that any such operation has."""
+    possible = [
+        *errors,
+        *(_BODY if body else ()),
+        *(() if public else (Unauthenticated,)),
+        *_ALWAYS,
+    ]
+    by_status: dict[int | str, dict[str, Any]] = {}
+    for error in sorted(dict.fromkeys(possible), key=lambda error: error.status):
+        response = by_status.setdefault(
+            error.status,
+            {
+                "description": "",
+                "content": {"application/problem+json": {"schema": PROBLEM_SCHEMA, "examples": {}}},
+            },
+        )
+        response["description"] = ", ".join(filter(None, [response["description"], error.code]))
+        response["content"]["application/problem+json"]["examples"][error.code] = {
+            "summary": error.title(),
+            "value": error.example_problem(),
+        }
+    return by_status
+
+
+def owned(*errors: type[ServiceError], body: bool = False) -> dict[int | str, dict[str, Any]]:
+    """The problems of an operation on one resource."""
+    return problems(NotFound, Forbidden, *errors, body=body)

@@ -1,0 +1,109 @@
+"""How every endpoint is run: who is calling comes first, then the body, then one worker thread.
+
+Endpoints are plain functions. The one thread that runs an endpoint also gives its database
+connection back, before the answer is serialized.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
+
+from auth import CurrentUser, authenticate
+from config import Settings
+from database import POOL_SIZE, repeat
+from gateways.registry import Gateways
+from routers.json_body import StrictRequest
+from services.context import Answer, Context
+
+# Threads that use the database: as many as it has connections, so none waits for another.
+_database_threads = CapacityLimiter(POOL_SIZE)
+# Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
+# stalls takes nothing from the requests that only read.
+_gateway_threads = CapacityLimiter(64)
+
+
+class ServiceRoute(APIRoute):
+    """A route for callers with a token."""
+
+    public = False
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if not inspect.iscoroutinefunction(endpoint):
+            endpoint = _in_thread(endpoint)
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def authenticated(request: Request) -> Response:
+            strict = StrictRequest(request.scope, request.receive)
+            if not self.public:
+                await authenticate(strict)
+            if self.body_field is not None:
+                await strict.read_json()
+            return await handle(strict)
+
+        return authenticated
+
+
+class PublicRoute(ServiceRoute):
+    """A route for everybody."""
+
+    public = True
+
+
+def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
+    waits_for_gateway = any(parameter.annotation == GatewaysDep for parameter in parameters)
+    limiter = _gateway_threads if waits_for_gateway else _database_threads
+
+    @functools.wraps(endpoint)
+    async def run(**arguments: Any) -> Any:
+        return await anyio.to_thread.run_sync(
+            functools.partial(_call, endpoint, arguments), limiter=limiter
+        )
+
+    return run
+
+
+def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    session: Session | None = arguments.get("session")
+    if session is None:
+        return endpoint(**arguments)
+    try:
+        result = repeat(session, functools.partial(endpoint, **arguments))
+    finally:
+        session.close()
+    return _response(result) if isinstance(result, Answer) else result
+
+
+def _response(answer: Answer) -> Response:
+    return Response(answer.body, answer.status, answer.headers)
+
+
+async def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+async def _gateways(request: Request) -> Gateways:
+    gateways: Gateways = request.app.state.gateways
+    return gateways
+
+
+async def _context(request: Request, user: CurrentUser) -> Context:
+    return Context(principal=user, request_id=request.scope["state"]["request_id"])
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+GatewaysDep = Annotated[Gateways, Depends(_gateways)]
+ContextDep = Annotated[Context, Depends(_context)]

@@ -1,0 +1,453 @@
+"""What comes in and what goes out: the DTOs of the API, and their rules.
+
+Input is strict: unknown fields, other types and characters that no database can hold are
+refused, and no message repeats what was sent. Output has no defaults.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, timedelta, timezone
+from typing import Annotated, Any, Literal, get_args
+
+import email_validator
+import stdnum.exceptions
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    Tag,
+    WithJsonSchema,
+    model_validator,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_extra_types.payment import PaymentCardNumber
+from stdnum import iban
+
+from domain.money import EXPONENTS, MAX_AMOUNT, MIN_AMOUNT
+from domain.states import CaptureMethod, OrderStatus, PaymentStatus
+
+MAX_ID = 2**63 - 1
+MAX_QUANTITY = 2**53 - 1  # the largest integer that every JSON reader keeps exactly (RFC 8259 §6)
+
+# Types ------------------------------------------------------------------------------------------
+
+
+def wrong(code: str, message: str) -> PydanticCustomError:
+    """A rule that was broken. The message never holds what was sent."""
+    return PydanticCustomError(code, message)
+
+
+def _text(value: str) -> str:
+    """Text that PostgreSQL and UTF-8 can hold."""
+    if "\0" in value:
+        raise wrong("text_nul", "Text cannot hold the NUL character")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise wrong("text_surrogate", "Text cannot hold half of a surrogate pair")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
+MetadataKey = Annotated[Text, StringConstraints(min_length=1, max_length=40)]
+MetadataValue = Annotated[Text, StringConstraints(max_length=500)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=20)]
+
+MinorUnits = Annotated[
+    int, Field(description="In the currency's minor unit: 1099 is 10.99 USD, or 1099 JPY.")
+]
+Amount = Annotated[MinorUnits, Field(ge=MIN_AMOUNT, le=MAX_AMOUNT)]
+
+
+def _currency(value: str) -> str:
+    if value not in EXPONENTS:
+        raise wrong("currency_unknown", "Use an ISO 4217 code in upper case, such as USD")
+    return value
+
+
+Currency = Annotated[
+    Text,
+    AfterValidator(_currency),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "examples": ["USD"]}),
+]
+
+# RFC 3339 §5.6, with the offset that says which moment is meant.
+_RFC_3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def _rfc_3339(value: Any) -> Any:
+    if isinstance(value, str) and _RFC_3339.fullmatch(value):
+        return value
+    raise wrong(
+        "timestamp",
+        "Use RFC 3339 with an offset, such as 2026-01-31T12:00:00Z; in a URL write + as %2B",
+    )
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_rfc_3339),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+Timestamp = Annotated[
+    datetime,
+    AfterValidator(lambda value: value.astimezone(timezone.utc)),
+    PlainSerializer(lambda value: value.isoformat().replace("+00:00", "Z"), when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+def _integer(value: Any) -> Any:
+    """A query parameter that is an integer written in plain ASCII digits."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,30}", value, re.ASCII):
+        return int(value)
+    raise wrong("integer", "Use an integer, such as 50")
+
+
+QueryInteger = Annotated[int, BeforeValidator(_integer)]
+
+
+def _flag(value: Any) -> Any:
+    if value in (True, False):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    raise wrong("boolean", "Use true or false")
+
+
+QueryFlag = Annotated[bool, BeforeValidator(_flag)]
+
+
+class In(BaseModel):
+    """A request body or a query: strict, and silent about what was in it."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, hide_input_in_errors=True)
+
+
+class Out(BaseModel):
+    """A resource, read from a row's attributes."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+# Payment methods --------------------------------------------------------------------------------
+
+PaymentType = Literal["card", "paypal", "bank_account"]
+
+
+def _card_number(value: str) -> str:
+    digits = re.sub(r"[ -]", "", value)
+    if not re.fullmatch(r"[0-9]{12,19}", digits, re.ASCII):
+        raise wrong(
+            "card_number_digits", "Send 12 to 19 digits; spaces and dashes between them are fine"
+        )
+    try:
+        PaymentCardNumber(digits)
+    except PydanticCustomError as error:
+        if error.type == "payment_card_number_luhn":
+            raise wrong(
+                "card_number_luhn",
+                "The card number's check digit is wrong: there is a typing error in it",
+            ) from None
+        raise wrong(
+            "card_number_length", "The card number has the wrong length for its brand"
+        ) from None
+    return digits
+
+
+def _cvc(value: str) -> str:
+    if not re.fullmatch(r"[0-9]{3,4}", value, re.ASCII):
+        raise wrong("cvc_digits", "Send the 3 or 4 digits of the security code")
+    return value
+
+
+def _email(value: str) -> str:
+    try:
+        # Offline: whether the domain takes mail is the gateway's question, not ours.
+        email_validator.validate_email(value, check_deliverability=False, test_environment=True)
+    except email_validator.EmailNotValidError:
+        raise wrong("email", "Send an email address, such as name@example.com") from None
+    return value
+
+
+def _iban(value: str) -> str:
+    try:
+        return str(iban.validate(value if value.isascii() else ""))
+    except stdnum.exceptions.ValidationError:
+        raise wrong("iban", "Send a valid IBAN; its checksum or its format is wrong") from None
+
+
+def check_expiry(month: int, year: int) -> None:
+    """A card is good through the last day of its month, in the last time zone to reach it."""
+    today = (datetime.now(timezone.utc) - timedelta(hours=12)).date()
+    if date(year, month, 1) < today.replace(day=1):
+        raise wrong("card_expired", "The card has expired; send an expiry that is not past")
+
+
+CardNumber = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_card_number)]
+Cvc = Annotated[Text, StringConstraints(max_length=8), AfterValidator(_cvc)]
+Email = Annotated[Text, StringConstraints(max_length=254), AfterValidator(_email)]
+Iban = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_iban)]
+ExpiryMonth = Annotated[int, Field(ge=1, le=12)]
+ExpiryYear = Annotated[int, Field(ge=2000, le=9999)]
+
+
+class CardByNumber(In):
+    card_number: CardNumber = Field(
+        description="12 to 19 digits; spaces and dashes are allowed. Never stored.",
+        examples=["4242 4242 4242 4242"],
+    )
+    exp_month: ExpiryMonth = Field(examples=[12])
+    exp_year: ExpiryYear = Field(description="Four digits.", examples=[2030])
+    cvc: Cvc | None = Field(default=None, description="3 or 4 digits. Never stored.")
+    cardholder_name: Name | None = None
+
+    @model_validator(mode="after")
+    def _not_expired(self) -> CardByNumber:
+        check_expiry(self.exp_month, self.exp_year)
+        return self
+
+
+class ByToken(In):
+    token: Name = Field(description="The gateway's own token.", examples=["tok_success"])
+
+
+class PaypalByEmail(In):
+    email: Email
+
+
+class BankAccountDetails(In):
+    iban: Iban = Field(examples=["DE89 3704 0044 0532 0130 00"])
+    account_holder: Name
+
+
+def _by(details: Any) -> str:
+    return "<token>" if isinstance(details, dict) and "token" in details else "<details>"
+
+
+# The tags stand in the paths of validation errors; the brackets keep them apart from fields.
+CardDetails = Annotated[
+    Annotated[CardByNumber, Tag("<details>")] | Annotated[ByToken, Tag("<token>")],
+    Discriminator(_by),
+]
+PaypalDetails = Annotated[
+    Annotated[PaypalByEmail, Tag("<details>")] | Annotated[ByToken, Tag("<token>")],
+    Discriminator(_by),
+]
+
+
+class _PaymentMethodCreate(In):
+    gateway: Name | None = Field(
+        default=None, description="By default the first gateway that takes this type."
+    )
+    is_default: bool | None = Field(
+        default=None, description="The first method becomes the default anyway."
+    )
+    user_id: Name | None = Field(
+        default=None, description="For whom; another user needs the scope `orders:manage`."
+    )
+
+
+class CardCreate(_PaymentMethodCreate):
+    payment_type: Literal["card"]
+    details: CardDetails
+
+    @model_validator(mode="after")
+    def _token_names_its_gateway(self) -> CardCreate:
+        if isinstance(self.details, ByToken) and self.gateway is None:
+            raise wrong("gateway_missing", "A token belongs to a gateway; name it in `gateway`")
+        return self
+
+
+class PaypalCreate(_PaymentMethodCreate):
+    payment_type: Literal["paypal"]
+    details: PaypalDetails
+
+
+class BankAccountCreate(_PaymentMethodCreate):
+    payment_type: Literal["bank_account"]
+    details: BankAccountDetails
+
+
+def _payment_type(value: Any) -> str | None:
+    given = value.get("payment_type") if isinstance(value, dict) else None
+    return f"<{given}>" if given in get_args(PaymentType) else None
+
+
+PaymentMethodCreate = Annotated[
+    Annotated[CardCreate, Tag("<card>")]
+    | Annotated[PaypalCreate, Tag("<paypal>")]
+    | Annotated[BankAccountCreate, Tag("<bank_account>")],
+    Discriminator(
+        _payment_type,
+        custom_error_type="payment_type",
+        custom_error_message="`payment_type` is card, paypal or bank_account",
+    ),
+]
+
+
+class CardUpdate(In):
+    exp_month: ExpiryMonth | None = None
+    exp_year: ExpiryYear | None = None
+    cardholder_name: Name | None = None
+
+
+class PaymentMethodUpdate(In):
+    details: CardUpdate | None = Field(default=None, description="Of a card only.")
+    is_default: bool | None = None
+
+
+class PaymentMethod(Out):
+    id: int
+    user_id: str
+    payment_type: PaymentType
+    gateway: str
+    details: dict[str, Any]
+    is_active: bool
+    is_default: bool
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+# Orders -----------------------------------------------------------------------------------------
+
+
+class OrderCreate(In):
+    product_id: Name
+    quantity: Annotated[int, Field(ge=1, le=MAX_QUANTITY)]
+    total_amount: Amount
+    currency: Currency | None = Field(
+        default=None, description="ISO 4217, upper case; DEFAULT_CURRENCY (USD) by default."
+    )
+    payment_method_id: int | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    user_id: Name | None = Field(
+        default=None, description="For whom; another user needs the scope `orders:manage`."
+    )
+
+
+class OrderStatusUpdate(In):
+    status: OrderStatus
+
+
+class Order(Out):
+    id: int
+    user_id: str
+    product_id: str
+    quantity: int
+    total_amount: MinorUnits
+    currency: str
+    status: OrderStatus
+    payment_method_id: int | None
+    metadata: dict[str, str]
+    created_at: Timestamp
+    updated_at: Timestamp
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_model(cls, value: Any) -> Any:
+        # SQLAlchemy's declarative classes cannot have an attribute named `metadata`.
+        if hasattr(value, "metadata_"):
+            return {name: getattr(value, name, None) for name in cls.model_fields} | {
+                "metadata": value.metadata_
+            }
+        return value
+
+
+class Actor(Out):
+    type: Literal["user", "service", "gateway"]
+    id: str
+
+
+class Event(Out):
+    id: int
+    type: str
+    created_at: Timestamp
+    user_id: str
+    order_id: int | None
+    actor: Actor
+    request_id: str | None
+    sequence: int | None = Field(description="Counts per order.")
+    data: dict[str, Any] = Field(description="The resource as the API showed it then.")
+
+
+# Payments ---------------------------------------------------------------------------------------
+
+
+class PaymentCreate(In):
+    payment_method_id: int | None = Field(
+        default=None, description="By default the order's, or else the user's default method."
+    )
+
+
+class NextAction(Out):
+    type: Literal["redirect"]
+    url: str
+
+
+class Failure(Out):
+    code: str
+    decline_code: str | None
+    message: str
+
+
+class Payment(Out):
+    id: int
+    order_id: int
+    user_id: str
+    payment_method_id: int
+    gateway: str
+    gateway_reference: str | None
+    status: PaymentStatus
+    amount: MinorUnits
+    amount_captured: MinorUnits
+    amount_refunded: MinorUnits
+    currency: str
+    capture_method: CaptureMethod
+    capture_before: Timestamp | None
+    next_action: NextAction | None
+    failure: Failure | None
+    needs_review: bool
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+# Lists ------------------------------------------------------------------------------------------
+
+
+class Page(BaseModel):
+    """The query of a list. Newest first; `cursor` comes from the `Link` header."""
+
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    limit: QueryInteger = Field(default=50, ge=1, le=200)
+    cursor: Annotated[str, StringConstraints(max_length=40)] | None = None
+
+
+class PaymentMethodQuery(Page):
+    user_id: Name | None = None
+
+
+class OrderQuery(Page):
+    status: OrderStatus | None = None
+    created_after: Moment | None = None
+    created_before: Moment | None = None
+    payment_method_id: QueryInteger | None = None
+    user_id: Name | None = None
+
+
+class PaymentQuery(Page):
+    order_id: QueryInteger | None = None
+    status: PaymentStatus | None = None
+    needs_review: QueryFlag | None = None
+    user_id: Name | None = None

@@ -1,0 +1,262 @@
+"""Saving, changing and removing payment methods: no card twice, one default, no number kept."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic_core import PydanticCustomError
+from pydantic_extra_types.payment import PaymentCardNumber
+from sqlalchemy import Row
+from sqlalchemy.orm import Session
+
+import crud
+import schemas
+from database import phase
+from domain.events import EventType
+from errors import (
+    CardNumberNotAccepted,
+    DuplicatePaymentMethod,
+    Forbidden,
+    GatewayUnavailable,
+    InvalidRequest,
+    NotFound,
+    PaymentMethodDeclined,
+)
+from gateways.base import (
+    Gateway,
+    GatewayError,
+    MethodDeclined,
+    MethodInvalid,
+    MethodRequest,
+    SavedMethod,
+)
+from gateways.registry import Gateways
+from models import PaymentMethod
+from services.context import Answer, Context
+
+Create = schemas.CardCreate | schemas.PaypalCreate | schemas.BankAccountCreate
+
+
+def create(
+    session: Session,
+    context: Context,
+    gateways: Gateways,
+    fingerprint_keys: Sequence[bytes],
+    data: Create,
+) -> Answer:
+    """Save a method. Raises DuplicatePaymentMethod, PaymentMethodDeclined, InvalidRequest and
+    CardNumberNotAccepted."""
+    user_id = context.owner(data.user_id)
+    gateway = _choose_gateway(gateways, data)
+    request, identity = _read(data, user_id)
+    if request.card_number is not None and not gateway.capabilities.card_numbers:
+        raise CardNumberNotAccepted(gateway=gateway.name)
+    if identity is not None:
+        # Known before the gateway is asked: no token is made for a card that is saved already.
+        with phase(session):
+            _refuse_duplicate(session, user_id, _fingerprints(fingerprint_keys, identity))
+    saved = _ask(gateway, request)
+    if identity is None and saved.identity is not None:
+        identity = f"{gateway.name}:{saved.identity}"
+    fingerprints = _fingerprints(fingerprint_keys, identity) if identity is not None else []
+    with phase(session):
+        crud.lock_user(session, user_id)
+        _refuse_duplicate(session, user_id, fingerprints)
+        current = crud.get_default_payment_method(session, user_id)
+        if current is not None and data.is_default:
+            _take_default(session, context, user_id)
+        method = crud.create_payment_method(
+            session,
+            user_id=user_id,
+            payment_type=data.payment_type,
+            gateway=gateway.name,
+            gateway_token=saved.token,
+            fingerprint=fingerprints[0] if fingerprints else None,
+            details=dict(saved.details),
+            is_default=current is None or bool(data.is_default),
+        )
+        if method is None:  # a writer that did not take the lock; the index saw it all the same
+            _refuse_duplicate(session, user_id, fingerprints)
+            raise DuplicatePaymentMethod
+        shown = _tell(session, context, "payment_method.created", method)
+        return Answer.resource(201, shown, f"/payment-methods/{method.id}")
+
+
+def update(
+    session: Session, context: Context, method_id: int, data: schemas.PaymentMethodUpdate
+) -> Answer:
+    """Change a card's expiry or holder, or make a method the default. Raises NotFound."""
+    with phase(session):
+        owner = _own(session, context, method_id)
+        crud.lock_user(session, owner)
+        method = crud.lock_payment_method(session, method_id, owner)
+        changed = _change_details(method, data.details)
+        if data.is_default is False and method.is_default:
+            raise InvalidRequest.of(
+                "is_default",
+                "default_needed",
+                "One method is always the default; make another one the default instead",
+            )
+        if data.is_default and not method.is_default:
+            _take_default(session, context, owner)
+            method.is_default = changed = True
+        if changed:
+            session.flush()
+            return Answer.resource(200, _tell(session, context, "payment_method.updated", method))
+        return Answer.resource(200, schemas.PaymentMethod.model_validate(method))
+
+
+def delete(session: Session, context: Context, method_id: int) -> Answer:
+    """Deactivate a method; its orders and payments stay. Raises NotFound."""
+    with phase(session):
+        owner = _own(session, context, method_id)
+        crud.lock_user(session, owner)
+        method = crud.lock_payment_method(session, method_id, owner)
+        was_default = method.is_default
+        method.is_active = method.is_default = False
+        session.flush()
+        _tell(session, context, "payment_method.deleted", method)
+        if was_default:
+            promoted = crud.promote_newest_payment_method(session, owner)
+            if promoted is not None:
+                _tell(session, context, "payment_method.updated", promoted)
+        return Answer.nothing()
+
+
+def _own(session: Session, context: Context, method_id: int) -> str:
+    """The caller's id if the method is theirs. Managers may read any method, but change none."""
+    method = crud.get_payment_method(session, method_id, context.principal.orders_of)
+    if method is None:
+        raise NotFound
+    if method.user_id != context.principal.user_id:
+        raise Forbidden("Only its owner may change a payment method")
+    return str(method.user_id)
+
+
+def _choose_gateway(gateways: Gateways, data: Create) -> Gateway:
+    if data.gateway is None:
+        gateway = gateways.for_type(data.payment_type)
+        if gateway is None:
+            raise InvalidRequest.of(
+                "payment_type", "no_gateway", "No gateway of this service takes this type"
+            )
+        return gateway
+    gateway = gateways.get(data.gateway)
+    if gateway is None:
+        raise InvalidRequest.of(
+            "gateway", "gateway_unknown", f"Use one of: {', '.join(gateways.by_name)}"
+        )
+    if data.payment_type not in gateway.capabilities.payment_types:
+        raise InvalidRequest.of(
+            "gateway", "payment_type_unsupported", "This gateway does not take this type"
+        )
+    return gateway
+
+
+def _read(data: Create, user_id: str) -> tuple[MethodRequest, str | None]:
+    """What the gateway is told, and what makes this card or account the same one next time."""
+    details = data.details
+    if isinstance(details, schemas.ByToken):
+        return MethodRequest(data.payment_type, user_id, {}, token=details.token), None
+    if isinstance(details, schemas.CardByNumber):
+        shown: dict[str, Any] = {
+            "brand": PaymentCardNumber(details.card_number).brand.name,
+            "last4": details.card_number[-4:],
+            "exp_month": details.exp_month,
+            "exp_year": details.exp_year,
+            "cardholder_name": details.cardholder_name,
+        }
+        request = MethodRequest(
+            "card", user_id, shown, card_number=details.card_number, cvc=details.cvc
+        )
+        return request, f"card:{details.card_number}"
+    if isinstance(details, schemas.PaypalByEmail):
+        shown = {"email": mask_email(details.email)}
+        request = MethodRequest("paypal", user_id, shown, email=details.email)
+        return request, f"paypal:{details.email.casefold()}"
+    shown = {
+        "country": details.iban[:2],
+        "last4": details.iban[-4:],
+        "account_holder": details.account_holder,
+    }
+    request = MethodRequest("bank_account", user_id, shown, iban=details.iban)
+    return request, f"iban:{details.iban}"
+
+
+def _ask(gateway: Gateway, request: MethodRequest) -> SavedMethod:
+    try:
+        return gateway.save_method(request)
+    except MethodDeclined as error:
+        raise PaymentMethodDeclined(decline_code=error.decline_code) from None
+    except MethodInvalid as error:
+        raise InvalidRequest.of(error.field, error.code, error.message) from None
+    except GatewayError:
+        # A token that nobody uses is harmless, so an unknown outcome is one to try again.
+        raise GatewayUnavailable("The gateway could not save the payment method") from None
+
+
+def mask_email(email: str) -> str:
+    """Its first letter and its domain: a***@example.com."""
+    local, _, domain = email.rpartition("@")
+    return f"{local[:1]}***@{domain}"
+
+
+def _fingerprints(keys: Sequence[bytes], identity: str) -> list[str]:
+    """The card fingerprint under each key, the one to store first.
+
+    While FINGERPRINT_KEY is rotated a card may have been saved under an older key.
+    """
+    return [hmac.new(key, identity.encode(), hashlib.sha256).hexdigest() for key in keys]
+
+
+def _refuse_duplicate(session: Session, user_id: str, fingerprints: Sequence[str]) -> None:
+    if not fingerprints:
+        return
+    existing: Row[Any] | None = crud.find_payment_method(session, user_id, fingerprints)
+    if existing is not None:
+        raise DuplicatePaymentMethod(payment_method_id=existing.id)
+
+
+def _take_default(session: Session, context: Context, user_id: str) -> None:
+    former = crud.clear_default_payment_method(session, user_id)
+    if former is not None:
+        _tell(session, context, "payment_method.updated", former)
+
+
+def _change_details(method: PaymentMethod, update: schemas.CardUpdate | None) -> bool:
+    changes = update.model_dump(exclude_unset=True) if update is not None else {}
+    if not changes:
+        return False
+    if method.payment_type != "card":
+        raise InvalidRequest.of("details", "not_a_card", "Only a card's details can be changed")
+    for name in ("exp_month", "exp_year"):
+        if name in changes and changes[name] is None:
+            raise InvalidRequest.of(f"details.{name}", "missing", "A card has an expiry")
+    details = method.details | changes
+    if not changes.keys().isdisjoint({"exp_month", "exp_year"}):
+        try:
+            schemas.check_expiry(details["exp_month"], details["exp_year"])
+        except PydanticCustomError as error:
+            raise InvalidRequest.of("details.exp_year", error.type, error.message()) from None
+    if details == method.details:
+        return False
+    method.details = details
+    return True
+
+
+def _tell(
+    session: Session, context: Context, event_type: EventType, method: PaymentMethod
+) -> schemas.PaymentMethod:
+    shown = schemas.PaymentMethod.model_validate(method)
+    crud.add_event(
+        session,
+        event_type,
+        user_id=method.user_id,
+        actor=context.actor,
+        request_id=context.request_id,
+        data=shown.model_dump(mode="json"),
+    )
+    return shown

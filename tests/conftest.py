@@ -1,0 +1,169 @@
+"""What every test stands on: a real PostgreSQL, the real service over HTTP, and users of its own."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+import uvicorn
+from fastapi import FastAPI
+
+import auth
+import database
+import main
+import postgres_server
+from config import Settings, load_settings
+
+Api = Callable[..., httpx.Client]
+
+VISA = "4242424242424242"
+
+
+@pytest.fixture(scope="session")
+def postgres_url(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A server to make databases on: the one of DATABASE_URL, or an embedded one."""
+    url = os.environ.get("DATABASE_URL")
+    if url is None:
+        return postgres_server.ensure_running(tmp_path_factory.mktemp("postgres"))
+    return database.database_url(load_settings(_env_file=None, database_url=url))
+
+
+@pytest.fixture(scope="session")
+def make_database(postgres_url: str) -> Iterator[Callable[[], str]]:
+    """Makes empty databases, and drops them at the end."""
+    server = sa.create_engine(postgres_url, isolation_level="AUTOCOMMIT", poolclass=sa.NullPool)
+    names: list[str] = []
+
+    def make() -> str:
+        name = f"estore_test_{secrets.token_hex(6)}"
+        with server.connect() as connection:
+            connection.execute(sa.text(f"CREATE DATABASE {name}"))
+        names.append(name)
+        url = sa.make_url(postgres_url).set(database=name)
+        return url.render_as_string(hide_password=False)
+
+    yield make
+    with server.connect() as connection:
+        for name in names:
+            connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture(scope="session")
+def settings(
+    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
+    return load_settings(
+        _env_file=None,
+        environment="development",
+        database_url=make_database(),
+        data_dir=tmp_path_factory.mktemp("data"),
+        reconcile_after=1,
+        gateway_timeout=2,
+        log_level="INFO",
+    )
+
+
+@pytest.fixture(scope="session")
+def app(settings: Settings) -> FastAPI:
+    return main.create_app(settings)
+
+
+@pytest.fixture(scope="session")
+def base_url(app: FastAPI) -> Iterator[str]:
+    """The service, listening on a port of its own."""
+    config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 60
+    while not server.started:
+        assert thread.is_alive(), "the service did not start"
+        assert time.monotonic() < deadline, "the service took too long to start"
+        time.sleep(0.01)  # polls; the loop ends as soon as the service is up
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join(30)
+
+
+@pytest.fixture(scope="session")
+def engine(base_url: str, app: FastAPI) -> sa.Engine:
+    """The database behind the running service."""
+    engine: sa.Engine = app.state.engine
+    return engine
+
+
+@pytest.fixture
+def api(base_url: str, settings: Settings) -> Iterator[Api]:
+    """`api("alice", "orders:manage")` is an HTTP client with that user's token."""
+    clients: list[httpx.Client] = []
+
+    def make(user: str | None = None, scope: str = "") -> httpx.Client:
+        headers = {}
+        if user is not None:
+            headers["Authorization"] = f"Bearer {auth.mint(settings, user, scope)}"
+        client = httpx.Client(base_url=base_url, headers=headers, timeout=60)
+        clients.append(client)
+        return client
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+@pytest.fixture
+def user() -> str:
+    """A user nobody else has."""
+    return f"user-{secrets.token_hex(6)}"
+
+
+@pytest.fixture
+def alice(api: Api, user: str) -> httpx.Client:
+    """A shopper without scopes."""
+    return api(user)
+
+
+@pytest.fixture
+def manager(api: Api) -> httpx.Client:
+    """A service that may do everything."""
+    return api("manager", "orders:manage payments:manage webhooks:manage")
+
+
+def card(number: str = VISA, **changes: Any) -> dict[str, Any]:
+    """The body that saves a card."""
+    details = {"card_number": number, "exp_month": 12, "exp_year": 2040, "cvc": "123"}
+    return {"payment_type": "card", "details": details} | changes
+
+
+def order(**changes: Any) -> dict[str, Any]:
+    """The body that places an order."""
+    return {"product_id": "sku-1", "quantity": 1, "total_amount": 1099, "currency": "USD"} | changes
+
+
+def save_card(client: httpx.Client, number: str = VISA) -> dict[str, Any]:
+    return _created(client.post("/payment-methods", json=card(number)))
+
+
+def place_order(client: httpx.Client, **changes: Any) -> dict[str, Any]:
+    return _created(client.post("/orders", json=order(**changes)))
+
+
+def pay(client: httpx.Client, order_id: int, **body: Any) -> dict[str, Any]:
+    return _created(client.post(f"/orders/{order_id}/payments", json=body))
+
+
+def _created(answer: httpx.Response) -> dict[str, Any]:
+    assert answer.status_code == 201, answer.text
+    created: dict[str, Any] = answer.json()
+    return created
+
+
+ROOT = Path(__file__).resolve().parent.parent
