@@ -6,11 +6,21 @@ python cli.py token --user alice --scope "orders:manage payments:manage webhooks
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 
+from sqlalchemy.orm import Session
+
 import auth
+import database
 from config import ConfigurationError, get_settings
+from gateways.registry import Gateways
+from observability import logs
+from services import invariants as invariant_checks
+from services import reconcile as reconciling
 
 
 def token(arguments: argparse.Namespace) -> int:
@@ -18,6 +28,34 @@ def token(arguments: argparse.Namespace) -> int:
     lifetime = timedelta(hours=arguments.hours)
     print(auth.mint(get_settings(), arguments.user, arguments.scope, lifetime))
     return 0
+
+
+def reconcile(_: argparse.Namespace) -> int:
+    """Settle what is open once, compare the books, print the report."""
+    with _service() as (session, gateways):
+        report = reconciling.reconcile(session, gateways)
+    print(json.dumps(report, indent=2))
+    return 1 if report["mismatches"] or report["still_open"] else 0
+
+
+def invariants(_: argparse.Namespace) -> int:
+    """Check the money invariants, print the report."""
+    with _service() as (session, gateways):
+        violations = invariant_checks.check(session, gateways)
+    print(json.dumps({"ok": not violations, "violations": violations}, indent=2))
+    return 1 if violations else 0
+
+
+@contextmanager
+def _service() -> Iterator[tuple[Session, Gateways]]:
+    settings = get_settings()
+    logs.configure(settings.log_level, json=settings.production)
+    url = database.database_url(settings)
+    database.migrate(url)
+    engine = database.create_engine(url)
+    with database.new_session(engine) as session:
+        yield session, Gateways.from_settings(settings, engine)
+    engine.dispose()
 
 
 def parser() -> argparse.ArgumentParser:
@@ -29,6 +67,14 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--scope", default="", help="space-separated scopes")
     command.add_argument("--hours", type=float, default=24, help="how long it is valid")
     command.set_defaults(run=token)
+
+    command = subcommands.add_parser(
+        "reconcile", help="settle what is open with the gateways once, and compare the books"
+    )
+    command.set_defaults(run=reconcile)
+
+    command = subcommands.add_parser("invariants", help="check the money invariants")
+    command.set_defaults(run=invariants)
     return commands
 
 

@@ -359,6 +359,9 @@ class IdempotencyInProgress(ServiceError):
     hint = "Wait as long as Retry-After says and send the same request again."
     retryable = True
 
+    def __init__(self, detail: str | None = None) -> None:
+        super().__init__(detail, headers={"Retry-After": "1"})
+
 
 class BodyTooLarge(ServiceError):
     """The body is too large.

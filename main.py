@@ -26,7 +26,19 @@ from middleware.body_limit import BodyLimit
 from middleware.last_resort import LastResort
 from middleware.request_context import RequestContext
 from observability import logs
-from routers import docs, errors, handlers, health, orders, payment_methods, payments
+from routers import (
+    docs,
+    errors,
+    handlers,
+    health,
+    orders,
+    payment_methods,
+    payments,
+    sandbox,
+    webhooks,
+)
+from workers.loop import Workers
+from workers.roles import Resources
 
 VERSION = "0.1.0"
 
@@ -51,8 +63,21 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 CORSMiddleware,
                 allow_origins=settings.cors_origins,
                 allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-                allow_headers=["Authorization", "Content-Type", "X-Request-Id", "traceparent"],
-                expose_headers=["Link", "Location", "Retry-After", "X-Request-Id"],
+                allow_headers=[
+                    "Authorization",
+                    "Content-Type",
+                    "Idempotency-Key",
+                    "Sandbox-Fault",
+                    "X-Request-Id",
+                    "traceparent",
+                ],
+                expose_headers=[
+                    "Idempotent-Replayed",
+                    "Link",
+                    "Location",
+                    "Retry-After",
+                    "X-Request-Id",
+                ],
             ),
             Middleware(LastResort),
             Middleware(BodyLimit),
@@ -62,8 +87,11 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
     handlers.install(app)
-    for module in (payment_methods, orders, payments, errors, health):
+    for module in (payment_methods, orders, payments, webhooks, errors, health):
         app.include_router(module.router)
+    if "sandbox" in settings.gateway_names:
+        app.include_router(sandbox.router)
+        app.include_router(sandbox.pages)
     docs.install(app, settings)
     return app
 
@@ -80,9 +108,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    workers = Workers(Resources(app.state.engine, app.state.gateways))
+    if settings.run_workers:
+        workers.start()
     docs.announce(settings)
     yield {}
     app.state.stopping = True
+    if settings.run_workers:
+        await anyio.to_thread.run_sync(workers.stop)
     await app.state.verifier.aclose()
     app.state.engine.dispose()
 

@@ -33,10 +33,14 @@ from domain.states import (
     CAPTURED_PAYMENT_STATUSES,
     DEAD_PAYMENT_STATUSES,
     ORDER_STATUSES,
+    PAYMENT_OPERATIONS,
     PAYMENT_STATUSES,
+    REFUND_STATUSES,
     CaptureMethod,
     OrderStatus,
+    PaymentOperation,
     PaymentStatus,
+    RefundStatus,
 )
 
 NAMING = {
@@ -194,6 +198,17 @@ class Payment(Base):
     next_action: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     needs_review: Mapped[bool] = mapped_column(server_default=text("false"))
+    return_url: Mapped[str | None]
+    # A capture or void that is claimed and not settled: what, how much, and its key.
+    operation: Mapped[PaymentOperation | None] = mapped_column(Text)
+    operation_key: Mapped[str | None] = mapped_column(unique=True)
+    operation_amount: Mapped[int | None]
+    # Pending and succeeded refunds, kept by a trigger on `refunds`.
+    refund_reserved: Mapped[int] = mapped_column(server_default=text("0"))
+    # When the gateway is asked what became of it; NULL when nothing is open.
+    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    check_at: Mapped[datetime | None]
+    checks: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
@@ -212,6 +227,24 @@ class Payment(Base):
             f"(amount_captured > 0) = ({one_of('status', CAPTURED_PAYMENT_STATUSES)})",
             "captured_has_amount",
         ),
+        CheckConstraint(
+            "status NOT IN ('captured', 'partially_refunded', 'refunded') OR status = CASE "
+            "amount_refunded WHEN 0 THEN 'captured' WHEN amount_captured THEN 'refunded' "
+            "ELSE 'partially_refunded' END",
+            "refunded_has_amount",
+        ),
+        CheckConstraint("refund_reserved BETWEEN 0 AND amount_captured", "refund_reserved"),
+        CheckConstraint(one_of("operation", PAYMENT_OPERATIONS), "operation"),
+        CheckConstraint(
+            "(operation IS NULL) = (operation_key IS NULL) "
+            "AND (operation IS NULL) = (operation_amount IS NULL)",
+            "operation_whole",
+        ),
+        CheckConstraint("operation_amount BETWEEN 1 AND amount", "operation_amount"),
+        # What waits for the gateway is always looked up some day.
+        CheckConstraint(
+            "check_at IS NOT NULL OR (status <> 'pending' AND operation IS NULL)", "open_is_checked"
+        ),
         # One charge per order, by the database's own word.
         Index(
             UQ_LIVE_PAYMENT,
@@ -223,5 +256,98 @@ class Payment(Base):
         Index("ix_payments_user_id_id", "user_id", text("id DESC")),
         Index("ix_payments_status_id", "status", text("id DESC")),
         Index("ix_payments_needs_review", text("id DESC"), postgresql_where=text("needs_review")),
+        Index("ix_payments_check_at", "check_at", postgresql_where=text("check_at IS NOT NULL")),
         Index("uq_payments_gateway_reference", "gateway", "gateway_reference", unique=True),
+    )
+
+
+class Refund(Base):
+    """Money given back. Its amount is reserved before any gateway is asked."""
+
+    __tablename__ = "refunds"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    payment_id: Mapped[int] = mapped_column(ForeignKey("payments.id"))
+    gateway_key: Mapped[str] = mapped_column(unique=True)
+    gateway_reference: Mapped[str | None]
+    status: Mapped[RefundStatus] = mapped_column(Text, server_default="pending")
+    amount: Mapped[int]
+    currency: Mapped[str] = mapped_column(String(3))
+    reason: Mapped[str | None] = mapped_column(String(500))
+    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    check_at: Mapped[datetime | None]
+    checks: Mapped[int] = mapped_column(server_default=text("0"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    __table_args__ = (
+        CheckConstraint(f"amount BETWEEN 1 AND {MAX_AMOUNT}", "amount"),
+        CheckConstraint(one_of("status", REFUND_STATUSES), "status"),
+        CheckConstraint("check_at IS NOT NULL OR status <> 'pending'", "open_is_checked"),
+        Index("ix_refunds_payment_id_id", "payment_id", text("id DESC")),
+        Index("ix_refunds_check_at", "check_at", postgresql_where=text("check_at IS NOT NULL")),
+    )
+
+
+class Dispute(Base):
+    """A shopper who asked their bank for the money back."""
+
+    __tablename__ = "disputes"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    payment_id: Mapped[int] = mapped_column(ForeignKey("payments.id"), index=True)
+    gateway: Mapped[str]
+    gateway_reference: Mapped[str]
+    status: Mapped[str]
+    amount: Mapped[int]
+    currency: Mapped[str] = mapped_column(String(3))
+    reason: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
+
+    __table_args__ = (
+        UniqueConstraint("gateway", "gateway_reference"),
+        CheckConstraint(one_of("status", ("open", "won", "lost")), "status"),
+    )
+
+
+class GatewayEvent(Base):
+    """A webhook that a gateway sent us (the inbox): stored once, applied once."""
+
+    __tablename__ = "gateway_events"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    gateway: Mapped[str]
+    event_id: Mapped[str]
+    type: Mapped[str]
+    payment_id: Mapped[int | None] = mapped_column(ForeignKey("payments.id"), index=True)
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+    __table_args__ = (UniqueConstraint("gateway", "event_id"),)
+
+
+class IdempotencyKey(Base):
+    """A request that its sender may repeat, and the answer that every repeat gets."""
+
+    __tablename__ = "idempotency_keys"
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(255))
+    key: Mapped[str] = mapped_column(String(255))
+    fingerprint: Mapped[str]  # SHA-256 of method, path and JSON value
+    # Who works on it, and until when others leave it alone. A worker that lost its ownership
+    # cannot commit.
+    owner: Mapped[str]
+    owned_until: Mapped[datetime]
+    # The money request that this one led to, once it was claimed.
+    gateway_key: Mapped[str | None] = mapped_column(index=True)
+    request_id: Mapped[str]
+    status: Mapped[int | None]
+    headers: Mapped[dict[str, str] | None] = mapped_column(JSONB(none_as_null=True))
+    body: Mapped[bytes | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
+
+    __table_args__ = (
+        UniqueConstraint("user_id", "key"),
+        CheckConstraint("(status IS NULL) = (body IS NULL)", "answered"),
     )

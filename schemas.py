@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from datetime import date, datetime, timedelta, timezone
 from typing import Annotated, Any, Literal, get_args
+from urllib.parse import urlsplit
 
 import email_validator
 import stdnum.exceptions
@@ -31,7 +32,7 @@ from pydantic_extra_types.payment import PaymentCardNumber
 from stdnum import iban
 
 from domain.money import EXPONENTS, MAX_AMOUNT, MIN_AMOUNT
-from domain.states import CaptureMethod, OrderStatus, PaymentStatus
+from domain.states import CaptureMethod, OrderStatus, PaymentStatus, RefundStatus
 
 MAX_ID = 2**63 - 1
 MAX_QUANTITY = 2**53 - 1  # the largest integer that every JSON reader keeps exactly (RFC 8259 §6)
@@ -92,9 +93,18 @@ def _rfc_3339(value: Any) -> Any:
     )
 
 
+def _utc(value: datetime) -> datetime:
+    """PostgreSQL takes offsets of less than 16 hours; RFC 3339 those of less than 24."""
+    try:
+        return value.astimezone(timezone.utc)
+    except OverflowError:  # in the first or the last hours that there are
+        return value.replace(tzinfo=timezone.utc)
+
+
 Moment = Annotated[
     AwareDatetime,
     BeforeValidator(_rfc_3339),
+    AfterValidator(_utc),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 Timestamp = Annotated[
@@ -384,10 +394,38 @@ class Event(Out):
 # Payments ---------------------------------------------------------------------------------------
 
 
+def _return_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not value.isprintable():
+        raise wrong("url", "Use an absolute http or https address")
+    return value
+
+
 class PaymentCreate(In):
     payment_method_id: int | None = Field(
         default=None, description="By default the order's, or else the user's default method."
     )
+    capture_method: CaptureMethod = Field(
+        default="automatic", description="`manual`: authorize now, capture later."
+    )
+    return_url: (
+        Annotated[Text, StringConstraints(max_length=2048), AfterValidator(_return_url)] | None
+    ) = Field(default=None, description="Where the shopper's browser goes after a redirect.")
+
+
+class CaptureCreate(In):
+    amount: Amount | None = Field(
+        default=None, description="All of it by default; the rest is released."
+    )
+
+
+class VoidCreate(In):
+    """Nothing to say."""
+
+
+class RefundCreate(In):
+    amount: Amount | None = Field(default=None, description="What is left, by default.")
+    reason: Annotated[Text, StringConstraints(min_length=1, max_length=500)] | None = None
 
 
 class NextAction(Out):
@@ -422,6 +460,47 @@ class Payment(Out):
     updated_at: Timestamp
 
 
+class Refund(Out):
+    id: int
+    payment_id: int
+    amount: MinorUnits
+    currency: str
+    status: RefundStatus
+    reason: str | None
+    gateway_reference: str | None
+    created_at: Timestamp
+    updated_at: Timestamp
+
+
+class Dispute(Out):
+    id: int
+    payment_id: int
+    amount: MinorUnits
+    currency: str
+    status: Literal["open", "won", "lost"]
+    reason: str
+
+
+class SandboxRefund(Out):
+    reference: str
+    amount: MinorUnits
+    status: RefundStatus
+
+
+class SandboxCharge(Out):
+    reference: str
+    order_id: int
+    payment_id: int
+    idempotency_key: str
+    amount: MinorUnits
+    currency: str
+    status: Literal["requires_action", "authorized", "captured", "voided", "declined"]
+    amount_captured: MinorUnits
+    amount_refunded: MinorUnits
+    refunds: list[SandboxRefund]
+    created_at: Timestamp
+
+
 # Lists ------------------------------------------------------------------------------------------
 
 
@@ -444,6 +523,12 @@ class OrderQuery(Page):
     created_before: Moment | None = None
     payment_method_id: QueryInteger | None = None
     user_id: Name | None = None
+
+
+class SandboxQuery(BaseModel):
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    order_id: QueryInteger | None = None
 
 
 class PaymentQuery(Page):

@@ -22,11 +22,13 @@ PaymentStatus = Literal[
     "canceled",  # given up before one
 ]
 RefundStatus = Literal["pending", "succeeded", "failed"]
+PaymentOperation = Literal["capture", "void", "cancel"]  # cancel: void, and cancel the order
 CaptureMethod = Literal["automatic", "manual"]
 Mover = Literal["owner", "manager", "payments"]
 
 ORDER_STATUSES: Final = get_args(OrderStatus)
 PAYMENT_STATUSES: Final = get_args(PaymentStatus)
+PAYMENT_OPERATIONS: Final = get_args(PaymentOperation)
 REFUND_STATUSES: Final = get_args(RefundStatus)
 
 # Who may make which move. "payments" is the service itself, when a payment changes.
@@ -43,7 +45,8 @@ ORDER_MOVES: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[Mover]]] = {
     ("delivered", "refunded"): frozenset({"payments"}),
 }
 
-PAYMENT_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset(
+# What the state of a charge at the gateway can do to a payment.
+CHARGE_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset(
     {
         ("pending", "requires_action"),
         ("pending", "authorized"),
@@ -57,6 +60,10 @@ PAYMENT_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset
         ("requires_action", "canceled"),
         ("authorized", "captured"),
         ("authorized", "voided"),
+    }
+)
+PAYMENT_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = CHARGE_MOVES | frozenset(
+    {  # what refunds do to it
         ("captured", "partially_refunded"),
         ("captured", "refunded"),
         ("partially_refunded", "refunded"),

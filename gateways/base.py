@@ -259,3 +259,10 @@ class Gateway(ABC):
     @abstractmethod
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
         """Verify a webhook and read it, in one call. Raises SignatureInvalid."""
+
+    def books(self) -> list[dict[str, Any]] | None:
+        """Every charge of this gateway, to compare with ours; None for one that cannot list them.
+
+        The fields are those of `GET /sandbox/charges`.
+        """
+        return None

@@ -74,6 +74,7 @@ DISPUTE_OPENS_AFTER = timedelta(seconds=1)
 DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
 LATE_WEBHOOK = timedelta(seconds=5)
 REORDERED_WEBHOOK = timedelta(seconds=2)
+WEBHOOK_RETRY = timedelta(seconds=1)
 SIGNATURE_TOLERANCE = timedelta(minutes=5)
 
 FAULTS: Final = frozenset(
@@ -473,6 +474,15 @@ class SandboxGateway(Gateway):
                 webhooks.update()
                 .where(webhooks.c.id == webhook_id)
                 .values(delivered_at=sa.func.now())
+            )
+
+    def postpone(self, webhook_id: int) -> None:
+        """The service did not take this webhook; it is sent again a little later."""
+        with self.engine.begin() as connection:
+            connection.execute(
+                webhooks.update()
+                .where(webhooks.c.id == webhook_id)
+                .values(due_at=sa.func.now() + WEBHOOK_RETRY)
             )
 
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:

@@ -17,6 +17,8 @@ _FIELD_NAME = re.compile(r"[a-z][a-z_]{0,39}", re.ASCII)
 class StrictRequest(Request):
     """A request whose JSON is refused when two readers could understand it differently."""
 
+    value: Any = None
+
     async def read_json(self) -> None:
         """Read the body, if there is one.
 

@@ -20,7 +20,7 @@ from errors import (
 )
 from routers.lists import Id, next_page, whose
 from routers.problems import owned, problems
-from routers.route import ContextDep, ServiceRoute, SettingsDep
+from routers.route import AskingDep, ContextDep, ServiceRoute, SettingsDep
 from services import orders
 
 router = APIRouter(prefix="/orders", tags=["Orders"], route_class=ServiceRoute)
@@ -107,6 +107,7 @@ def get_order(session: SessionDep, user: CurrentUser, order_id: Id) -> Any:
 def set_order_status(
     session: SessionDep,
     context: ContextDep,
+    asking: AskingDep,
     order_id: Id,
     data: Annotated[
         schemas.OrderStatusUpdate,
@@ -119,7 +120,7 @@ def set_order_status(
     ],
 ) -> Any:
     """An illegal move is 409 and names the moves that this caller may make."""
-    return orders.set_status(session, context, order_id, data.status)
+    return orders.set_status(session, context, asking, order_id, data.status)
 
 
 @router.get(

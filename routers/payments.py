@@ -6,16 +6,20 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
+from sqlalchemy.orm import Session
 
 import crud
 import schemas
-from auth import CurrentUser
-from database import SessionDep
+from auth import CurrentUser, require_scope
+from database import SessionDep, phase
+from domain.access import PAYMENTS_MANAGE
 from errors import (
+    AmountExceedsRemaining,
     Forbidden,
     GatewayUnavailable,
     InvalidRequest,
     InvalidStatusTransition,
+    OperationNotSupported,
     OrderAlreadyPaid,
     PaymentDeclined,
     PaymentInProgress,
@@ -23,8 +27,9 @@ from errors import (
 )
 from routers.lists import Id, next_page, whose
 from routers.problems import owned, problems
-from routers.route import ContextDep, GatewaysDep, ServiceRoute
-from services import payments
+from routers.route import AskingDep, ContextDep, ServiceRoute
+from services import payments, refunds
+from services.context import Context
 
 router = APIRouter(tags=["Payments"], route_class=ServiceRoute)
 
@@ -34,6 +39,17 @@ PENDING: dict[int | str, dict[str, Any]] = {
         "description": "The outcome is not known yet; the service finds out by itself",
     }
 }
+
+
+PENDING_REFUND: dict[int | str, dict[str, Any]] = {202: {**PENDING[202], "model": schemas.Refund}}
+MANAGED = owned(
+    InvalidStatusTransition,
+    AmountExceedsRemaining,
+    OperationNotSupported,
+    PaymentInProgress,
+    GatewayUnavailable,
+    body=True,
+)
 
 
 @router.post(
@@ -49,6 +65,7 @@ PENDING: dict[int | str, dict[str, Any]] = {
         PaymentInProgress,
         OrderAlreadyPaid,
         InvalidStatusTransition,
+        OperationNotSupported,
         GatewayUnavailable,
         body=True,
     ),
@@ -56,7 +73,7 @@ PENDING: dict[int | str, dict[str, Any]] = {
 def pay_order(
     session: SessionDep,
     context: ContextDep,
-    gateways: GatewaysDep,
+    asking: AskingDep,
     order_id: Id,
     data: Annotated[
         schemas.PaymentCreate | None,
@@ -64,12 +81,16 @@ def pay_order(
             openapi_examples={
                 "default": {"summary": "With the order's, or the default method", "value": {}},
                 "method": {"summary": "With this method", "value": {"payment_method_id": 1}},
+                "authorize": {
+                    "summary": "Authorize now, capture later",
+                    "value": {"capture_method": "manual"},
+                },
             }
         ),
     ] = None,
 ) -> Any:
     """One charge per order. A decline is 402, and the order may be paid with another method."""
-    return payments.pay(session, context, gateways, order_id, data or schemas.PaymentCreate())
+    return payments.pay(session, context, asking, order_id, data or schemas.PaymentCreate())
 
 
 @router.get(
@@ -121,3 +142,123 @@ def list_payments(
 )
 def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
     return crud.require_payment(session, payment_id, user.payments_of)
+
+
+@router.post(
+    "/payments/{payment_id}/capture",
+    response_model=schemas.Payment,
+    operation_id="capturePayment",
+    summary="Capture an authorized payment",
+    responses=PENDING | MANAGED,
+)
+def capture_payment(
+    session: SessionDep,
+    context: ContextDep,
+    asking: AskingDep,
+    payment_id: Id,
+    data: Annotated[
+        schemas.CaptureCreate | None,
+        Body(
+            openapi_examples={
+                "all": {"summary": "All of it", "value": {}},
+                "part": {"summary": "A part; the rest is released", "value": {"amount": 500}},
+            }
+        ),
+    ] = None,
+) -> Any:
+    """Takes the money that is held, all of it or `amount`. Needs the scope `payments:manage`."""
+    _require_managed(session, context, payment_id)
+    amount = data.amount if data is not None else None
+    return payments.capture(session, context, asking, payment_id, amount)
+
+
+@router.post(
+    "/payments/{payment_id}/void",
+    response_model=schemas.Payment,
+    operation_id="voidPayment",
+    summary="Void an authorized payment",
+    responses=PENDING | MANAGED,
+)
+def void_payment(
+    session: SessionDep,
+    context: ContextDep,
+    asking: AskingDep,
+    payment_id: Id,
+    data: Annotated[
+        schemas.VoidCreate | None,
+        Body(openapi_examples={"void": {"summary": "Release the money", "value": {}}}),
+    ] = None,
+) -> Any:
+    """Releases the money that is held. Needs the scope `payments:manage`."""
+    _require_managed(session, context, payment_id)
+    return payments.void(session, context, asking, payment_id)
+
+
+@router.post(
+    "/payments/{payment_id}/refunds",
+    status_code=201,
+    response_model=schemas.Refund,
+    operation_id="refundPayment",
+    summary="Refund a captured payment",
+    responses=PENDING_REFUND | MANAGED,
+)
+def refund_payment(
+    session: SessionDep,
+    context: ContextDep,
+    asking: AskingDep,
+    payment_id: Id,
+    data: Annotated[
+        schemas.RefundCreate | None,
+        Body(
+            openapi_examples={
+                "all": {"summary": "What is left", "value": {}},
+                "part": {
+                    "summary": "A part",
+                    "value": {"amount": 500, "reason": "one of two came back"},
+                },
+            }
+        ),
+    ] = None,
+) -> Any:
+    """Never more than was captured, however many arrive at once. Needs `payments:manage`."""
+    _require_managed(session, context, payment_id)
+    return refunds.refund(session, context, asking, payment_id, data or schemas.RefundCreate())
+
+
+@router.get(
+    "/payments/{payment_id}/refunds",
+    response_model=list[schemas.Refund],
+    operation_id="listRefunds",
+    summary="List the refunds of a payment",
+    responses=owned(InvalidRequest),
+)
+def list_refunds(
+    request: Request,
+    response: Response,
+    session: SessionDep,
+    user: CurrentUser,
+    payment_id: Id,
+    query: Annotated[schemas.Page, Query()],
+) -> Sequence[Any]:
+    crud.require_payment(session, payment_id, user.payments_of)
+    rows = crud.list_refunds(session, payment_id, query)
+    return next_page(request, response, rows, query)
+
+
+@router.get(
+    "/payments/{payment_id}/refunds/{refund_id}",
+    response_model=schemas.Refund,
+    operation_id="getRefund",
+    summary="Get a refund",
+    responses=owned(),
+)
+def get_refund(session: SessionDep, user: CurrentUser, payment_id: Id, refund_id: Id) -> Any:
+    crud.require_payment(session, payment_id, user.payments_of)
+    return crud.require_refund(session, payment_id, refund_id)
+
+
+def _require_managed(session: Session, context: Context, payment_id: int) -> None:
+    """Raises NotFound for a payment the caller may not see, Forbidden for one they may only see."""
+    with phase(session):
+        crud.require_payment(session, payment_id, context.principal.payments_of)
+    require_scope(context.principal, PAYMENTS_MANAGE)

@@ -8,6 +8,9 @@ from errors import (
     BodyTooLarge,
     DatabaseUnavailable,
     Forbidden,
+    IdempotencyInProgress,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyReused,
     InternalError,
     InvalidRequest,
     NotFound,
@@ -19,7 +22,14 @@ from errors import (
 
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _ALWAYS = (InternalError, Overloaded, DatabaseUnavailable)
-_BODY = (InvalidRequest, BodyTooLarge, UnsupportedMediaType)
+_BODY = (
+    InvalidRequest,
+    IdempotencyKeyInvalid,
+    IdempotencyInProgress,
+    BodyTooLarge,
+    UnsupportedMediaType,
+    IdempotencyKeyReused,
+)
 
 
 def problems(

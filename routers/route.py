@@ -13,15 +13,19 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
 
 from auth import CurrentUser, authenticate
 from config import Settings
 from database import POOL_SIZE, repeat
+from errors import InvalidRequest
 from gateways.registry import Gateways
+from gateways.sandbox import parse_fault
 from routers.json_body import StrictRequest
+from services import idempotency
+from services.calling import Asking
 from services.context import Answer, Context
 
 # Threads that use the database: as many as it has connections, so none waits for another.
@@ -63,7 +67,9 @@ class PublicRoute(ServiceRoute):
 
 def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
     parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
-    waits_for_gateway = any(parameter.annotation == GatewaysDep for parameter in parameters)
+    waits_for_gateway = any(
+        parameter.annotation in (GatewaysDep, AskingDep) for parameter in parameters
+    )
     limiter = _gateway_threads if waits_for_gateway else _database_threads
 
     @functools.wraps(endpoint)
@@ -77,10 +83,14 @@ def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any
 
 def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     session: Session | None = arguments.get("session")
+    context: Context | None = arguments.get("context")
+    work = functools.partial(endpoint, **arguments)
     if session is None:
-        return endpoint(**arguments)
+        return work()
     try:
-        result = repeat(session, functools.partial(endpoint, **arguments))
+        result = (
+            repeat(session, work) if context is None else idempotency.run(session, context, work)
+        )
     finally:
         session.close()
     return _response(result) if isinstance(result, Answer) else result
@@ -100,10 +110,59 @@ async def _gateways(request: Request) -> Gateways:
     return gateways
 
 
-async def _context(request: Request, user: CurrentUser) -> Context:
-    return Context(principal=user, request_id=request.scope["state"]["request_id"])
+async def _context(
+    request: Request,
+    user: CurrentUser,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Makes POST and PUT safe to repeat: the same key is the same request.",
+        ),
+    ] = None,
+) -> Context:
+    settings: Settings = request.app.state.settings
+    request_id = request.scope["state"]["request_id"]
+    if idempotency_key is None or request.method not in ("POST", "PUT"):
+        return Context(user, request_id)
+    assert isinstance(request, StrictRequest)
+    key = idempotency.read_key(
+        request.headers.getlist("idempotency-key"),
+        request.method,
+        request.url.path,
+        request.value,
+        settings.fingerprint_keys,
+    )
+    # Longer than any honest request takes; see services/idempotency.py for one that does not end.
+    return Context(user, request_id, key, settings.gateway_timeout + 5)
+
+
+async def _asking(
+    request: Request,
+    sandbox_fault: Annotated[
+        str | None,
+        Header(
+            description="Development only: what the sandbox gateway does wrong this time, such as "
+            "`timeout_after_charge`.",
+        ),
+    ] = None,
+) -> Asking:
+    settings: Settings = request.app.state.settings
+    fault = parse_fault(sandbox_fault) if sandbox_fault is not None else None
+    if sandbox_fault is not None and (settings.production or fault is None):
+        raise InvalidRequest.of(
+            "Sandbox-Fault",
+            "fault",
+            "Not in production" if settings.production else "The sandbox knows no such fault",
+        )
+    return Asking(
+        gateways=request.app.state.gateways,
+        check_after=settings.reconcile_after,
+        service_url=str(request.base_url),
+        fault=fault,
+    )
 
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 GatewaysDep = Annotated[Gateways, Depends(_gateways)]
 ContextDep = Annotated[Context, Depends(_context)]
+AskingDep = Annotated[Asking, Depends(_asking)]

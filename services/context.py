@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from pydantic import BaseModel
+from sqlalchemy.orm import Session
 
+import crud
 from domain.access import Principal
 from domain.events import Actor
-from errors import Forbidden, ServiceError
+from errors import Forbidden, IdempotencyInProgress, ServiceError
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"  # RFC 9457
@@ -28,13 +31,19 @@ class Answer:
         return cls(status, resource.model_dump_json().encode(), headers)
 
     @classmethod
-    def nothing(cls) -> Answer:
-        return cls(204, b"")
-
-    @classmethod
     def problem(cls, error: ServiceError, request_id: str) -> Answer:
         headers = {"Content-Type": PROBLEM_JSON, **error.headers}
         return cls(error.status, error.body(request_id), headers)
+
+
+@dataclass(slots=True)
+class Key:
+    """The Idempotency-Key of a request, and what is known of it once it is claimed."""
+
+    value: str
+    fingerprints: list[str] = field(repr=False)  # one for each FINGERPRINT_KEY, newest first
+    id: int = 0
+    owner: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,8 @@ class Context:
 
     principal: Principal
     request_id: str
+    key: Key | None = None
+    owned_seconds: float = 15.0  # how long a repeat with the same key leaves this one alone
 
     @property
     def actor(self) -> Actor:
@@ -58,3 +69,42 @@ class Context:
         if not self.principal.manages_orders:
             raise Forbidden("Creating for another user needs the scope orders:manage")
         return user_id
+
+    def answer(self, session: Session, answer: Answer) -> Answer:
+        """End the request with this answer, in the transaction that it tells of.
+
+        Repeats with the same Idempotency-Key will get the very same one. Raises
+        IdempotencyInProgress, and so undoes the transaction, when a repeat has taken over.
+        """
+        if self.key is not None and not crud.store_answer(
+            session,
+            self.key.id,
+            status=answer.status,
+            headers=answer.headers,
+            body=answer.body,
+            owner=self.key.owner,
+        ):
+            raise IdempotencyInProgress
+        return answer
+
+    def link(self, session: Session, gateway_key: str) -> None:
+        """Tie the request to the money request that it claims, in the claim's transaction."""
+        if self.key is not None and not crud.link_key(
+            session, self.key.id, self.key.owner, gateway_key=gateway_key
+        ):
+            raise IdempotencyInProgress
+
+
+def conclude(
+    session: Session, gateway_key: str, request_id: str | None, render: Callable[[str], Answer]
+) -> Answer:
+    """The outcome of a money request is known: whoever repeats its request gets this answer.
+
+    `render` takes the id of the request to answer. Returns the answer for `request_id`.
+    """
+    for key in crud.list_open_keys(session, gateway_key):
+        answer = render(key.request_id)
+        crud.store_answer(
+            session, key.id, status=answer.status, headers=answer.headers, body=answer.body
+        )
+    return render(request_id or "")

@@ -7,11 +7,13 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from domain.events import Actor
 from domain.states import ORDER_MOVES, Mover, OrderStatus, allowed_moves
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
 from models import Order
+from services import payments
+from services.calling import Asking
 from services.context import Answer, Context
+from services.history import By, move_order, tell_order
 
 
 def create(
@@ -25,50 +27,31 @@ def create(
         )
         if order is None:
             raise PaymentMethodNotFound(payment_method_id=data.payment_method_id)
-        shown = schemas.Order.model_validate(order)
-        crud.add_event(
-            session,
-            "order.created",
-            user_id=user_id,
-            order=order,
-            actor=context.actor,
-            request_id=context.request_id,
-            data=shown.model_dump(mode="json"),
-        )
-        return Answer.resource(201, shown, f"/orders/{order.id}")
+        shown = tell_order(session, By.caller(context), "order.created", order)
+        return context.answer(session, Answer.resource(201, shown, f"/orders/{order.id}"))
 
 
-def set_status(session: Session, context: Context, order_id: int, status: OrderStatus) -> Answer:
-    """Move an order by hand.
+def set_status(
+    session: Session, context: Context, asking: Asking, order_id: int, status: OrderStatus
+) -> Answer:
+    """Move an order by hand; canceling one also gives up a payment that holds no money yet.
 
     Raises NotFound, InvalidStatusTransition for an illegal move, Forbidden for a legal one that
     this caller may not make, PaymentInProgress while a payment's outcome is open.
     """
     with phase(session):
         order = crud.lock_order(session, order_id, context.principal.orders_of)
+        live = crud.get_live_payment(session, order.id)
         if order.status != status:
             _check_move(order, status, _roles(context, order))
-            live = crud.get_live_payment(session, order.id)
-            if live is not None and live.status in ("pending", "requires_action"):
-                raise PaymentInProgress(payment_id=live.id)
-            move(session, order, status, actor=context.actor, request_id=context.request_id)
-        return Answer.resource(200, schemas.Order.model_validate(order))
-
-
-def move(
-    session: Session, order: Order, status: OrderStatus, *, actor: Actor, request_id: str | None
-) -> None:
-    """Set the status of a locked order and write the event that tells of it."""
-    crud.set_order_status(session, order, status)
-    crud.add_event(
-        session,
-        "order.status_changed",
-        user_id=order.user_id,
-        order=order,
-        actor=actor,
-        request_id=request_id,
-        data=schemas.Order.model_validate(order).model_dump(mode="json"),
-    )
+        if order.status == status or live is None or live.amount_captured > 0:
+            if order.status != status:
+                move_order(session, By.caller(context), order, status)
+            shown = schemas.Order.model_validate(order)
+            return context.answer(session, Answer.resource(200, shown))
+        if status != "canceled" or live.status == "pending":
+            raise PaymentInProgress(payment_id=live.id)
+    return payments.cancel_with_order(session, context, asking, live.id)
 
 
 def _roles(context: Context, order: Order) -> frozenset[Mover]:

@@ -15,7 +15,6 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from domain.events import EventType
 from errors import (
     CardNumberNotAccepted,
     DuplicatePaymentMethod,
@@ -36,6 +35,7 @@ from gateways.base import (
 from gateways.registry import Gateways
 from models import PaymentMethod
 from services.context import Answer, Context
+from services.history import By, tell_payment_method
 
 Create = schemas.CardCreate | schemas.PaypalCreate | schemas.BankAccountCreate
 
@@ -81,8 +81,9 @@ def create(
         if method is None:  # a writer that did not take the lock; the index saw it all the same
             _refuse_duplicate(session, user_id, fingerprints)
             raise DuplicatePaymentMethod
-        shown = _tell(session, context, "payment_method.created", method)
-        return Answer.resource(201, shown, f"/payment-methods/{method.id}")
+        shown = tell_payment_method(session, By.caller(context), "payment_method.created", method)
+        created = Answer.resource(201, shown, f"/payment-methods/{method.id}")
+        return context.answer(session, created)
 
 
 def update(
@@ -105,7 +106,10 @@ def update(
             method.is_default = changed = True
         if changed:
             session.flush()
-            return Answer.resource(200, _tell(session, context, "payment_method.updated", method))
+            shown = tell_payment_method(
+                session, By.caller(context), "payment_method.updated", method
+            )
+            return Answer.resource(200, shown)
         return Answer.resource(200, schemas.PaymentMethod.model_validate(method))
 
 
@@ -118,12 +122,12 @@ def delete(session: Session, context: Context, method_id: int) -> Answer:
         was_default = method.is_default
         method.is_active = method.is_default = False
         session.flush()
-        _tell(session, context, "payment_method.deleted", method)
+        tell_payment_method(session, By.caller(context), "payment_method.deleted", method)
         if was_default:
             promoted = crud.promote_newest_payment_method(session, owner)
             if promoted is not None:
-                _tell(session, context, "payment_method.updated", promoted)
-        return Answer.nothing()
+                tell_payment_method(session, By.caller(context), "payment_method.updated", promoted)
+        return Answer(204, b"")
 
 
 def _own(session: Session, context: Context, method_id: int) -> str:
@@ -223,7 +227,7 @@ def _refuse_duplicate(session: Session, user_id: str, fingerprints: Sequence[str
 def _take_default(session: Session, context: Context, user_id: str) -> None:
     former = crud.clear_default_payment_method(session, user_id)
     if former is not None:
-        _tell(session, context, "payment_method.updated", former)
+        tell_payment_method(session, By.caller(context), "payment_method.updated", former)
 
 
 def _change_details(method: PaymentMethod, update: schemas.CardUpdate | None) -> bool:
@@ -245,18 +249,3 @@ def _change_details(method: PaymentMethod, update: schemas.CardUpdate | None) ->
         return False
     method.details = details
     return True
-
-
-def _tell(
-    session: Session, context: Context, event_type: EventType, method: PaymentMethod
-) -> schemas.PaymentMethod:
-    shown = schemas.PaymentMethod.model_validate(method)
-    crud.add_event(
-        session,
-        event_type,
-        user_id=method.user_id,
-        actor=context.actor,
-        request_id=context.request_id,
-        data=shown.model_dump(mode="json"),
-    )
-    return shown

@@ -1,14 +1,15 @@
-"""Charging an order exactly once: claim, call, settle.
+"""Charging an order exactly once, and capturing or voiding what was authorized.
 
-1. Claim: the payment's row, with the key we will send, is committed before anyone is asked.
-2. Call: the gateway is asked, outside any transaction.
+1. Claim: the row that says what we are about to ask, and the key we will send, is committed.
+2. Call: the gateway is asked, outside any transaction and without a connection.
 3. Settle: what the gateway's books show is written, with the order and the events, at once.
 
-Whatever dies in between leaves a claimed row whose key finds the truth in the gateway's books.
+Whatever dies in between leaves a claim whose key finds the truth in the gateway's books.
 """
 
 from __future__ import annotations
 
+import uuid
 from typing import Any
 
 from sqlalchemy import Row
@@ -17,69 +18,62 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from domain.declines import decline_message
-from domain.events import Actor, EventType
-from domain.states import PAYMENT_MOVES, OrderStatus, PaymentStatus
+from domain.states import PaymentOperation
 from errors import (
-    GatewayUnavailable,
+    AmountExceedsRemaining,
     InvalidRequest,
     InvalidStatusTransition,
+    OperationNotSupported,
     OrderAlreadyPaid,
-    PaymentDeclined,
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from gateways.base import Charge, ChargeRequest, ChargeStatus, NotDone, Unknown
-from gateways.registry import Gateways
+from gateways.base import ChangeRequest, ChargeRequest, LookUp, NotDone
 from models import Order, Payment
-from observability.logs import get_logger
-from services import orders
+from services.calling import UNKNOWN, Asking, ask, settling
 from services.context import Answer, Context
-
-log = get_logger()
-
-# What a state in the gateway's books makes of our payment. Nothing: it tells us nothing new.
-TARGETS: dict[ChargeStatus, PaymentStatus | None] = {
-    "processing": None,
-    "requires_action": "requires_action",
-    "authorized": "authorized",
-    "captured": "captured",
-    "declined": "failed",
-    "voided": "voided",
-}
-ORDER_FOLLOWS: dict[PaymentStatus, OrderStatus] = {"authorized": "authorized", "captured": "paid"}
-TOLD_AS: dict[PaymentStatus, EventType] = {
-    "requires_action": "payment.requires_action",
-    "authorized": "payment.authorized",
-    "captured": "payment.captured",
-    "failed": "payment.failed",
-    "voided": "payment.voided",
-    "canceled": "payment.canceled",
-}
+from services.history import By
+from services.settlement import (
+    charge_not_done,
+    charged,
+    operated,
+    operation_not_done,
+    settle_charge,
+)
 
 
 def pay(
     session: Session,
     context: Context,
-    gateways: Gateways,
+    asking: Asking,
     order_id: int,
     data: schemas.PaymentCreate,
 ) -> Answer:
     """Charge an order with one of its user's payment methods.
 
-    201 when the money is taken, 402 when it was declined, 202 when the outcome is not known yet.
+    201 when the money is taken or held, or waits for the shopper; 402 when it was declined; 202
+    when the outcome is not known yet; 502 when the gateway was surely not reached.
     Raises NotFound, OrderAlreadyPaid, PaymentInProgress, PaymentMethodNotFound.
     """
     with phase(session):  # claim
         order = crud.lock_order(session, order_id, context.principal.orders_of)
-        _refuse_unpayable(session, order)
+        refuse_unpayable(session, order)
         method = _method(session, order, data.payment_method_id)
-        gateway = gateways.get(method.gateway)
-        if gateway is None:
-            raise GatewayUnavailable(f"The gateway {method.gateway} is switched off")
-        payment = crud.open_payment(session, order, method, "automatic")
+        gateway = asking.gateway(method.gateway)
+        manual = data.capture_method == "manual"
+        if manual and not gateway.capabilities.manual_capture:
+            raise OperationNotSupported("This gateway cannot authorize now and capture later")
+        payment = crud.open_payment(
+            session,
+            order,
+            method,
+            capture_method=data.capture_method,
+            return_url=data.return_url,
+            check_after=asking.check_after,
+        )
         if payment is None:
             raise PaymentInProgress
+        context.link(session, payment.gateway_key)
         request = ChargeRequest(
             key=payment.gateway_key,
             payment_id=payment.id,
@@ -87,116 +81,52 @@ def pay(
             amount=payment.amount,
             currency=payment.currency,
             token=method.gateway_token,
-            capture=payment.capture_method == "automatic",
+            capture=not manual,
+            return_url=payment.return_url,
+            service_url=asking.service_url,
+            fault=asking.fault,
         )
-    try:
-        charge: Charge | NotDone = gateway.charge(request)  # call
-    except NotDone as error:
-        charge = error
-    except Unknown as error:
-        log.warning("payment.unknown", payment_id=payment.id, gateway=gateway.name, why=str(error))
-        return Answer.resource(202, schemas.Payment.model_validate(payment), _location(payment))
-    with phase(session):  # settle
-        order = crud.lock_order(session, order_id)
-        payment = crud.lock_payment(session, payment.id)
-        actor = Actor(type="gateway", id=payment.gateway)
+        unknown = charged(payment, context.request_id)
+    charge = ask(gateway, "charge", lambda: gateway.charge(request))  # call
+    if charge is UNKNOWN:
+        return unknown
+    with settling(session, unknown) as outcome:
+        order, payment = lock(session, order_id, payment.id)
+        by = By.gateway(payment.gateway, context.request_id)
         if isinstance(charge, NotDone):
-            fail_uncharged(session, order, payment, actor, context.request_id)
+            outcome.answer = charge_not_done(session, by, order, payment)
         else:
-            settle(session, order, payment, charge, actor, context.request_id)
-        return answer(payment, context.request_id)
+            outcome.answer = settle_charge(session, by, order, payment, charge)
+    return outcome.answer
 
 
-def answer(payment: Payment, request_id: str) -> Answer:
-    """What the request that opened this payment is told."""
-    if payment.status == "failed" and payment.failure is not None:
-        if payment.failure["code"] == "not_charged":
-            return Answer.problem(GatewayUnavailable(payment_id=payment.id), request_id)
-        return Answer.problem(
-            PaymentDeclined(
-                payment.failure["message"],
-                decline_code=payment.failure["decline_code"],
-                payment_id=payment.id,
-            ),
-            request_id,
-        )
-    shown = schemas.Payment.model_validate(payment)
-    return Answer.resource(202 if payment.status == "pending" else 201, shown, _location(payment))
+def capture(
+    session: Session, context: Context, asking: Asking, payment_id: int, amount: int | None
+) -> Answer:
+    """Capture an authorization, all of it or `amount`; the rest is released.
 
-
-def settle(
-    session: Session,
-    order: Order,
-    payment: Payment,
-    charge: Charge,
-    actor: Actor,
-    request_id: str | None,
-) -> None:
-    """Write down what the gateway's books show. Order and payment are locked.
-
-    A state that is older than ours changes nothing; one that contradicts ours, or an amount that
-    is not ours, is left to a person.
+    Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition, PaymentInProgress.
     """
-    if payment.gateway_reference is None:
-        payment.gateway_reference = charge.reference
-    target = TARGETS[charge.status]
-    if target == "voided" and payment.status != "authorized":
-        target = "canceled"
-    if target is None or target == payment.status:
-        session.flush()
-        return
-    ours = charge.amount == payment.amount and charge.currency == payment.currency
-    if (payment.status, target) not in PAYMENT_MOVES or not ours:
-        if not ours or (payment.status == "failed" and target in ("authorized", "captured")):
-            payment.needs_review = True
-            log.error("payment.needs_review", payment_id=payment.id, gateway_status=charge.status)
-        session.flush()
-        return
-    payment.status = target
-    if target == "captured":
-        payment.amount_captured = charge.amount_captured
-    if target == "failed":
-        code = charge.decline.code if charge.decline else "generic_decline"
-        payment.failure = {
-            "code": "payment_declined",
-            "decline_code": code,
-            "message": decline_message(code),
-        }
-    _tell(session, order, payment, actor, request_id)
-    follow = ORDER_FOLLOWS.get(target)
-    if follow is not None and order.status != follow:
-        orders.move(session, order, follow, actor=actor, request_id=request_id)
+    return _operate(session, context, asking, payment_id, "capture", amount)
 
 
-def fail_uncharged(
-    session: Session, order: Order, payment: Payment, actor: Actor, request_id: str | None
-) -> None:
-    """The gateway was surely never asked; the order may be paid again."""
-    payment.status = "failed"
-    payment.failure = {
-        "code": "not_charged",
-        "decline_code": None,
-        "message": "The gateway was not reached; nothing was charged.",
-    }
-    _tell(session, order, payment, actor, request_id)
+def void(session: Session, context: Context, asking: Asking, payment_id: int) -> Answer:
+    """Give up an authorization, or a payment that waits for its shopper.
+
+    Raises NotFound, InvalidStatusTransition, PaymentInProgress.
+    """
+    return _operate(session, context, asking, payment_id, "void", None)
 
 
-def _tell(
-    session: Session, order: Order, payment: Payment, actor: Actor, request_id: str | None
-) -> None:
-    session.flush()
-    crud.add_event(
-        session,
-        TOLD_AS[payment.status],
-        user_id=payment.user_id,
-        order=order,
-        actor=actor,
-        request_id=request_id,
-        data=schemas.Payment.model_validate(payment).model_dump(mode="json"),
-    )
+def cancel_with_order(
+    session: Session, context: Context, asking: Asking, payment_id: int
+) -> Answer:
+    """Void the payment of an order that is to be canceled; the order follows."""
+    return _operate(session, context, asking, payment_id, "cancel", None)
 
 
-def _refuse_unpayable(session: Session, order: Order) -> None:
+def refuse_unpayable(session: Session, order: Order) -> None:
+    """Raises unless a locked order may be paid now."""
     live = crud.get_live_payment(session, order.id)
     if live is not None and live.status in ("pending", "requires_action"):
         raise PaymentInProgress(payment_id=live.id)
@@ -207,6 +137,97 @@ def _refuse_unpayable(session: Session, order: Order) -> None:
     if order.status != "pending" or live is not None:
         members = {"payment_id": live.id} if live is not None else {}
         raise OrderAlreadyPaid(**members)
+
+
+def _operate(
+    session: Session,
+    context: Context,
+    asking: Asking,
+    payment_id: int,
+    operation: PaymentOperation,
+    amount: int | None,
+) -> Answer:
+    with phase(session):  # claim
+        found = crud.require_payment(session, payment_id, None)
+        order, payment = lock(session, found.order_id, payment_id)
+        gateway = asking.gateway(payment.gateway)
+        _refuse_operation(payment, operation, amount)
+        partial = operation == "capture" and amount not in (None, payment.amount)
+        if partial and not gateway.capabilities.partial_capture:
+            raise OperationNotSupported("This gateway captures all of it or nothing")
+        payment.operation = operation
+        payment.operation_key = key = str(uuid.uuid4())
+        payment.operation_amount = payment.amount if amount is None else amount
+        crud.schedule_check(session, payment, asking.check_after)
+        context.link(session, key)
+        assert payment.gateway_reference is not None
+        request = ChangeRequest(
+            key=key,
+            reference=payment.gateway_reference,
+            payment_id=payment.id,
+            amount=payment.operation_amount,
+            currency=payment.currency,
+            fault=asking.fault,
+        )
+        question = look_up_charge(payment)
+        shown: schemas.Out = (
+            schemas.Order.model_validate(order)
+            if operation == "cancel"
+            else schemas.Payment.model_validate(payment)
+        )
+        unknown = Answer.resource(202, shown)
+    change = gateway.capture if operation == "capture" else gateway.void
+    charge = ask(gateway, operation, lambda: change(request))  # call
+    if isinstance(charge, NotDone):
+        # Refused, or not reached? Its books tell, and what they show now decides.
+        found_charge = ask(gateway, "look_up", lambda: gateway.look_up(question))
+        charge = charge if found_charge is None else found_charge
+    if charge is UNKNOWN:
+        return unknown
+    with settling(session, unknown) as outcome:
+        order, payment = lock(session, order.id, payment_id)
+        by = By.caller(context)
+        if not isinstance(charge, NotDone):
+            settle_charge(session, by, order, payment, charge)
+        if payment.operation_key == key:
+            outcome.answer = operation_not_done(session, by, payment)
+        else:
+            outcome.answer = operated(order, payment, operation, context.request_id)
+    return outcome.answer
+
+
+def look_up_charge(payment: Payment | Row[Any]) -> LookUp:
+    """The question what became of a charge."""
+    return LookUp(
+        key=payment.gateway_key,
+        payment_id=payment.id,
+        reference=payment.gateway_reference,
+        asked_at=payment.asked_at,
+    )
+
+
+def _refuse_operation(payment: Payment, operation: PaymentOperation, amount: int | None) -> None:
+    if payment.status == "pending" or payment.operation is not None:
+        raise PaymentInProgress(payment_id=payment.id)
+    ready = ("authorized",) if operation == "capture" else ("authorized", "requires_action")
+    if payment.status not in ready:
+        raise InvalidStatusTransition(
+            f"A payment that is {payment.status} cannot be {_PAST[operation]}",
+            current_status=payment.status,
+            allowed_statuses=_ALLOWED.get(payment.status, []),
+        )
+    if amount is not None and amount > payment.amount:
+        raise AmountExceedsRemaining(remaining=payment.amount)
+
+
+_PAST = {"capture": "captured", "void": "voided", "cancel": "voided"}
+_ALLOWED = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
+
+
+def lock(session: Session, order_id: int, payment_id: int) -> tuple[Order, Payment]:
+    """Always the order first: two who lock in different orders wait for each other for ever."""
+    order = crud.lock_order(session, order_id)
+    return order, crud.lock_payment(session, payment_id)
 
 
 def _method(session: Session, order: Order, named: int | None) -> Row[Any]:
@@ -222,7 +243,3 @@ def _method(session: Session, order: Order, named: int | None) -> Row[Any]:
     if method is None:
         raise PaymentMethodNotFound(payment_method_id=method_id)
     return method
-
-
-def _location(payment: Payment) -> str:
-    return f"/payments/{payment.id}"

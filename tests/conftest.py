@@ -1,4 +1,4 @@
-"""What every test stands on: a real PostgreSQL, the real service over HTTP, and users of its own."""
+"""What every test stands on: a real PostgreSQL, the real service over HTTP, users of its own."""
 
 from __future__ import annotations
 

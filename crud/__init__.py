@@ -1,0 +1,117 @@
+"""Every SQL statement of the service. Functions flush and never commit: services own the commits.
+
+`get_x` returns a row or None, `require_x` a row or raises NotFound, `lock_x` holds the row until
+the transaction ends. Where a reader is given, None means that everybody's rows may be seen.
+"""
+
+from crud.events import add_event, list_order_events
+from crud.idempotency import (
+    claim_key,
+    delete_expired_keys,
+    get_answer,
+    link_key,
+    list_open_keys,
+    lock_key,
+    release_key,
+    store_answer,
+    take_over_key,
+)
+from crud.inbox import add_gateway_event, save_dispute
+from crud.invariants import find_violations
+from crud.orders import (
+    create_order,
+    get_order,
+    list_orders,
+    lock_order,
+    require_order,
+    set_order_status,
+)
+from crud.payment_methods import (
+    clear_default_payment_method,
+    create_payment_method,
+    find_payment_method,
+    get_default_payment_method,
+    get_payment_method,
+    list_payment_methods,
+    lock_payment_method,
+    lock_user,
+    promote_newest_payment_method,
+    require_payment_method,
+)
+from crud.payments import (
+    count_needs_review,
+    count_open,
+    find_payment,
+    get_live_payment,
+    get_payment,
+    get_payment_of_key,
+    list_charged_payments,
+    list_payments,
+    list_unsettled,
+    lock_payment,
+    open_payment,
+    require_payment,
+    schedule_check,
+    take_due_payments,
+)
+from crud.refunds import (
+    get_refund_of_key,
+    list_refunds,
+    lock_refund,
+    open_refund,
+    require_refund,
+    take_due_refunds,
+)
+
+__all__ = [
+    "add_event",
+    "add_gateway_event",
+    "claim_key",
+    "clear_default_payment_method",
+    "count_needs_review",
+    "count_open",
+    "create_order",
+    "create_payment_method",
+    "delete_expired_keys",
+    "find_payment",
+    "find_payment_method",
+    "find_violations",
+    "get_answer",
+    "get_default_payment_method",
+    "get_live_payment",
+    "get_order",
+    "get_payment",
+    "get_payment_method",
+    "get_payment_of_key",
+    "get_refund_of_key",
+    "link_key",
+    "list_charged_payments",
+    "list_open_keys",
+    "list_order_events",
+    "list_orders",
+    "list_payment_methods",
+    "list_payments",
+    "list_refunds",
+    "list_unsettled",
+    "lock_key",
+    "lock_order",
+    "lock_payment",
+    "lock_payment_method",
+    "lock_refund",
+    "lock_user",
+    "open_payment",
+    "open_refund",
+    "promote_newest_payment_method",
+    "release_key",
+    "require_order",
+    "require_payment",
+    "require_payment_method",
+    "require_refund",
+    "save_dispute",
+    "schedule_check",
+    "set_order_status",
+    "store_answer",
+    "take_due_payments",
+    "take_due_refunds",
+    "take_over_key",
+]

@@ -1,0 +1,82 @@
+"""Refunds. Their payment, and its order, are locked before them."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Row, insert, select
+from sqlalchemy.orm import Session
+
+import schemas
+from crud.due import after, take_due
+from crud.paging import is_id, page_of
+from errors import NotFound
+from models import Payment, Refund
+
+REFUND_COLUMNS = Refund.__table__.c
+
+
+def open_refund(
+    session: Session, payment: Payment, *, amount: int, reason: str | None, check_after: float
+) -> Refund:
+    """Reserve the amount. The payment is locked, and the caller has checked what is left of it;
+    a trigger and a CHECK refuse more than was captured all the same."""
+    refund = session.scalars(
+        insert(Refund)
+        .values(
+            payment_id=payment.id,
+            gateway_key=str(uuid.uuid4()),
+            amount=amount,
+            currency=payment.currency,
+            reason=reason,
+            check_at=after(check_after),
+        )
+        .returning(Refund)
+    ).one()
+    session.refresh(payment, ["refund_reserved"])
+    return refund
+
+
+def lock_refund(session: Session, refund_id: int) -> Refund:
+    """The refund, locked. Raises NotFound."""
+    refund = session.scalar(
+        select(Refund)
+        .where(Refund.id == refund_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if refund is None:
+        raise NotFound
+    return refund
+
+
+def require_refund(session: Session, payment_id: int, refund_id: int) -> Row[Any]:
+    row = session.execute(
+        select(*REFUND_COLUMNS).where(
+            REFUND_COLUMNS.id == (refund_id if is_id(refund_id) else None),
+            REFUND_COLUMNS.payment_id == payment_id,
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound
+    return row
+
+
+def get_refund_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
+    return session.execute(
+        select(*REFUND_COLUMNS).where(REFUND_COLUMNS.gateway_key == gateway_key)
+    ).one_or_none()
+
+
+def list_refunds(session: Session, payment_id: int, page: schemas.Page) -> Sequence[Row[Any]]:
+    rows = select(*REFUND_COLUMNS).where(REFUND_COLUMNS.payment_id == payment_id)
+    return page_of(session, rows, REFUND_COLUMNS.id, page)
+
+
+def take_due_refunds(
+    session: Session, limit: int, ids: Sequence[int] | None = None
+) -> Sequence[Row[Any]]:
+    """Refunds whose gateway is to be asked now; see `crud.due.take_due`."""
+    return session.execute(take_due(Refund, limit, ids)).all()

@@ -1,0 +1,135 @@
+"""`/sandbox`: the sandbox gateway's books, and its page where a shopper approves or declines."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from sqlalchemy import Row
+
+import crud
+import schemas
+from auth import CurrentUser, require_scope
+from database import SessionDep, phase
+from domain.access import PAYMENTS_MANAGE
+from domain.money import format_money
+from errors import Forbidden, InvalidRequest, NotFound
+from gateways.registry import Gateways
+from gateways.sandbox import SandboxGateway
+from routers.problems import problems
+from routers.route import GatewaysDep, PublicRoute, ServiceRoute
+from services import reconcile
+
+router = APIRouter(prefix="/sandbox", tags=["Sandbox"], route_class=ServiceRoute)
+pages = APIRouter(prefix="/sandbox", route_class=PublicRoute, include_in_schema=False)
+
+# Works without JavaScript, loads nothing, posts only to this service.
+PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
+    "Referrer-Policy": "no-referrer",
+    "X-Frame-Options": "DENY",
+}
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+  body {{ font: 16px/1.5 system-ui, sans-serif; margin: 0; min-height: 100vh; display: grid;
+         place-items: center; background: #eef1f6; color: #1a2233; }}
+  main {{ background: #fff; border-radius: 14px; padding: 2rem 2.25rem; width: 22rem;
+         max-width: calc(100vw - 6rem); box-shadow: 0 8px 30px #1a223320; }}
+  small {{ color: #5b6577; }}
+  h1 {{ font-size: 1.05rem; margin: 0 0 1rem; font-weight: 600; }}
+  .amount {{ font-size: 2.1rem; font-weight: 700; margin: 0; letter-spacing: -0.02em; }}
+  form {{ margin: 0; }}
+  button {{ font: inherit; font-weight: 600; width: 100%; padding: 0.7rem; margin-top: 0.7rem;
+           border-radius: 9px; border: 1px solid #c6cddb; background: #fff; cursor: pointer; }}
+  button.approve {{ background: #1d5fe0; border-color: #1d5fe0; color: #fff; margin-top: 1.5rem; }}
+  button:focus-visible {{ outline: 3px solid #8db4ff; }}
+</style>
+<main>
+<h1>{title}</h1>
+{content}
+</main>
+</html>
+"""
+QUESTION = """<p class="amount">{amount}</p>
+<small>EStore &middot; order {order_id} &middot; sandbox, no real money</small>
+<form method="post" action="{path}/approve"><button class="approve">Approve</button></form>
+<form method="post" action="{path}/decline"><button>Decline</button></form>"""
+RESULT = """<p class="amount">{amount}</p>
+<small>EStore &middot; order {order_id}. You can close this page.</small>"""
+TITLES = {
+    "captured": "Payment approved",
+    "authorized": "Payment approved",
+    "declined": "Payment declined",
+    "voided": "This payment was canceled",
+}
+
+
+@router.get(
+    "/charges",
+    response_model=list[schemas.SandboxCharge],
+    operation_id="listSandboxCharges",
+    summary="The sandbox gateway's books",
+    responses=problems(InvalidRequest, Forbidden, NotFound),
+)
+def list_charges(
+    user: CurrentUser, gateways: GatewaysDep, query: Annotated[schemas.SandboxQuery, Query()]
+) -> Any:
+    """One entry for each charge that the gateway made or declined, whatever we heard of it."""
+    require_scope(user, PAYMENTS_MANAGE)
+    if query.order_id is not None and not 0 < query.order_id <= schemas.MAX_ID:
+        return []
+    return _sandbox(gateways).books(query.order_id)
+
+
+@pages.get("/actions/{reference}")
+def show_action(request: Request, gateways: GatewaysDep, reference: str) -> Response:
+    """The page that a payment in `requires_action` sends its shopper to."""
+    row = _sandbox(gateways).action(reference)
+    if row is None:
+        raise NotFound
+    return _page(row, request.url.path)
+
+
+@pages.post("/actions/{reference}/{decision}")
+def answer_action(
+    request: Request, session: SessionDep, gateways: GatewaysDep, reference: str, decision: str
+) -> Response:
+    """The shopper's answer; then back to the shop, which finds the payment settled."""
+    sandbox = _sandbox(gateways)
+    if decision not in ("approve", "decline"):
+        raise NotFound
+    row = sandbox.answer_action(reference, approve=decision == "approve")
+    if row is None:
+        raise NotFound
+    with phase(session):
+        payment = crud.get_payment(session, row.payment_id, None)
+    if payment is not None:
+        reconcile.look_up_payment(session, gateways, payment)
+    if row.return_url:
+        return RedirectResponse(row.return_url, status_code=303)
+    return _page(row, request.url.path)
+
+
+def _page(row: Row[Any], path: str) -> Response:
+    waiting = row.status == "requires_action"
+    content = (QUESTION if waiting else RESULT).format(
+        amount=escape(format_money(row.amount, row.currency)),
+        order_id=row.order_id,
+        path=escape(path),
+    )
+    title = "Approve this payment?" if waiting else TITLES[row.status]
+    return HTMLResponse(PAGE.format(title=title, content=content), headers=PAGE_HEADERS)
+
+
+def _sandbox(gateways: Gateways) -> SandboxGateway:
+    sandbox = gateways.get("sandbox")
+    if not isinstance(sandbox, SandboxGateway):
+        raise NotFound("The sandbox gateway is switched off")
+    return sandbox

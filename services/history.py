@@ -1,0 +1,118 @@
+"""Every change of state and the event that tells of it, written together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy.orm import Session
+
+import crud
+import schemas
+from domain.events import Actor, EventType
+from domain.states import OrderStatus, PaymentStatus, RefundStatus
+from models import Dispute, Order, Payment, PaymentMethod, Refund
+from services.context import Context
+
+PAYMENT_EVENTS: dict[PaymentStatus, EventType] = {
+    "requires_action": "payment.requires_action",
+    "authorized": "payment.authorized",
+    "captured": "payment.captured",
+    "failed": "payment.failed",
+    "voided": "payment.voided",
+    "canceled": "payment.canceled",
+}
+REFUND_EVENTS: dict[RefundStatus, EventType] = {
+    "pending": "refund.created",
+    "succeeded": "refund.succeeded",
+    "failed": "refund.failed",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class By:
+    """Who made a change, and under which request, if it was one."""
+
+    actor: Actor
+    request_id: str | None
+
+    @classmethod
+    def caller(cls, context: Context) -> By:
+        return cls(context.actor, context.request_id)
+
+    @classmethod
+    def gateway(cls, name: str, request_id: str | None = None) -> By:
+        return cls(Actor(type="gateway", id=name), request_id)
+
+    @classmethod
+    def service(cls, name: str) -> By:
+        return cls(Actor(type="service", id=name), None)
+
+
+def tell_payment_method(
+    session: Session, by: By, event_type: EventType, method: PaymentMethod
+) -> schemas.PaymentMethod:
+    shown = schemas.PaymentMethod.model_validate(method)
+    crud.add_event(
+        session,
+        event_type,
+        user_id=method.user_id,
+        actor=by.actor,
+        request_id=by.request_id,
+        data=shown.model_dump(mode="json"),
+    )
+    return shown
+
+
+def tell_order(session: Session, by: By, event_type: EventType, order: Order) -> schemas.Order:
+    shown = schemas.Order.model_validate(order)
+    _add(session, by, event_type, order, shown)
+    return shown
+
+
+def move_order(session: Session, by: By, order: Order, status: OrderStatus) -> schemas.Order:
+    """Set the status of a locked order. The database refuses an illegal move."""
+    crud.set_order_status(session, order, status)
+    return tell_order(session, by, "order.status_changed", order)
+
+
+def move_payment(
+    session: Session, by: By, order: Order, payment: Payment, status: PaymentStatus
+) -> None:
+    """Set the status of a locked payment. The database refuses an illegal move."""
+    payment.status = status
+    session.flush()
+    _add(session, by, PAYMENT_EVENTS[status], order, schemas.Payment.model_validate(payment))
+
+
+def ask_for_review(session: Session, by: By, order: Order, payment: Payment) -> None:
+    """Hand a payment over to a person: a machine cannot settle it without guessing."""
+    if not payment.needs_review:
+        payment.needs_review = True
+        session.flush()
+        _add(session, by, "payment.needs_review", order, schemas.Payment.model_validate(payment))
+
+
+def move_refund(
+    session: Session, by: By, order: Order, refund: Refund, status: RefundStatus
+) -> None:
+    """Set the status of a locked refund; `pending` tells of a new one."""
+    refund.status = status
+    session.flush()
+    _add(session, by, REFUND_EVENTS[status], order, schemas.Refund.model_validate(refund))
+
+
+def tell_dispute(session: Session, by: By, order: Order, dispute: Dispute) -> None:
+    event_type: EventType = "dispute.opened" if dispute.status == "open" else "dispute.closed"
+    _add(session, by, event_type, order, schemas.Dispute.model_validate(dispute))
+
+
+def _add(session: Session, by: By, event_type: EventType, order: Order, shown: schemas.Out) -> None:
+    crud.add_event(
+        session,
+        event_type,
+        user_id=order.user_id,
+        order=order,
+        actor=by.actor,
+        request_id=by.request_id,
+        data=shown.model_dump(mode="json"),
+    )

@@ -1,0 +1,139 @@
+"""One mechanism for all writes: the same Idempotency-Key is the same request, done once.
+
+The key is claimed in a transaction of its own. The answer is stored in the transaction that it
+tells of, so a crash leaves either both or neither; a request that led to a gateway is tied to its
+claim there, and answered when that is settled, by whichever process settles it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+import crud
+import schemas
+from database import phase, repeat
+from errors import (
+    IdempotencyInProgress,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyReused,
+    ServiceError,
+)
+from services.context import Answer, Context, Key
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
+REPLAYED = {"Idempotent-Replayed": "true"}
+
+
+def read_key(
+    values: Sequence[str], method: str, path: str, body: Any, keys: Sequence[bytes]
+) -> Key | None:
+    """The key of a request from its header's values. Raises IdempotencyKeyInvalid.
+
+    The fingerprint is keyed (`keys`: FINGERPRINT_KEY), because a body may hold a card number.
+    """
+    if not values:
+        return None
+    if len(values) > 1 or not _KEY.fullmatch(values[0]) or not values[0].strip():
+        raise IdempotencyKeyInvalid
+    value = json.dumps(body, sort_keys=True, separators=(",", ":"))
+    request = f"idempotency\n{method}\n{path}\n{value}".encode()
+    return Key(values[0], [hmac.new(key, request, hashlib.sha256).hexdigest() for key in keys])
+
+
+def run(session: Session, context: Context, work: Callable[[], Answer]) -> Answer:
+    """Do the work once, whoever repeats it. Raises what the work raises, IdempotencyKeyReused
+    and IdempotencyInProgress."""
+    key = context.key
+    if key is None:
+        return repeat(session, work)
+    with phase(session):
+        known = _claim(session, context, key)
+        if known is not None:
+            return _replay(session, known)
+    session.info.pop("committed", None)  # the claim; the work itself may still be repeated
+    try:
+        answer = repeat(session, work)
+    except ServiceError as error:
+        if not error.keeps_key:
+            _release(session, key)
+            raise
+        with phase(session):
+            return context.answer(session, Answer.problem(error, context.request_id))
+    except Exception:
+        _release(session, key)
+        raise
+    with phase(session):
+        # The outcome may have become known to another process first, and been told in its words.
+        stored = crud.get_answer(session, key.id)
+        if stored is None:
+            crud.release_key(session, key.id, key.owner)
+    return answer if stored is None else _stored(stored)
+
+
+def _claim(session: Session, context: Context, key: Key) -> Row[Any] | None:
+    """Own the key; or the row of one that is answered, or whose outcome is open."""
+    user_id = context.principal.user_id
+    row = crud.claim_key(
+        session,
+        user_id,
+        key.value,
+        fingerprint=key.fingerprints[0],
+        request_id=context.request_id,
+        seconds=context.owned_seconds,
+    )
+    if row is None:
+        row = crud.lock_key(session, user_id, key.value)
+        if row is None:  # released between the two statements
+            raise IdempotencyInProgress
+        if row.fingerprint not in key.fingerprints:
+            raise IdempotencyKeyReused
+        if row.status is not None:
+            return row
+        if row.owned:
+            raise IdempotencyInProgress
+        if row.gateway_key is not None:
+            return row
+        row = crud.take_over_key(session, row.id, context.owned_seconds)
+    key.id, key.owner = row.id, row.owner
+    return None
+
+
+def _replay(session: Session, row: Row[Any]) -> Answer:
+    answer = _stored(row) if row.status is not None else _present(session, row)
+    return Answer(answer.status, answer.body, answer.headers | REPLAYED)
+
+
+def _present(session: Session, row: Row[Any]) -> Answer:
+    """202 with the state as it is now: the outcome is still open."""
+    refund = crud.get_refund_of_key(session, row.gateway_key)
+    if refund is not None:
+        return Answer.resource(202, schemas.Refund.model_validate(refund))
+    payment = crud.get_payment_of_key(session, row.gateway_key)
+    if payment is None:
+        raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
+    if payment.operation_key == row.gateway_key and payment.operation == "cancel":
+        order = crud.require_order(session, payment.order_id, None)
+        return Answer.resource(202, schemas.Order.model_validate(order))
+    return Answer.resource(202, schemas.Payment.model_validate(payment))
+
+
+def _stored(row: Row[Any]) -> Answer:
+    return Answer(row.status, bytes(row.body), dict(row.headers or {}))
+
+
+def _release(session: Session, key: Key) -> None:
+    session.rollback()
+    try:
+        with phase(session):
+            crud.release_key(session, key.id, key.owner)
+    except SQLAlchemyError:
+        session.rollback()  # the database is gone; ownership ends by itself

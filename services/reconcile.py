@@ -1,0 +1,197 @@
+"""Finding out what became of what nobody answered, and comparing our books with the gateways'.
+
+It asks, re-reads under the lock, then applies. What a gateway cannot tell within a day is handed
+to a person; it is never failed by a timer and never charged again to be sure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.orm import Session
+
+import crud
+from database import phase
+from gateways.base import Gateway, LookUp
+from gateways.registry import Gateways
+from observability.logs import get_logger
+from services import payments, refunds
+from services.calling import UNKNOWN, ask
+from services.history import By, ask_for_review
+from services.settlement import (
+    charge_not_done,
+    operation_not_done,
+    refund_not_done,
+    settle_charge,
+    settle_refund,
+)
+
+log = get_logger()
+
+BATCH = 20  # between two looks at whether to stop
+REVIEW_AFTER = timedelta(hours=24)  # longer than any gateway's own reports take
+BY = By.service("reconciler")
+
+
+def run_once(session: Session, gateways: Gateways) -> int:
+    """Look up what is due. Returns how many payments and refunds were looked up."""
+    with phase(session):
+        due_payments = crud.take_due_payments(session, BATCH)
+        due_refunds = crud.take_due_refunds(session, BATCH)
+    _look_up_all(session, gateways, due_payments, due_refunds)
+    return len(due_payments) + len(due_refunds)
+
+
+def _look_up_all(
+    session: Session,
+    gateways: Gateways,
+    due_payments: Sequence[Row[Any]],
+    due_refunds: Sequence[Row[Any]],
+) -> None:
+    """One that fails does not keep the others waiting; its own next look-up is set already."""
+    for look_up, due in ((look_up_payment, due_payments), (look_up_refund, due_refunds)):
+        for row in due:
+            try:
+                look_up(session, gateways, row)
+            except Exception as error:
+                session.rollback()
+                log.error("reconcile.failed", id=row.id, error=type(error).__name__)
+
+
+def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
+    """Ask the gateway about one payment, and apply what it says if the question still stands."""
+    gateway = gateways.get(seen.gateway)
+    if gateway is None:
+        log.warning("reconcile.gateway_off", payment_id=seen.id, gateway=seen.gateway)
+        return
+    question = payments.look_up_charge(seen)
+    not_done = False
+    if seen.operation_key is not None:
+        about_operation = LookUp(seen.operation_key, seen.id, seen.gateway_reference, seen.asked_at)
+        answer = ask(gateway, "look_up", lambda: gateway.look_up(about_operation))
+        not_done = answer is None
+        if not_done:  # then how is the charge itself?
+            answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
+    else:
+        answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
+    with phase(session):
+        order, payment = payments.lock(session, seen.order_id, seen.id)
+        if answer is UNKNOWN or isinstance(answer, Exception):
+            if datetime.now(timezone.utc) - payment.asked_at > REVIEW_AFTER:
+                ask_for_review(session, BY, order, payment)
+            return
+        if (payment.status, payment.operation_key) != (seen.status, seen.operation_key):
+            return  # settled while we asked
+        if answer is None:
+            charge_not_done(session, BY, order, payment)
+            return
+        settle_charge(session, BY, order, payment, answer)
+        if not_done and payment.operation_key == seen.operation_key:
+            operation_not_done(session, BY, payment)
+        log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
+
+
+def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
+    """Ask the gateway about one refund, and apply what it says if the question still stands."""
+    with phase(session):
+        of = crud.require_payment(session, seen.payment_id, None)
+    gateway = gateways.get(of.gateway)
+    if gateway is None:
+        log.warning("reconcile.gateway_off", payment_id=of.id, gateway=of.gateway)
+        return
+    question = LookUp(
+        seen.gateway_key, of.id, seen.gateway_reference, seen.asked_at, refund_id=seen.id
+    )
+    answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(question))
+    with phase(session):
+        order, payment, refund = refunds.lock(session, of.order_id, of.id, seen.id)
+        if answer is UNKNOWN or isinstance(answer, Exception):
+            if datetime.now(timezone.utc) - refund.asked_at > REVIEW_AFTER:
+                ask_for_review(session, BY, order, payment)
+        elif refund.status == seen.status:
+            if answer is None:
+                refund_not_done(session, BY, order, payment, refund)
+            else:
+                settle_refund(session, BY, order, payment, refund, answer)
+            log.info("reconcile.refund", refund_id=refund.id, status=refund.status)
+
+
+def reconcile(session: Session, gateways: Gateways) -> dict[str, Any]:
+    """Settle once everything that is open, due or not, then compare both sets of books."""
+    with phase(session):
+        open_before = crud.count_open(session)
+        payment_ids, refund_ids = crud.list_unsettled(session)
+        open_payments = crud.take_due_payments(session, len(payment_ids), payment_ids)
+        open_refunds = crud.take_due_refunds(session, len(refund_ids), refund_ids)
+    _look_up_all(session, gateways, open_payments, open_refunds)
+    with phase(session):
+        still_open = crud.count_open(session)
+        needs_review = crud.count_needs_review(session)
+    return {
+        "checked": len(open_payments) + len(open_refunds),
+        "settled": max(0, open_before - still_open),
+        "still_open": still_open,
+        "needs_review": needs_review,
+        "mismatches": [
+            mismatch
+            for gateway in gateways.by_name.values()
+            for mismatch in compare(session, gateway)
+        ],
+    }
+
+
+def compare(session: Session, gateway: Gateway) -> list[dict[str, Any]]:
+    """Where our books and the gateway's differ. Empty for a gateway that shows no books."""
+    books = gateway.books()
+    if books is None:
+        return []
+    with phase(session):
+        ours = crud.list_charged_payments(session, gateway.name)
+    mismatches: list[dict[str, Any]] = []
+    theirs: dict[int, list[dict[str, Any]]] = {}
+    for entry in books:
+        theirs.setdefault(entry["payment_id"], []).append(entry)
+    for payment in ours:
+        entries = theirs.pop(payment.id, [])
+        difference = _difference(payment, entries)
+        if difference is not None:
+            mismatches.append({"payment_id": payment.id, **difference})
+    for payment_id, entries in theirs.items():
+        mismatches += [
+            {"payment_id": payment_id, "what": "charge_without_payment", "theirs": entry["status"]}
+            for entry in entries
+        ]
+    return mismatches
+
+
+# How a payment's status reads in a gateway's books.
+_READS = {
+    "requires_action": {"requires_action"},
+    "authorized": {"authorized"},
+    "captured": {"captured"},
+    "partially_refunded": {"captured"},
+    "refunded": {"captured"},
+    "failed": {"declined"},
+    "voided": {"voided"},
+    "canceled": {"voided"},
+}
+
+
+def _difference(payment: Row[Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    if payment.status == "pending" or payment.operation is not None:
+        return None  # counted as still open
+    not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
+    if len(entries) != (0 if not_charged else 1):
+        return {"what": "number_of_charges", "ours": payment.status, "theirs": len(entries)}
+    if not entries:
+        return None
+    entry = entries[0]
+    if entry["status"] not in _READS[payment.status]:
+        return {"what": "status", "ours": payment.status, "theirs": entry["status"]}
+    for name in ("amount", "currency", "amount_captured", "amount_refunded"):
+        if getattr(payment, name) != entry[name]:
+            return {"what": name, "ours": getattr(payment, name), "theirs": entry[name]}
+    return None

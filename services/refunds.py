@@ -1,0 +1,89 @@
+"""Giving money back: reserve, call, settle. Never more than was captured, however many at once."""
+
+from __future__ import annotations
+
+from sqlalchemy.orm import Session
+
+import crud
+import schemas
+from database import phase
+from errors import AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported
+from gateways.base import NotDone, RefundRequest
+from models import Order, Payment, Refund
+from services.calling import UNKNOWN, Asking, ask, settling
+from services.context import Answer, Context
+from services.history import By, move_refund
+from services.settlement import refund_not_done, refunded, settle_refund
+
+
+def refund(
+    session: Session,
+    context: Context,
+    asking: Asking,
+    payment_id: int,
+    data: schemas.RefundCreate,
+) -> Answer:
+    """Refund a captured payment, what is left of it or `amount`.
+
+    201 when the gateway made it, or works on it; 202 when its outcome is not known yet.
+    Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition.
+    """
+    with phase(session):  # claim: the amount is reserved before the gateway hears of it
+        found = crud.require_payment(session, payment_id, None)
+        order = crud.lock_order(session, found.order_id)
+        payment = crud.lock_payment(session, payment_id)
+        gateway = asking.gateway(payment.gateway)
+        amount = _amount(payment, data.amount)
+        if amount != payment.amount_captured and not gateway.capabilities.partial_refund:
+            raise OperationNotSupported("This gateway refunds all of it or nothing")
+        row = crud.open_refund(
+            session, payment, amount=amount, reason=data.reason, check_after=asking.check_after
+        )
+        by = By.caller(context)
+        move_refund(session, by, order, row, "pending")
+        context.link(session, row.gateway_key)
+        assert payment.gateway_reference is not None
+        request = RefundRequest(
+            key=row.gateway_key,
+            reference=payment.gateway_reference,
+            payment_id=payment.id,
+            refund_id=row.id,
+            amount=row.amount,
+            currency=row.currency,
+            reason=row.reason,
+            fault=asking.fault,
+        )
+        unknown = refunded(row)
+    state = ask(gateway, "refund", lambda: gateway.refund(request))  # call
+    if state is UNKNOWN:
+        return unknown
+    with settling(session, unknown) as outcome:
+        order, payment, row = lock(session, order.id, payment_id, row.id)
+        if isinstance(state, NotDone):
+            outcome.answer = refund_not_done(session, by, order, payment, row)
+        else:
+            outcome.answer = settle_refund(session, by, order, payment, row, state)
+    return outcome.answer
+
+
+def lock(
+    session: Session, order_id: int, payment_id: int, refund_id: int
+) -> tuple[Order, Payment, Refund]:
+    """Always in this order: two who lock in different orders wait for each other for ever."""
+    order = crud.lock_order(session, order_id)
+    payment = crud.lock_payment(session, payment_id)
+    return order, payment, crud.lock_refund(session, refund_id)
+
+
+def _amount(payment: Payment, asked: int | None) -> int:
+    if payment.amount_captured == 0:
+        raise InvalidStatusTransition(
+            f"A payment that is {payment.status} cannot be refunded",
+            current_status=payment.status,
+            allowed_statuses=[],
+        )
+    remaining = payment.amount_captured - payment.refund_reserved
+    amount = remaining if asked is None else asked
+    if amount > remaining or amount < 1:
+        raise AmountExceedsRemaining(remaining=remaining)
+    return amount

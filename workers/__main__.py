@@ -1,0 +1,38 @@
+"""The background roles alone: `python -m workers`, for deployments with RUN_WORKERS=false."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+
+import database
+from config import ConfigurationError, get_settings
+from gateways.registry import Gateways
+from observability import logs
+from workers.loop import Workers
+from workers.roles import Resources
+
+
+def main() -> None:
+    settings = get_settings()
+    logs.configure(settings.log_level, json=settings.production)
+    url = database.database_url(settings)
+    database.migrate(url)
+    engine = database.create_engine(url)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    workers = Workers(Resources(engine, Gateways.from_settings(settings, engine)))
+    workers.start()
+    logs.get_logger().info("workers.started")
+    stop.wait()
+    workers.stop()
+    engine.dispose()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except ConfigurationError as error:
+        sys.exit(f"The workers do not start: {error}")
