@@ -22,6 +22,17 @@ from observability import logs
 from services import invariants as invariant_checks
 from services import reconcile as reconciling
 
+# The guards of proof/guards.py, which a test compares with these.
+GUARD_NAMES = [
+    "unique-live-payment",
+    "claim-before-call",
+    "stored-key",
+    "unknown-is-open",
+    "idempotency",
+    "refund-reservation",
+    "reconciler",
+]
+
 
 def token(arguments: argparse.Namespace) -> int:
     """Print a token for the running settings, and nothing else."""
@@ -44,6 +55,15 @@ def invariants(_: argparse.Namespace) -> int:
         violations = invariant_checks.check(session, gateways)
     print(json.dumps({"ok": not violations, "violations": violations}, indent=2))
     return 1 if violations else 0
+
+
+def prove(arguments: argparse.Namespace) -> int:
+    """Kill the service at every step, compare the books, print the report."""
+    from proof.prove import prove as run  # needs nothing of what the other commands need
+
+    report = run(arguments.crashes, arguments.seed, arguments.broken)
+    print(report.text())
+    return 0 if report.holds else 1
 
 
 @contextmanager
@@ -75,6 +95,19 @@ def parser() -> argparse.ArgumentParser:
 
     command = subcommands.add_parser("invariants", help="check the money invariants")
     command.set_defaults(run=invariants)
+
+    command = subcommands.add_parser(
+        "prove", help="kill the service at every step of a payment, then compare the books"
+    )
+    command.add_argument("--crashes", type=int, default=40, help="how many times to kill it")
+    command.add_argument("--seed", type=int, default=1, help="the same seed, the same plan")
+    command.add_argument(
+        "--break",
+        dest="broken",
+        choices=GUARD_NAMES,
+        help="take one guard away: the proof must fail",
+    )
+    command.set_defaults(run=prove)
     return commands
 
 

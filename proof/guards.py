@@ -1,0 +1,150 @@
+"""Taking one guard away, so that the proof can be seen to fail: a check that cannot is none."""
+
+from __future__ import annotations
+
+import dataclasses
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+
+@dataclass(frozen=True, slots=True)
+class Guard:
+    """One thing that keeps the books right: what it is, and how to be without it."""
+
+    about: str
+    take_away: Callable[[], None]
+    sql: tuple[str, ...] = ()  # for the parts of it that stand in the database
+
+
+def _replace(owner: object, **attributes: Any) -> None:
+    for name, value in attributes.items():
+        getattr(owner, name)  # a guard that moved away is an error, not a proof
+        setattr(owner, name, value)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    return None
+
+
+def _unique_live_payment() -> None:
+    from services import payments
+
+    _replace(payments, refuse_unpayable=_nothing)
+
+
+def _claim_before_call() -> None:
+    """Claim and settlement in one transaction, with the call inside it."""
+    import database
+    from services import calling, payments
+
+    points = database.phase
+
+    @contextmanager
+    def uncommitted(session: Session) -> Iterator[Session]:
+        yield session
+        session.flush()
+
+    @contextmanager
+    def all_at_once(session: Session) -> Iterator[Session]:
+        if session.in_transaction():
+            yield session
+            session.commit()
+        else:
+            with points(session):
+                yield session
+
+    _replace(payments, phase=uncommitted)
+    _replace(calling, phase=all_at_once)
+
+
+def _stored_key() -> None:
+    """The gateway is sent a key that is written down nowhere."""
+    from gateways.sandbox import SandboxGateway
+
+    charge = SandboxGateway.charge
+
+    def with_other_key(self: SandboxGateway, request: Any) -> Any:
+        return charge(self, dataclasses.replace(request, key=str(uuid.uuid4())))
+
+    _replace(SandboxGateway, charge=with_other_key)
+
+
+def _unknown_is_open() -> None:
+    """No answer is taken for a no."""
+    from gateways.base import NotDone
+    from services import calling, payments, refunds
+
+    ask = calling.ask
+
+    def hasty(*arguments: Any) -> Any:
+        answer = ask(*arguments)
+        return NotDone("no answer") if answer is calling.UNKNOWN else answer
+
+    _replace(payments, ask=hasty)
+    _replace(refunds, ask=hasty)
+
+
+def _idempotency() -> None:
+    from services import idempotency
+
+    def every_time(_session: Session, _context: Any, work: Callable[[], Any]) -> Any:
+        return work()
+
+    _replace(idempotency, run=every_time, read_key=_nothing)
+
+
+def _refund_reservation() -> None:
+    """Nobody looks at what is left, and the gateway does not either."""
+    from gateways import sandbox
+    from services import refunds
+
+    _replace(refunds, _amount=lambda payment, asked: asked or payment.amount_captured)
+    real = sandbox.SandboxGateway._refund
+
+    def unchecked(self: Any, request: Any) -> Any:
+        with self.engine.begin() as connection:
+            connection.execute(
+                sandbox.charges.update()
+                .where(sandbox.charges.c.reference == request.reference)
+                .values(amount=10**12, amount_captured=10**12)
+            )
+        return real(self, request)
+
+    _replace(sandbox.SandboxGateway, _refund=unchecked)
+
+
+def _reconciler() -> None:
+    from services import reconcile
+
+    _replace(reconcile, run_once=lambda *_: 0)
+
+
+GUARDS: Final[Mapping[str, Guard]] = {
+    "unique-live-payment": Guard(
+        "one live payment per order",
+        _unique_live_payment,
+        ("DROP INDEX uq_payments_live",),
+    ),
+    "claim-before-call": Guard(
+        "the claim is committed before the gateway is asked", _claim_before_call
+    ),
+    "stored-key": Guard("the gateway is sent the key that the claim holds", _stored_key),
+    "unknown-is-open": Guard("an unknown outcome stays open", _unknown_is_open),
+    "idempotency": Guard("the same Idempotency-Key is the same request", _idempotency),
+    "refund-reservation": Guard(
+        "a refund reserves its amount first",
+        _refund_reservation,
+        (
+            "DROP TRIGGER reserve_refund ON refunds",
+            "ALTER TABLE payments DROP CONSTRAINT ck_payments_refund_reserved",
+            "ALTER TABLE payments DROP CONSTRAINT ck_payments_amount_refunded",
+            "ALTER TABLE payments DROP CONSTRAINT ck_payments_refunded_has_amount",
+        ),
+    ),
+    "reconciler": Guard("what nobody answered is looked up", _reconciler),
+}
