@@ -1,14 +1,10 @@
-"""From a bearer token to the caller: verifying, minting, `CurrentUser`; no database, no ownership.
-
-`TokenVerifier` judges the token, `_KeySet` holds the issuer's public keys, the rest is small print.
-"""
+"""Who is calling, by their bearer token; what they may do is the work of `domain/access.py`."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import json
-import logging
 import math
 import re
 import time
@@ -27,16 +23,15 @@ from jose.utils import base64_to_long, base64url_decode
 from config import MIN_SECRET_BYTES, ConfigurationError, Settings
 from domain.access import Principal
 from errors import Forbidden, Overloaded, Unauthenticated
+from observability.logs import get_logger
 
 MAX_TOKEN = 8 * 1024  # what proxies allow for one header line; checked before anything is parsed
-MAX_VERIFIED = 4096  # tokens remembered, well under a kilobyte each
+MAX_VERIFIED = 4096  # tokens remembered, mostly under a kilobyte each
 
 # The issuer's clock may run ahead of ours, so a token may begin a moment from now. Its end has no
 # such grace: whoever holds an expired token can always ask for a new one.
 LEEWAY = 5.0
-LAST_SECOND = (
-    253_402_300_799  # the end of the year 9999; what lies beyond was meant as milliseconds
-)
+LAST_SECOND = 253_402_300_799  # the end of the year 9999; a greater number was in milliseconds
 
 JWKS_FRESH = 300.0  # a key that the issuer withdraws is good for five minutes more,
 JWKS_STALE = 3600.0  # or while its host is down for an hour: time enough to mend it
@@ -49,7 +44,7 @@ KEY_TYPES = {"RS256": ("RSA", ("n", "e")), "ES256": ("EC", ("crv", "x", "y"))}
 COMPACT_JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 SCOPE = re.compile(r"[\x20\x21\x23-\x5B\x5D-\x7E]*")  # RFC 6749 §3.3
 
-log = logging.getLogger(__name__)
+log = get_logger()
 
 
 class TokenVerifier:
@@ -283,12 +278,11 @@ class _KeySet:
             keys = _public_keys(document, self._algorithm)
         except Exception as error:  # whatever the host does, the keys at hand stay
             self._host_is_down = True
-            reason = f"{type(error).__name__}: {error}"
-            log.warning("auth.jwks_unavailable", extra={"reason": reason})
+            log.warning("auth.jwks_unavailable", error=type(error).__name__, reason=str(error))
             return
         self._keys, self._fetched_at, self._host_is_down = keys, time.monotonic(), False
         if not keys:
-            log.error("auth.jwks_without_usable_key", extra={"algorithm": self._algorithm})
+            log.error("auth.jwks_without_usable_key", algorithm=self._algorithm)
 
     async def _download(self) -> bytes:
         # Uncompressed, so that the bound is one on memory too. A redirect could lead anywhere.

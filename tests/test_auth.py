@@ -11,7 +11,7 @@ import json
 import random
 import threading
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from functools import cache, partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from fastapi import FastAPI, Request, Response
 from jose import jwk
 from jose.backends.base import Key
+from structlog.testing import CapturingLogger
 
 import auth
 from config import ConfigurationError, Settings
@@ -136,7 +137,7 @@ class Clock:
         return self.now
 
     def monotonic(self) -> float:
-        return self.now - 12345
+        return self.now - NOW  # nothing, as on a machine that has just been started
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -147,16 +148,20 @@ class Issuer:
 
     def __init__(self, *keys: Any) -> None:
         self.keys = list(keys)
-        self.urls: list[str] = []
+        self.requests: list[httpx.Request] = []
         self.answer: Callable[[], Awaitable[httpx.Response]] | None = None
         self.http = httpx.AsyncClient(transport=httpx.MockTransport(self._handle))
 
     @property
     def fetches(self) -> int:
-        return len(self.urls)
+        return len(self.requests)
+
+    @property
+    def urls(self) -> list[str]:
+        return [str(request.url) for request in self.requests]
 
     async def _handle(self, request: httpx.Request) -> httpx.Response:
-        self.urls.append(str(request.url))
+        self.requests.append(request)
         if self.answer is not None:
             return await self.answer()
         return httpx.Response(200, json={"keys": self.keys})
@@ -208,6 +213,13 @@ def signature_checks(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
 
     monkeypatch.setattr(key_class, "verify", counting)
     return seen
+
+
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    log = CapturingLogger()
+    monkeypatch.setattr(auth, "log", log)
+    return log
 
 
 def short(value: object) -> str:
@@ -270,7 +282,7 @@ async def refusal(subject: auth.TokenVerifier, authorization: str | None) -> str
         pytest.param(claims(sub="é💳" * 127 + "x"), Principal("é💳" * 127 + "x"), id="255 signs"),
         pytest.param(claims(sub=" "), Principal(" "), id="a blank"),
         pytest.param(claims(exp=NOW + 0.5), Principal("alice"), id="a fractional exp"),
-        pytest.param(claims(exp=auth.LAST_SECOND), Principal("alice"), id="the year 9999"),
+        pytest.param(claims(exp=253_402_300_799), Principal("alice"), id="the year 9999"),
         pytest.param(claims(nbf=NOW, iat=NOW), Principal("alice"), id="nbf and iat now"),
         pytest.param(claims(nbf=NOW + 5, iat=NOW + 5), Principal("alice"), id="skewed clock"),
         pytest.param(claims(aud="elsewhere", iss="x"), Principal("alice"), id="aud unconfigured"),
@@ -312,11 +324,10 @@ async def test_the_configured_issuer_is_accepted() -> None:
 
 @pytest.mark.anyio
 async def test_a_token_of_exactly_the_greatest_length_is_accepted() -> None:
-    assert len(longest := _padded(auth.MAX_TOKEN)) == auth.MAX_TOKEN
-    assert await verify(verifier(), longest) == Principal("alice")
+    assert await verify(verifier(), padded(8192)) == Principal("alice")
 
 
-def _padded(length: int) -> str:
+def padded(length: int) -> str:
     """A valid token of that many characters."""
     for filler in range(length * 3 // 4 - 300, length):
         made = token(claims(filler="x" * filler))
@@ -365,8 +376,8 @@ def _padded(length: int) -> str:
         (f"Bearer {token()}١", "malformed"),
         ("Bearer a.b.c", "header is not base64url"),
         (f"Bearer {token()}AA", "signature is not base64url"),
-        (f"Bearer {'a' * auth.MAX_TOKEN}a", "longer"),
-        (f"Bearer {_padded(auth.MAX_TOKEN + 4)}", "longer"),
+        (f"Bearer {'a' * 8193}", "longer"),
+        (f"Bearer {padded(8193)}", "longer"),
     ],
     ids=short,
 )
@@ -377,8 +388,6 @@ async def test_a_header_that_is_not_one_bearer_token_is_refused(
 
 
 # --- Attacks on the token's header; every one of these has a valid signature ---
-
-NESTED = b'{"":' * 1100 + b"1" + b"}" * 1100
 
 
 @pytest.mark.anyio
@@ -418,7 +427,6 @@ NESTED = b'{"":' * 1100 + b"1" + b"}" * 1100
         (b'\xef\xbb\xbf{"alg":"HS256"}', "header is not a JSON object"),
         ('{"alg":"HS256"}'.encode("utf-16"), "header is not a JSON object"),
         ('{"alg":"HS256"}'.encode("utf-32-le"), "header is not a JSON object"),
-        (NESTED, "header is not a JSON object"),
         (b"[" * 3000, "header is not a JSON object"),
         (b'{"alg":' + b"9" * 5000 + b"}", "The token"),
     ],
@@ -431,11 +439,15 @@ async def test_a_header_that_is_not_ours_is_refused_though_its_signature_is_righ
 
 
 @pytest.mark.anyio
-@pytest.mark.parametrize("depth", [900, 950, 980, 990, 995, 1000, 1010])
-async def test_nesting_near_the_recursion_limit_is_refused_too(depth: int) -> None:
-    """Shallow enough to be parsed once, too deep to be parsed again from a deeper frame."""
-    nested = b'{"alg":"HS384","a":' + b"[" * depth + b"]" * depth + b"}"
-    assert await refusal(verifier(), f"Bearer {token(header=nested)}")
+@pytest.mark.parametrize("depth", [900, 980, 990, 1000, 1100])
+async def test_deep_nesting_is_never_worse_than_a_401(depth: int) -> None:
+    """Each Python has a depth of its own at which reading JSON ends in RecursionError."""
+    nested = b'"a":' + b'{"":' * depth + b"1" + b"}" * depth + b"}"
+    header = compact(b'{"alg":"HS256",' + nested, b"{}")
+    payload = compact(HS256, b'{"sub":"alice","exp":1900000600,' + nested)
+    assert await refusal(verifier(), f"Bearer {header}")
+    with suppress(Unauthenticated):
+        assert await verify(verifier(), payload) == Principal("alice")
 
 
 @pytest.mark.anyio
@@ -472,7 +484,6 @@ async def test_keys_that_a_token_brings_along_are_never_used() -> None:
         (b'{"sub":"alice","sub":"bob","exp":1900000600}', "payload is not a JSON object"),
         (b'{"sub":"alice","exp":1,"exp":1900000600}', "payload is not a JSON object"),
         (b'{"sub":"a","exp":1900000600,"x":{"y":1,"y":2}}', "payload is not a JSON object"),
-        (NESTED[:-1] + b',"sub":"alice","exp":1900000600}', "payload is not a JSON object"),
         (b"[" * 5000, "payload is not a JSON object"),
         ({}, "`exp` must be"),
         (without("exp"), "`exp` must be"),
@@ -489,6 +500,7 @@ async def test_keys_that_a_token_brings_along_are_never_used() -> None:
         (claims(exp=-(10**400)), "`exp` must be"),
         (b'{"sub":"alice","exp":' + b"9" * 5000 + b"}", "The token's"),
         (claims(exp=(NOW + 600) * 1000), "`exp` must be"),
+        (claims(exp=253_402_300_800), "`exp` must be"),
         (claims(exp=-1), "`exp` must be"),
         (claims(exp=0), "expired"),
         (claims(exp=NOW), "expired"),
@@ -713,6 +725,16 @@ async def test_a_token_seen_before_still_expires_to_the_moment(
 
 
 @pytest.mark.anyio
+async def test_an_expired_token_takes_no_room(clock: Clock) -> None:
+    subject = verifier()
+    await verify(subject, token(claims(exp=NOW + 60)))
+    clock.advance(60)
+    await refusal(subject, f"Bearer {token(claims(exp=NOW + 60))}")
+    await refusal(subject, f"Bearer {token(claims(exp=NOW))}")
+    assert not subject._verified
+
+
+@pytest.mark.anyio
 async def test_a_refused_token_is_refused_again(signature_checks: list[bytes]) -> None:
     subject = verifier()
     for bad in (f"{token()[:-8]}AAAAAAAA", token(claims(sub=""))):
@@ -766,7 +788,10 @@ async def test_an_issuers_token_is_verified_with_the_key_it_names(algorithm: str
     assert await verify(subject, signed(algorithm, "other", "other")) == Principal("alice")
     crossed = signed(algorithm, "other", "good")
     assert "signature" in await refusal(subject, f"Bearer {crossed}")
-    assert issuer.urls == [URL]
+    [request] = issuer.requests
+    assert (request.method, str(request.url)) == ("GET", URL)
+    assert request.headers["Accept-Encoding"] == "identity"
+    assert "Authorization" not in request.headers
 
 
 @pytest.mark.anyio
@@ -788,6 +813,7 @@ async def test_keys_come_over_http_from_a_real_server(
     subject = auth.TokenVerifier(settings(algorithm="ES256", jwks_url=f"{jwks_server}/keys"))
     assert await verify(subject, signed("ES256")) == Principal("alice")
     await subject.aclose()
+    assert subject._keys._http.is_closed  # type: ignore[attr-defined]
     moved = auth.TokenVerifier(settings(algorithm="ES256", jwks_url=f"{jwks_server}/moved"))
     with pytest.raises(Overloaded):
         await verify(moved, signed("ES256"))
@@ -861,6 +887,7 @@ NO_CURVES: list[Any] = [None, 7, [], "", "p-256", "P-384", "secp256k1"]
     ("algorithm", "members"),
     [(algorithm, members) for algorithm in ALGORITHMS for members in UNFIT]
     + [("RS256", {part: value}) for part in ("n", "e") for value in NO_NUMBERS]
+    + [("RS256", {"e": list(b"AQAB")})]  # what jose takes for text
     + [("ES256", {part: value}) for part in ("x", "y") for value in NO_NUMBERS]
     + [("ES256", {"crv": value}) for value in NO_CURVES],
     ids=repr,
@@ -883,6 +910,18 @@ async def test_rsa_keys_under_2048_bits_and_curves_other_than_p_256_are_ignored(
     ):
         subject = issued(algorithm, Issuer(public_jwk(key, kid="bad"), good_jwk(algorithm)))
         made = compact({"alg": algorithm, "kid": "bad"}, claims(), with_private(key))
+        assert "`kid`" in await refusal(subject, f"Bearer {made}")
+
+
+@pytest.mark.anyio
+async def test_a_key_whose_private_part_is_published_is_ignored() -> None:
+    keys = {
+        "RS256": number(rsa_key("bad").private_numbers().d),
+        "ES256": number(ec_key("bad").private_numbers().private_value),
+    }
+    for algorithm, d in keys.items():
+        subject = issued(algorithm, Issuer(good_jwk(algorithm, "bad", d=d), good_jwk(algorithm)))
+        made = signed(algorithm, "bad", "bad")
         assert "`kid`" in await refusal(subject, f"Bearer {made}")
 
 
@@ -937,7 +976,7 @@ async def test_known_keys_serve_for_minutes_without_a_fetch(clock: Clock) -> Non
     issuer = Issuer(good_jwk("ES256"))
     subject = issued("ES256", issuer)
     await verify(subject, signed("ES256"))
-    clock.advance(auth.JWKS_FRESH - 0.1)
+    clock.advance(299.9)
     await verify(subject, signed("ES256"))
     assert issuer.fetches == 1
     clock.advance(0.1)
@@ -1164,16 +1203,25 @@ def _unfinished() -> set[asyncio.Task[Any]]:
 
 @pytest.mark.anyio
 async def test_a_failed_fetch_is_logged_with_its_reason_and_without_the_token(
-    caplog: pytest.LogCaptureFixture,
+    log: CapturingLogger,
 ) -> None:
-    issuer, made = Issuer(), signed("ES256")
+    issuer = Issuer()
     issuer.goes_down()
     with pytest.raises(Overloaded):
-        await verify(issued("ES256", issuer), made)
-    [record] = [record for record in caplog.records if record.name == "auth"]
-    assert record.message == "auth.jwks_unavailable"
-    assert record.reason == "ConnectError: refused"  # type: ignore[attr-defined]
-    assert made not in repr(record.__dict__)
+        await verify(issued("ES256", issuer), signed("ES256"))
+    [call] = log.calls
+    assert (call.method_name, call.args) == ("warning", ("auth.jwks_unavailable",))
+    assert call.kwargs == {"error": "ConnectError", "reason": "refused"}
+
+
+@pytest.mark.anyio
+async def test_a_key_set_without_a_usable_key_is_believed_and_logged(
+    log: CapturingLogger,
+) -> None:
+    subject = issued("ES256", Issuer(good_jwk("RS256")))
+    assert "`kid`" in await refusal(subject, f"Bearer {signed('ES256')}")
+    [call] = log.calls
+    assert (call.method_name, call.args) == ("error", ("auth.jwks_without_usable_key",))
 
 
 # --- Settings that cannot verify safely ---
