@@ -7,8 +7,6 @@ tokens and forgotten; the outcome that a test number stands for is part of its t
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 import secrets
 import time
@@ -18,7 +16,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects.postgresql import JSONB, insert
+from sqlalchemy.dialects.postgresql import insert
 
 from config import Settings
 from gateways.base import (
@@ -37,9 +35,10 @@ from gateways.base import (
     Refund,
     RefundRequest,
     SavedMethod,
-    SignatureInvalid,
     Unknown,
 )
+from gateways.sandbox.signature import sign, verify
+from gateways.sandbox.tables import account, charges, disputes, refunds, requests, webhooks
 
 T = TypeVar("T")
 
@@ -75,7 +74,6 @@ DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
 LATE_WEBHOOK = timedelta(seconds=5)
 REORDERED_WEBHOOK = timedelta(seconds=2)
 WEBHOOK_RETRY = timedelta(seconds=1)
-SIGNATURE_TOLERANCE = timedelta(minutes=5)
 
 FAULTS: Final = frozenset(
     {
@@ -89,92 +87,6 @@ FAULTS: Final = frozenset(
     }
 )
 SLOW: Final = "slow="
-
-metadata = sa.MetaData(
-    schema="sandbox",
-    naming_convention={
-        "pk": "pk_%(table_name)s",
-        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
-        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-        "ck": "ck_%(table_name)s_%(constraint_name)s",
-    },
-)
-
-
-def _created_at() -> sa.Column[datetime]:
-    return sa.Column(
-        "created_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()
-    )
-
-
-# Every money request that arrived, by its key. A fenced key was asked about before any request
-# came with it, and is refused from then on: that makes "never happened" a promise.
-requests = sa.Table(
-    "requests",
-    metadata,
-    sa.Column("key", sa.Text, primary_key=True),
-    sa.Column("fenced", sa.Boolean, nullable=False, server_default=sa.text("false")),
-    sa.Column("reference", sa.Text),
-)
-charges = sa.Table(
-    "charges",
-    metadata,
-    sa.Column("reference", sa.Text, primary_key=True),
-    sa.Column("order_id", sa.BigInteger, nullable=False, index=True),
-    sa.Column("payment_id", sa.BigInteger, nullable=False, index=True),
-    sa.Column("idempotency_key", sa.Text, nullable=False, unique=True),
-    sa.Column("amount", sa.BigInteger, nullable=False),
-    sa.Column("currency", sa.Text, nullable=False),
-    sa.Column("outcome", sa.Text, nullable=False),
-    sa.Column("capture", sa.Boolean, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("amount_captured", sa.BigInteger, nullable=False, server_default=sa.text("0")),
-    sa.Column("redirect_url", sa.Text),
-    sa.Column("return_url", sa.Text),
-    sa.Column("capture_before", sa.DateTime(timezone=True)),
-    _created_at(),
-    sa.CheckConstraint("amount_captured BETWEEN 0 AND amount", "amount_captured"),
-    sa.CheckConstraint(
-        "status IN ('requires_action', 'authorized', 'captured', 'voided', 'declined')", "status"
-    ),
-)
-refunds = sa.Table(
-    "refunds",
-    metadata,
-    sa.Column("reference", sa.Text, primary_key=True),
-    sa.Column("charge", sa.Text, sa.ForeignKey(charges.c.reference), nullable=False, index=True),
-    sa.Column("refund_id", sa.BigInteger, nullable=False),
-    sa.Column("amount", sa.BigInteger, nullable=False),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("fails_at", sa.DateTime(timezone=True)),
-    _created_at(),
-    sa.CheckConstraint("amount > 0", "amount"),
-)
-disputes = sa.Table(
-    "disputes",
-    metadata,
-    sa.Column("reference", sa.Text, primary_key=True),
-    sa.Column("charge", sa.Text, sa.ForeignKey(charges.c.reference), nullable=False, unique=True),
-    sa.Column("status", sa.Text, nullable=False),
-    sa.Column("closes_at", sa.DateTime(timezone=True), nullable=False),
-)
-webhooks = sa.Table(
-    "webhooks",
-    metadata,
-    sa.Column("id", sa.BigInteger, sa.Identity(always=True), primary_key=True),
-    sa.Column("payload", JSONB, nullable=False),
-    sa.Column("due_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
-    sa.Column("delivered_at", sa.DateTime(timezone=True)),
-    sa.Index("ix_webhooks_due", "due_at", postgresql_where=sa.text("delivered_at IS NULL")),
-)
-account = sa.Table(
-    "account",
-    metadata,
-    sa.Column("single", sa.Boolean, primary_key=True, server_default=sa.text("true")),
-    sa.Column("webhook_secret", sa.Text, nullable=False),
-    sa.CheckConstraint("single", "single"),
-)
 
 
 def parse_fault(value: str) -> str | None:
@@ -646,25 +558,6 @@ class SandboxGateway(Gateway):
         row = {"payload": json.loads(json.dumps(payload, default=_iso))}
         for _ in range(times):
             connection.execute(webhooks.insert().values(due_at=due, **row))
-
-
-def sign(secret: str, body: bytes, timestamp: int) -> dict[str, str]:
-    """The headers of a sandbox webhook: HMAC-SHA-256 over "<timestamp>.<body>"."""
-    digest = hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256)
-    return {"sandbox-signature": f"t={timestamp},v1={digest.hexdigest()}"}
-
-
-def verify(secret: str, signature: str, body: bytes, now: int) -> None:
-    """Raises SignatureInvalid unless the signature is ours, fresh, and covers this body."""
-    parts = dict(part.partition("=")[::2] for part in signature.split(","))
-    timestamp = parts.get("t", "")
-    if not (timestamp.isascii() and timestamp.isdigit() and len(timestamp) <= 12):
-        raise SignatureInvalid
-    if abs(now - int(timestamp)) > SIGNATURE_TOLERANCE.total_seconds():
-        raise SignatureInvalid
-    expected = sign(secret, body, int(timestamp))["sandbox-signature"]
-    if not hmac.compare_digest(signature.encode(), expected.encode()):
-        raise SignatureInvalid
 
 
 def _outcome(token: str) -> str:
