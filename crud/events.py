@@ -28,10 +28,9 @@ def add_event(
 ) -> None:
     """Write an event into the transaction of the change it tells of.
 
-    With an order, which the caller has locked, it takes the order's next sequence number.
+    With an order, which the caller has locked, its sequence is the order's `last_sequence`: the
+    change that it tells of has counted it up, and so the two are one UPDATE.
     """
-    if order is not None:
-        order.last_sequence += 1
     session.execute(
         insert(Event).values(
             type=event_type,

@@ -30,6 +30,7 @@ def create_order(
         "currency": currency,
         "payment_method_id": data.payment_method_id,
         "metadata": data.metadata,
+        "last_sequence": 1,  # the event of its creation, written right after
     }
     if data.payment_method_id is not None:
         method = get_payment_method(session, data.payment_method_id, user_id)
@@ -89,5 +90,7 @@ def list_orders(
 
 
 def set_order_status(session: Session, order: Order, status: OrderStatus) -> None:
+    """Move a locked order; the event that tells of it has the order's next sequence number."""
     order.status = status
+    order.last_sequence += 1
     session.flush()

@@ -32,6 +32,7 @@ class ErrorCode(BaseModel):
     responses=problems(public=True),
 )
 async def list_errors() -> Any:
+    """What each code means, whether a retry can help, and an example."""
     return [error.documentation() for error in catalog().values()]
 
 
@@ -43,6 +44,7 @@ async def list_errors() -> Any:
     responses=problems(NotFound, public=True),
 )
 async def get_error(code: str) -> Any:
+    """The `type` of every problem document leads here."""
     error = catalog().get(code)
     if error is None:
         raise NotFound("There is no such code; GET /errors lists them all")

@@ -94,6 +94,7 @@ def list_orders(
     responses=owned(),
 )
 def get_order(session: SessionDep, user: CurrentUser, order_id: Id) -> Any:
+    """One's own order, or with `orders:manage` anybody's. Any other is 404."""
     return crud.require_order(session, order_id, user.orders_of)
 
 

@@ -124,6 +124,7 @@ def list_payment_methods(
     responses=owned(),
 )
 def get_payment_method(session: SessionDep, user: CurrentUser, method_id: Id) -> Any:
+    """An active method, as it is shown to shoppers: never more than brand, last four and expiry."""
     return crud.require_payment_method(session, method_id, user.orders_of)
 
 

@@ -108,6 +108,7 @@ def list_order_payments(
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
+    """Newest first: every attempt, the declined ones too."""
     order = crud.require_order(session, order_id, user.payments_of)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
     rows = crud.list_payments(session, of_order, user.payments_of)
@@ -141,6 +142,7 @@ def list_payments(
     responses=owned(),
 )
 def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
+    """Ask this again while the status is `pending`; it settles by itself within seconds."""
     return crud.require_payment(session, payment_id, user.payments_of)
 
 
@@ -240,6 +242,7 @@ def list_refunds(
     payment_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
+    """Newest first."""
     crud.require_payment(session, payment_id, user.payments_of)
     rows = crud.list_refunds(session, payment_id, query)
     return next_page(request, response, rows, query)
@@ -253,6 +256,7 @@ def list_refunds(
     responses=owned(),
 )
 def get_refund(session: SessionDep, user: CurrentUser, payment_id: Id, refund_id: Id) -> Any:
+    """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
     crud.require_payment(session, payment_id, user.payments_of)
     return crud.require_refund(session, payment_id, refund_id)
 

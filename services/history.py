@@ -63,16 +63,18 @@ def tell_payment_method(
     return shown
 
 
-def tell_order(session: Session, by: By, event_type: EventType, order: Order) -> schemas.Order:
+def tell_new_order(session: Session, by: By, order: Order) -> schemas.Order:
     shown = schemas.Order.model_validate(order)
-    _add(session, by, event_type, order, shown)
+    _add(session, by, "order.created", order, shown)
     return shown
 
 
 def move_order(session: Session, by: By, order: Order, status: OrderStatus) -> schemas.Order:
     """Set the status of a locked order. The database refuses an illegal move."""
     crud.set_order_status(session, order, status)
-    return tell_order(session, by, "order.status_changed", order)
+    shown = schemas.Order.model_validate(order)
+    _add(session, by, "order.status_changed", order, shown)
+    return shown
 
 
 def move_payment(
@@ -80,6 +82,7 @@ def move_payment(
 ) -> None:
     """Set the status of a locked payment. The database refuses an illegal move."""
     payment.status = status
+    order.last_sequence += 1
     session.flush()
     _add(session, by, PAYMENT_EVENTS[status], order, schemas.Payment.model_validate(payment))
 
@@ -88,6 +91,7 @@ def ask_for_review(session: Session, by: By, order: Order, payment: Payment) -> 
     """Hand a payment over to a person: a machine cannot settle it without guessing."""
     if not payment.needs_review:
         payment.needs_review = True
+        order.last_sequence += 1
         session.flush()
         _add(session, by, "payment.needs_review", order, schemas.Payment.model_validate(payment))
 
@@ -97,11 +101,13 @@ def move_refund(
 ) -> None:
     """Set the status of a locked refund; `pending` tells of a new one."""
     refund.status = status
+    order.last_sequence += 1
     session.flush()
     _add(session, by, REFUND_EVENTS[status], order, schemas.Refund.model_validate(refund))
 
 
 def tell_dispute(session: Session, by: By, order: Order, dispute: Dispute) -> None:
+    order.last_sequence += 1
     event_type: EventType = "dispute.opened" if dispute.status == "open" else "dispute.closed"
     _add(session, by, event_type, order, schemas.Dispute.model_validate(dispute))
 

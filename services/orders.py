@@ -13,7 +13,7 @@ from models import Order
 from services import payments
 from services.calling import Asking
 from services.context import Answer, Context
-from services.history import By, move_order, tell_order
+from services.history import By, move_order, tell_new_order
 
 
 def create(
@@ -27,7 +27,7 @@ def create(
         )
         if order is None:
             raise PaymentMethodNotFound(payment_method_id=data.payment_method_id)
-        shown = tell_order(session, By.caller(context), "order.created", order)
+        shown = tell_new_order(session, By.caller(context), order)
         return context.answer(session, Answer.resource(201, shown, f"/orders/{order.id}"))
 
 
