@@ -59,26 +59,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         middleware=[
             Middleware(RequestContext),
             Middleware(AccessLog),
-            Middleware(
-                CORSMiddleware,
-                allow_origins=settings.cors_origins,
-                allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
-                allow_headers=[
-                    "Authorization",
-                    "Content-Type",
-                    "Idempotency-Key",
-                    "Sandbox-Fault",
-                    "X-Request-Id",
-                    "traceparent",
-                ],
-                expose_headers=[
-                    "Idempotent-Replayed",
-                    "Link",
-                    "Location",
-                    "Retry-After",
-                    "X-Request-Id",
-                ],
-            ),
+            *_cors(settings),
             Middleware(LastResort),
             Middleware(BodyLimit),
         ],
@@ -94,6 +75,33 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         app.include_router(sandbox.pages)
     docs.install(app, settings)
     return app
+
+
+def _cors(settings: Settings) -> list[Middleware]:
+    if not settings.cors_origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
+            allow_headers=[
+                "Authorization",
+                "Content-Type",
+                "Idempotency-Key",
+                "Sandbox-Fault",
+                "X-Request-Id",
+                "traceparent",
+            ],
+            expose_headers=[
+                "Idempotent-Replayed",
+                "Link",
+                "Location",
+                "Retry-After",
+                "X-Request-Id",
+            ],
+        )
+    ]
 
 
 @asynccontextmanager

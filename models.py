@@ -254,6 +254,7 @@ class Payment(Base):
         ),
         Index("ix_payments_order_id_id", "order_id", text("id DESC")),
         Index("ix_payments_user_id_id", "user_id", text("id DESC")),
+        Index("ix_payments_payment_method_id", "payment_method_id"),
         Index("ix_payments_status_id", "status", text("id DESC")),
         Index("ix_payments_needs_review", text("id DESC"), postgresql_where=text("needs_review")),
         Index("ix_payments_check_at", "check_at", postgresql_where=text("check_at IS NOT NULL")),

@@ -24,7 +24,9 @@ from pydantic import (
     PlainSerializer,
     StringConstraints,
     Tag,
+    ValidationInfo,
     WithJsonSchema,
+    field_validator,
     model_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -40,9 +42,12 @@ MAX_QUANTITY = 2**53 - 1  # the largest integer that every JSON reader keeps exa
 # Types ------------------------------------------------------------------------------------------
 
 
-def wrong(code: str, message: str) -> PydanticCustomError:
-    """A rule that was broken. The message never holds what was sent."""
-    return PydanticCustomError(code, message)
+def wrong(code: str, message: str, field: str | None = None) -> PydanticCustomError:
+    """A rule that was broken. The message never holds what was sent.
+
+    `field` names the field of a rule that is about more than one.
+    """
+    return PydanticCustomError(code, message, {"field": field} if field else None)
 
 
 def _text(value: str) -> str:
@@ -162,17 +167,21 @@ def _card_number(value: str) -> str:
             "card_number_digits", "Send 12 to 19 digits; spaces and dashes between them are fine"
         )
     try:
-        PaymentCardNumber(digits)
-    except PydanticCustomError as error:
-        if error.type == "payment_card_number_luhn":
-            raise wrong(
-                "card_number_luhn",
-                "The card number's check digit is wrong: there is a typing error in it",
-            ) from None
+        PaymentCardNumber.validate_luhn_check_digit(digits)
+    except PydanticCustomError:
         raise wrong(
-            "card_number_length", "The card number has the wrong length for its brand"
+            "card_number_luhn",
+            "The card number's check digit is wrong: there is a typing error in it",
         ) from None
     return digits
+
+
+def card_brand(card_number: str) -> str:
+    """The brand by the number's first digits, such as "visa"; "other" if no brand is like that."""
+    try:
+        return PaymentCardNumber.validate_brand(card_number).name
+    except PydanticCustomError:  # the digits of a brand, in a length that it does not have
+        return "other"
 
 
 def _cvc(value: str) -> str:
@@ -192,7 +201,7 @@ def _email(value: str) -> str:
 
 def _iban(value: str) -> str:
     try:
-        return str(iban.validate(value if value.isascii() else ""))
+        return str(iban.validate(value if value.isascii() else "", check_country=False))
     except stdnum.exceptions.ValidationError:
         raise wrong("iban", "Send a valid IBAN; its checksum or its format is wrong") from None
 
@@ -222,10 +231,12 @@ class CardByNumber(In):
     cvc: Cvc | None = Field(default=None, description="3 or 4 digits. Never stored.")
     cardholder_name: Name | None = None
 
-    @model_validator(mode="after")
-    def _not_expired(self) -> CardByNumber:
-        check_expiry(self.exp_month, self.exp_year)
-        return self
+    @field_validator("exp_year")
+    @classmethod
+    def _not_expired(cls, year: int, info: ValidationInfo) -> int:
+        if "exp_month" in info.data:  # else it has an error of its own
+            check_expiry(info.data["exp_month"], year)
+        return year
 
 
 class ByToken(In):
@@ -275,7 +286,9 @@ class CardCreate(_PaymentMethodCreate):
     @model_validator(mode="after")
     def _token_names_its_gateway(self) -> CardCreate:
         if isinstance(self.details, ByToken) and self.gateway is None:
-            raise wrong("gateway_missing", "A token belongs to a gateway; name it in `gateway`")
+            raise wrong(
+                "gateway_missing", "A token belongs to a gateway; name it in `gateway`", "gateway"
+            )
         return self
 
 
@@ -302,6 +315,7 @@ PaymentMethodCreate = Annotated[
         _payment_type,
         custom_error_type="payment_type",
         custom_error_message="`payment_type` is card, paypal or bank_account",
+        custom_error_context={"field": "payment_type"},
     ),
 ]
 

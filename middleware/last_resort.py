@@ -33,12 +33,9 @@ class LastResort:
             await self.app(scope, receive, note_start)
         except Exception as error:
             # Where it happened, without the message: that may hold a value of the request.
-            frames = traceback.extract_tb(error.__traceback__)
-            log.error(
-                "http.unhandled",
-                error=type(error).__name__,
-                trace=[f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames[-12:]],
-            )
+            frames = traceback.extract_tb(error.__traceback__)[-12:]
+            trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+            log.error("http.unhandled", error=type(error).__name__, trace=trace)
             if started:
                 raise
             body = InternalError().body(scope["state"]["request_id"])

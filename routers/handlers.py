@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 
 from errors import (
     BodyTooLarge,
@@ -48,6 +49,8 @@ MESSAGES = {
     "model_type": "Use an object",
     "model_attributes_type": "Use an object",
 }
+
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 # SQLSTATE classes: the server is not there, is stopping, or has no room for one more.
 _UNAVAILABLE = ("08", "57P", "53")
@@ -94,7 +97,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         return _answer(request, NotFound())  # an id that no row can have
     errors = [
         FieldError(
-            field=_field(problem["loc"]),
+            field=_field((*problem["loc"], *_named(problem))),
             code=problem["type"],
             message=MESSAGES.get(problem["type"], problem["msg"]),
         )
@@ -106,7 +109,24 @@ async def _validation_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = BY_STATUS.get(error.status_code, InternalError)
-    return _answer(request, kind(headers=error.headers))
+    headers = dict(error.headers or {})
+    if kind is MethodNotAllowed:
+        headers["Allow"] = ", ".join(_allowed(request))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
+    return _answer(request, kind(headers=headers))
+
+
+def _allowed(request: Request) -> list[str]:
+    """Every method that the path takes; the framework names those of one route."""
+    routes = request.app.router.routes
+    return [
+        method
+        for method in METHODS
+        if any(
+            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
+        )
+    ]
 
 
 async def _database_error(request: Request, error: Exception) -> Response:
@@ -124,6 +144,12 @@ async def _database_error(request: Request, error: Exception) -> Response:
 async def _pool_timeout(request: Request, error: Exception) -> Response:
     log.error("database.pool_exhausted")
     return _answer(request, Overloaded())
+
+
+def _named(problem: dict[str, Any]) -> list[str]:
+    """The field that a rule about several is put down to (`schemas.wrong`)."""
+    context = problem.get("ctx") or {}
+    return [context["field"]] if "field" in context else []
 
 
 def _field(location: Sequence[Any]) -> str:

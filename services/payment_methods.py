@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic_core import PydanticCustomError
-from pydantic_extra_types.payment import PaymentCardNumber
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
@@ -167,7 +166,7 @@ def _read(data: Create, user_id: str) -> tuple[MethodRequest, str | None]:
         return MethodRequest(data.payment_type, user_id, {}, token=details.token), None
     if isinstance(details, schemas.CardByNumber):
         shown: dict[str, Any] = {
-            "brand": PaymentCardNumber(details.card_number).brand.name,
+            "brand": schemas.card_brand(details.card_number),
             "last4": details.card_number[-4:],
             "exp_month": details.exp_month,
             "exp_year": details.exp_year,

@@ -121,8 +121,8 @@ class SandboxGateway(Gateway):
     def save_method(self, request: MethodRequest) -> SavedMethod:
         """Tokens are stateless: `tok_<outcome>`, or `tok_<outcome>_<random>` for a number."""
         if request.payment_type != "card":
-            prefix = "tok_success"
-            return SavedMethod(f"{prefix}_{secrets.token_hex(8)}", dict(request.details))
+            shown = dict(request.details) or {"email": "s***@sandbox.example"}  # by vault token
+            return SavedMethod(f"tok_success_{secrets.token_hex(8)}", shown, request.token)
         if request.card_number is not None:
             outcome = TEST_CARDS.get(request.card_number, "success")
             return SavedMethod(f"tok_{outcome}_{secrets.token_hex(8)}", dict(request.details))

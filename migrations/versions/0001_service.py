@@ -255,6 +255,7 @@ def upgrade() -> None:
         ["order_id", sa.literal_column("id DESC")],
         unique=False,
     )
+    op.create_index("ix_payments_payment_method_id", "payments", ["payment_method_id"])
     op.create_index(
         "ix_payments_status_id", "payments", ["status", sa.literal_column("id DESC")], unique=False
     )
