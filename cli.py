@@ -70,9 +70,7 @@ def prove(arguments: argparse.Namespace) -> int:
 def _service() -> Iterator[tuple[Session, Gateways]]:
     settings = get_settings()
     logs.configure(settings.log_level, json=settings.production)
-    url = database.database_url(settings)
-    database.migrate(url)
-    engine = database.create_engine(url)
+    engine = database.open_database(settings)
     with database.new_session(engine) as session:
         yield session, Gateways.from_settings(settings, engine)
     engine.dispose()

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import sqlalchemy
@@ -46,6 +47,23 @@ def database_url(settings: Settings) -> str:
     url = settings.database_url or postgres_server.ensure_running(settings.data_dir)
     # People write postgres:// or postgresql://; SQLAlchemy 2.1 would take psycopg 3 for both.
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)
+
+
+def open_database(settings: Settings) -> sqlalchemy.Engine:
+    """Start or join the server, bring the schema up to date, and return an engine for it."""
+    url = database_url(settings)
+    migrate(url)
+    engine = create_engine(url)
+    if settings.database_url is None:
+        # Even the embedded server's supervisor can be killed: a new connection starts it again.
+        sqlalchemy.event.listen(
+            engine, "do_connect", lambda *_: _keep_running(settings.data_dir), retval=True
+        )
+    return engine
+
+
+def _keep_running(data_dir: Path) -> None:
+    postgres_server.ensure_running(data_dir)  # a millisecond when it runs already
 
 
 def create_engine(url: str, *, pool_size: int = POOL_SIZE) -> sqlalchemy.Engine:

@@ -108,9 +108,7 @@ def _cors(settings: Settings) -> list[Middleware]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
     # The embedded server and the migrations block for a moment; nothing else runs yet.
-    url = await anyio.to_thread.run_sync(database.database_url, settings)
-    await anyio.to_thread.run_sync(database.migrate, url)
-    app.state.engine = database.create_engine(url)
+    app.state.engine = await anyio.to_thread.run_sync(database.open_database, settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
     # What is loaded now stays; the collector need not look at it again with every request.
     gc.collect()

@@ -17,9 +17,7 @@ from workers.roles import Resources
 def main() -> None:
     settings = get_settings()
     logs.configure(settings.log_level, json=settings.production)
-    url = database.database_url(settings)
-    database.migrate(url)
-    engine = database.create_engine(url)
+    engine = database.open_database(settings)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
