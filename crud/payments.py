@@ -52,11 +52,11 @@ def open_payment(
     )
 
 
-def schedule_check(session: Session, payment: Payment, seconds: float) -> None:
-    """The gateway is about to be asked; look up what became of it, if nobody settles it."""
-    payment.asked_at = func.now()
-    payment.check_at = after(seconds)
-    payment.checks = 0
+def schedule_check(session: Session, row: Payment | Refund, seconds: float) -> None:
+    """Look up at the gateway what became of it, in so many seconds, if nobody settles it."""
+    row.asked_at = func.now()
+    row.check_at = after(seconds)
+    row.checks = 0
     session.flush()
 
 

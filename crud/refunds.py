@@ -39,17 +39,16 @@ def open_refund(
     return refund
 
 
-def lock_refund(session: Session, refund_id: int) -> Refund:
-    """The refund, locked. Raises NotFound."""
-    refund = session.scalar(
+def lock_refund(session: Session, refund_id: int, payment_id: int) -> Refund | None:
+    """The refund, locked, if it is one of this payment."""
+    return session.scalar(
         select(Refund)
-        .where(Refund.id == refund_id)
+        .where(
+            Refund.id == (refund_id if is_id(refund_id) else None), Refund.payment_id == payment_id
+        )
         .with_for_update()
         .execution_options(populate_existing=True)
     )
-    if refund is None:
-        raise NotFound
-    return refund
 
 
 def require_refund(session: Session, payment_id: int, refund_id: int) -> Row[Any]:

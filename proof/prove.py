@@ -15,6 +15,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -57,7 +58,9 @@ SERVICES: Final = 2  # one goes on while the other is dead
 SHOPPERS: Final = 6
 REACH_SECONDS = 12.0  # how long a process may take to come by its point
 QUIET_SECONDS = 3.0  # load without kills, at the beginning and at the end
-SETTLE_SECONDS = 60.0
+# How long an answer, and the last settlement, may take before they count as stuck. Without a
+# guard they may well never come, and there is no need to wait for long.
+PATIENCE, PATIENCE_WHEN_BROKEN = 60.0, 10.0
 RECONCILE_AFTER, GATEWAY_TIMEOUT = 1, 2
 
 
@@ -164,13 +167,18 @@ class Report:
         return "\n".join(lines)
 
 
-def prove(crashes: int, seed: int, broken: str | None = None) -> Report:
-    """Run the whole proof on a database of its own, and report."""
+def prove(
+    crashes: int, seed: int, broken: str | None = None, kill_at: Sequence[str] = ()
+) -> Report:
+    """Run the whole proof on a database of its own, and report.
+
+    `crashes` points follow those of `kill_at`, by the seed's plan.
+    """
     workplace = Path(tempfile.mkdtemp(prefix="estore-proof-"))
     started = time.monotonic()
     report = Report(seed=seed, broken=broken)
     try:
-        _run(workplace, crashes, seed, report)
+        _run(workplace, [*kill_at, *_plan(crashes, random.Random(seed))], seed, report)  # noqa: S311
     finally:
         report.seconds = time.monotonic() - started
         if report.holds:
@@ -180,7 +188,7 @@ def prove(crashes: int, seed: int, broken: str | None = None) -> Report:
     return report
 
 
-def _run(workplace: Path, crashes: int, seed: int, report: Report) -> None:
+def _run(workplace: Path, plan: list[str], seed: int, report: Report) -> None:
     environment = {
         **{name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
         "DATA_DIR": str(workplace),
@@ -215,6 +223,7 @@ def _run(workplace: Path, crashes: int, seed: int, report: Report) -> None:
         token=lambda user, scope: auth.mint(settings, user, scope, timedelta(hours=6)),
         ledger=ledger,
         stop=stop,
+        patience=PATIENCE_WHEN_BROKEN if report.broken else PATIENCE,
     )
     shoppers = [Shopper(world, number, seed) for number in range(SHOPPERS)]
     try:
@@ -225,12 +234,12 @@ def _run(workplace: Path, crashes: int, seed: int, report: Report) -> None:
         for shopper in shoppers:
             shopper.start()
         time.sleep(QUIET_SECONDS)
-        _kill_them(services, workplace, crashes, random.Random(seed), report)  # noqa: S311
+        _kill_them(services, workplace, plan, random.Random(seed), report)  # noqa: S311
         time.sleep(QUIET_SECONDS)
         stop.set()
         for shopper in shoppers:
             shopper.join()
-        _wait_settled(engine)
+        _wait_settled(engine, world.patience)
     finally:
         stop.set()
         for service in services:
@@ -240,16 +249,10 @@ def _run(workplace: Path, crashes: int, seed: int, report: Report) -> None:
 
 
 def _kill_them(
-    services: list[Service], workplace: Path, crashes: int, chance: random.Random, report: Report
+    services: list[Service], workplace: Path, plan: list[str], chance: random.Random, report: Report
 ) -> None:
-    plan: list[str] = []
-    while len(plan) < crashes:
-        points = chance.sample(POINTS, len(POINTS))
-        for index in range(0, len(points), 4):
-            plan += [*points[index : index + 4], AT_RANDOM]
-        plan.append(DATABASE)
-    for done, point in enumerate(plan[:crashes]):
-        _show_progress(done, crashes, point)
+    for done, point in enumerate(plan):
+        _show_progress(done, len(plan), point)
         service = services[done % len(services)]
         if point == DATABASE:
             _kill_postgres(workplace)
@@ -271,7 +274,18 @@ def _kill_them(
         if not service.alive():
             service.start()
         service.wait_ready()
-    _show_progress(crashes, crashes, "")
+    _show_progress(len(plan), len(plan), "")
+
+
+def _plan(crashes: int, chance: random.Random) -> list[str]:
+    """Every point once, in an order by chance, with random moments and the database between."""
+    plan: list[str] = []
+    while len(plan) < crashes:
+        points = chance.sample(POINTS, len(POINTS))
+        for index in range(0, len(points), 4):
+            plan += [*points[index : index + 4], AT_RANDOM]
+            plan += [DATABASE] * (index % 12 == 0)
+    return plan[:crashes]
 
 
 def _kill_postgres(workplace: Path) -> None:
@@ -280,9 +294,9 @@ def _kill_postgres(workplace: Path) -> None:
         os.kill(int(pid_file.read_text().splitlines()[0]), signal.SIGKILL)
 
 
-def _wait_settled(engine: sa.Engine) -> None:
+def _wait_settled(engine: sa.Engine, patience: float) -> None:
     """Until nothing is open any more, or for so long that it is stuck."""
-    deadline = time.monotonic() + SETTLE_SECONDS
+    deadline = time.monotonic() + patience
     while time.monotonic() < deadline:
         with engine.connect() as connection:
             if not connection.execute(sa.text(f"SELECT count(*) FROM ({OPEN}) open")).scalar():  # noqa: S608

@@ -19,7 +19,6 @@ import httpx
 FINAL = (200, 201, 402, 404, 409, 502)
 RETRIED_CONFLICTS = ("idempotency_in_progress", "payment_in_progress")
 FAULTS = ("timeout_before_charge", "timeout_after_charge", "error_500", "error_after_charge")
-GIVE_UP_SECONDS = 60.0  # a request without an answer by then is stuck, and the report says so
 
 
 @dataclass(slots=True)
@@ -46,6 +45,7 @@ class World:
     token: Callable[[str, str], str]  # (user, scope) -> JWT
     ledger: Ledger
     stop: threading.Event
+    patience: float  # seconds; a request without an answer by then is stuck
 
 
 class Shopper(threading.Thread):
@@ -157,7 +157,7 @@ class Shopper(threading.Thread):
         if fault is not None:
             headers["Sandbox-Fault"] = fault
         hang_up = self.random.random() < 0.1
-        deadline = time.monotonic() + GIVE_UP_SECONDS
+        deadline = time.monotonic() + self.world.patience
         answered: httpx.Response | None = None
         with ledger.lock:
             ledger.operations += 1

@@ -18,7 +18,7 @@ from gateways.registry import Gateways
 from models import Order, Payment
 from observability.logs import get_logger
 from services import payments
-from services.history import By
+from services.history import By, ask_for_review
 from services.settlement import settle_charge, settle_dispute, settle_refund
 
 log = get_logger()
@@ -51,8 +51,11 @@ def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment
     if event.charge is not None:
         settle_charge(session, by, order, payment, event.charge, hint=True)
     if event.refund is not None and event.refund_id is not None:
-        refund = crud.lock_refund(session, event.refund_id)
-        if refund.payment_id == payment.id:
-            settle_refund(session, by, order, payment, refund, event.refund)
+        refund = crud.lock_refund(session, event.refund_id, payment.id)
+        if refund is None:  # money that went back without us
+            log.error("webhook.unknown_refund", gateway=payment.gateway, gateway_event=event.id)
+            ask_for_review(session, by, order, payment)
+        else:
+            settle_refund(session, by, order, payment, refund, event.refund, hint=True)
     if event.dispute is not None:
         settle_dispute(session, by, order, payment, event.dispute)

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 import crud
 from database import phase
-from gateways.base import Gateway, LookUp
+from gateways.base import Gateway, LookUp, NotDone
 from gateways.registry import Gateways
 from observability.logs import get_logger
 from services import payments, refunds
@@ -59,6 +59,16 @@ def _look_up_all(
             except Exception as error:
                 session.rollback()
                 log.error("reconcile.failed", id=row.id, error=type(error).__name__)
+                _review_if_old(session, row, getattr(row, "payment_id", row.id))
+
+
+def _review_if_old(session: Session, seen: Row[Any], payment_id: int) -> None:
+    """Hand over to a person what could not be settled for a day."""
+    if datetime.now(timezone.utc) - seen.asked_at > REVIEW_AFTER:
+        with phase(session):
+            found = crud.require_payment(session, payment_id, None)
+            order, payment = payments.lock(session, found.order_id, payment_id)
+            ask_for_review(session, BY, order, payment)
 
 
 def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
@@ -66,6 +76,7 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
     gateway = gateways.get(seen.gateway)
     if gateway is None:
         log.warning("reconcile.gateway_off", payment_id=seen.id, gateway=seen.gateway)
+        _review_if_old(session, seen, seen.id)
         return
     question = payments.look_up_charge(seen)
     not_done = False
@@ -77,12 +88,11 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
             answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
     else:
         answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
+    if answer is UNKNOWN or isinstance(answer, NotDone):
+        _review_if_old(session, seen, seen.id)
+        return
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
-        if answer is UNKNOWN or isinstance(answer, Exception):
-            if datetime.now(timezone.utc) - payment.asked_at > REVIEW_AFTER:
-                ask_for_review(session, BY, order, payment)
-            return
         if (payment.status, payment.operation_key) != (seen.status, seen.operation_key):
             return  # settled while we asked
         if answer is None:
@@ -101,17 +111,18 @@ def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None
     gateway = gateways.get(of.gateway)
     if gateway is None:
         log.warning("reconcile.gateway_off", payment_id=of.id, gateway=of.gateway)
+        _review_if_old(session, seen, of.id)
         return
     question = LookUp(
         seen.gateway_key, of.id, seen.gateway_reference, seen.asked_at, refund_id=seen.id
     )
     answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(question))
+    if answer is UNKNOWN or isinstance(answer, NotDone):
+        _review_if_old(session, seen, of.id)
+        return
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, seen.id)
-        if answer is UNKNOWN or isinstance(answer, Exception):
-            if datetime.now(timezone.utc) - refund.asked_at > REVIEW_AFTER:
-                ask_for_review(session, BY, order, payment)
-        elif refund.status == seen.status:
+        if refund.status == seen.status:
             if answer is None:
                 refund_not_done(session, BY, order, payment, refund)
             else:

@@ -72,7 +72,9 @@ def lock(
     """Always in this order: two who lock in different orders wait for each other for ever."""
     order = crud.lock_order(session, order_id)
     payment = crud.lock_payment(session, payment_id)
-    return order, payment, crud.lock_refund(session, refund_id)
+    refund = crud.lock_refund(session, refund_id, payment_id)
+    assert refund is not None  # rows of money are never deleted
+    return order, payment, refund
 
 
 def _amount(payment: Payment, asked: int | None) -> int:

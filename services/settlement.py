@@ -7,6 +7,7 @@ changes nothing; one that contradicts ours, or an amount that is not ours, goes 
 
 from __future__ import annotations
 
+from datetime import datetime, timezone
 from typing import Final
 
 from sqlalchemy.orm import Session
@@ -48,6 +49,8 @@ TARGETS: Final[dict[base.ChargeStatus, PaymentStatus | None]] = {
     "voided": "voided",
 }
 MONEY_HELD: Final = ("authorized", "captured")
+# A payment that waits for its shopper is looked up this often: a lost webhook is not for ever.
+ACTION_CHECK_SECONDS: Final = 300
 NOT_CHARGED: Final = "not_charged"
 
 
@@ -75,14 +78,17 @@ def settle_charge(
         target = "canceled"
     ours = _is_ours(payment, charge)
     given_up = payment.status in DEAD_PAYMENT_STATUSES
-    contradicts = not ours or (given_up and charge.status in MONEY_HELD)
-    if ours and target is not None and (payment.status, target) in CHARGE_MOVES:
+    moves = target is not None and (payment.status, target) in CHARGE_MOVES
+    gone = charge.status in ("declined", "voided") and not given_up and not moves
+    contradicts = not ours or gone or (given_up and charge.status in MONEY_HELD)
+    if ours and moves and target is not None:
         _apply(session, by, order, payment, charge, target)
     elif contradicts and not hint:
         log.error("payment.contradicted", payment_id=payment.id, gateway_status=charge.status)
         ask_for_review(session, by, order, payment)
     _close_operation(session, by, order, payment)
-    _schedule(payment)
+    if moves or not hint:  # old news calls no look-up off
+        _schedule(session, payment)
     session.flush()
     if contradicts and hint:
         crud.schedule_check(session, payment, 0)
@@ -100,7 +106,7 @@ def charge_not_done(session: Session, by: By, order: Order, payment: Payment) ->
             "message": "The gateway was not reached; nothing was charged.",
         }
         move_payment(session, by, order, payment, "failed")
-    _schedule(payment)
+    _schedule(session, payment)
     session.flush()
     return conclude(session, payment.gateway_key, by.request_id, lambda id: charged(payment, id))
 
@@ -110,7 +116,7 @@ def operation_not_done(session: Session, by: By, payment: Payment) -> Answer:
     assert payment.operation_key is not None
     key = payment.operation_key
     payment.operation = payment.operation_key = payment.operation_amount = None
-    _schedule(payment)
+    _schedule(session, payment)
     session.flush()
     problem = GatewayUnavailable(
         "The gateway did not do it; the payment is as it was", payment_id=payment.id
@@ -189,6 +195,8 @@ def _is_ours(payment: Payment, charge: base.Charge) -> bool:
         return False
     if charge.status != "captured":
         return True
+    if payment.amount_captured:
+        return charge.amount_captured == payment.amount_captured
     if payment.operation == "capture":
         return charge.amount_captured == payment.operation_amount
     if payment.capture_method == "manual":
@@ -210,12 +218,17 @@ def _close_operation(session: Session, by: By, order: Order, payment: Payment) -
     conclude(session, key, by.request_id, lambda id: operated(order, payment, operation, id))
 
 
-def _schedule(payment: Payment) -> None:
+def _schedule(session: Session, payment: Payment) -> None:
     """When the gateway is asked next, by the state the payment is in now."""
     if payment.status == "pending" or payment.operation is not None:
         return  # as the claim, or the last look-up, has set it
+    expires = payment.capture_before if payment.status == "authorized" else None
+    if expires is not None and expires <= datetime.now(timezone.utc):
+        return  # the gateway has not expired it yet; the last look-up has set the next
     payment.checks = 0
-    payment.check_at = payment.capture_before if payment.status == "authorized" else None
+    payment.check_at = expires
+    if payment.status == "requires_action":
+        crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)
 
 
 # Refunds ----------------------------------------------------------------------------------------
@@ -228,8 +241,10 @@ def settle_refund(
     payment: Payment,
     refund: Refund,
     state: base.Refund,
+    *,
+    hint: bool = False,
 ) -> Answer:
-    """Apply the state of a refund. All three rows are locked."""
+    """Apply the state of a refund. All three rows are locked. A `hint` may be old news."""
     if refund.gateway_reference is None:
         refund.gateway_reference = state.reference
     if (state.amount, state.currency) != (refund.amount, refund.currency):
@@ -246,6 +261,14 @@ def settle_refund(
         if payment.status != "refunded" and order.status == "refunded":
             # The money came back to us after the order had ended; what to do is a person's call.
             ask_for_review(session, by, order, payment)
+    elif refund.status == "failed" and state.status == "succeeded":
+        refund.check_at = None
+        if hint:
+            crud.schedule_check(session, refund, 0)
+        else:
+            ask_for_review(session, by, order, payment)
+    elif refund.status != "pending":
+        refund.check_at = None
     session.flush()
     return conclude(session, refund.gateway_key, by.request_id, lambda id: refunded(refund))
 

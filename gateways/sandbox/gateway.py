@@ -35,6 +35,7 @@ from gateways.base import (
     Refund,
     RefundRequest,
     SavedMethod,
+    SignatureInvalid,
     Unknown,
 )
 from gateways.sandbox.signature import sign, verify
@@ -399,27 +400,30 @@ class SandboxGateway(Gateway):
 
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
         verify(self._webhook_secret(), headers.get("sandbox-signature", ""), body, int(time.time()))
-        payload = json.loads(body)
-        charge, refund, dispute = (payload.get(key) for key in ("charge", "refund", "dispute"))
-        return GatewayEvent(
-            id=payload["id"],
-            type=payload["type"],
-            payment_id=payload["payment_id"],
-            reference=payload["reference"],
-            charge=Charge(
-                **{
-                    **charge,
-                    "capture_before": charge["capture_before"]
-                    and datetime.fromisoformat(charge["capture_before"]),
-                    "decline": charge["decline"] and Decline(**charge["decline"]),
-                }
+        try:
+            payload = json.loads(body)
+            charge, refund, dispute = (payload.get(key) for key in ("charge", "refund", "dispute"))
+            return GatewayEvent(
+                id=payload["id"],
+                type=payload["type"],
+                payment_id=payload["payment_id"],
+                reference=payload["reference"],
+                charge=Charge(
+                    **{
+                        **charge,
+                        "capture_before": charge["capture_before"]
+                        and datetime.fromisoformat(charge["capture_before"]),
+                        "decline": charge["decline"] and Decline(**charge["decline"]),
+                    }
+                )
+                if charge
+                else None,
+                refund=Refund(**refund) if refund else None,
+                refund_id=payload.get("refund_id"),
+                dispute=Dispute(**dispute) if dispute else None,
             )
-            if charge
-            else None,
-            refund=Refund(**refund) if refund else None,
-            refund_id=payload.get("refund_id"),
-            dispute=Dispute(**dispute) if dispute else None,
-        )
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise SignatureInvalid from None
 
     def _webhook_secret(self) -> str:
         with self.engine.connect() as connection:
