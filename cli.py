@@ -22,6 +22,8 @@ from observability import logs
 from services import invariants as invariant_checks
 from services import reconcile as reconciling
 
+MOST_HOURS = 24 * 365  # who needs a token for longer needs an issuer
+
 # The guards of proof/guards.py, which a test compares with these.
 GUARD_NAMES = [
     "unique-live-payment",
@@ -36,6 +38,8 @@ GUARD_NAMES = [
 
 def token(arguments: argparse.Namespace) -> int:
     """Print a token for the running settings, and nothing else."""
+    if not 0 < arguments.hours <= MOST_HOURS:  # NaN is not, either
+        raise ValueError(f"--hours is more than 0 and at most {MOST_HOURS}")
     lifetime = timedelta(hours=arguments.hours)
     print(auth.mint(get_settings(), arguments.user, arguments.scope, lifetime))
     return 0

@@ -25,6 +25,7 @@ these classes, so what is documented is what is raised.
     ├── BodyTooLarge                413  body_too_large
     ├── UnsupportedMediaType        415  unsupported_media_type
     ├── IdempotencyKeyReused        422  idempotency_key_reused
+    ├── RateLimited                 429  rate_limited
     ├── InternalError               500  internal_error
     ├── GatewayUnavailable          502  gateway_unavailable
     ├── Overloaded                  503  overloaded
@@ -151,7 +152,7 @@ class PaymentMethodNotFound(InvalidRequest):
 
     code = "payment_method_not_found"
     hint = "List the user's methods with GET /payment-methods, or save one first."
-    example: ClassVar[Mapping[str, Any]] = {"payment_method_id": 7}
+    example: ClassVar[Mapping[str, Any]] = {}
 
 
 class CardNumberNotAccepted(InvalidRequest):
@@ -394,6 +395,18 @@ class IdempotencyKeyReused(ServiceError):
     status = 422
     code = "idempotency_key_reused"
     hint = "Use a new key for a new request; send the same body to repeat the old one."
+
+
+class RateLimited(ServiceError):
+    """Too many requests.
+
+    This caller has sent more than the limit allows; the request was not begun.
+    """
+
+    status = 429
+    code = "rate_limited"
+    hint = "Wait as long as Retry-After says and send the request again."
+    retryable = True
 
 
 class InternalError(ServiceError):

@@ -46,6 +46,7 @@ VERSION = "0.1.0"
 def create_app(settings: Settings | None = None) -> FastAPI:
     """The application. Raises ConfigurationError when the settings are not safe to run with."""
     settings = settings or get_settings()
+    Gateways.check(settings)
     logs.configure(settings.log_level, json=settings.production)
     app = FastAPI(
         title="EStore Payment Service",
@@ -129,6 +130,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
 def serve() -> None:
     """Run the service as the settings say: `python main.py`, or `make run`."""
     settings = get_settings()
+    Gateways.check(settings)
     uvicorn.run(
         "main:app",
         host=settings.host,
@@ -149,7 +151,10 @@ def serve() -> None:
 def __getattr__(name: str) -> Any:
     """`main:app` is made when a server asks for it, so that importing this module does nothing."""
     if name == "app":
-        globals()["app"] = app = create_app()
+        try:
+            globals()["app"] = app = create_app()
+        except ConfigurationError as error:  # one line for whoever called `uvicorn main:app`
+            sys.exit(f"The service does not start: {error}")
         return app
     raise AttributeError(name)
 

@@ -21,14 +21,19 @@ class Gateways:
     def __init__(self, gateways: list[Gateway]) -> None:
         self.by_name = {gateway.name: gateway for gateway in gateways}
 
-    @classmethod
-    def from_settings(cls, settings: Settings, engine: sqlalchemy.Engine) -> Gateways:
+    @staticmethod
+    def check(settings: Settings) -> None:
         """Raises ConfigurationError for a name that is no gateway."""
         unknown = [name for name in settings.gateway_names if name not in AVAILABLE]
         if unknown:
             raise ConfigurationError(
                 f"GATEWAYS names {', '.join(unknown)}; there is {', '.join(AVAILABLE)}"
             )
+
+    @classmethod
+    def from_settings(cls, settings: Settings, engine: sqlalchemy.Engine) -> Gateways:
+        """Raises ConfigurationError for a name that is no gateway."""
+        cls.check(settings)
         return cls([AVAILABLE[name](settings, engine) for name in settings.gateway_names])
 
     def get(self, name: str) -> Gateway | None:

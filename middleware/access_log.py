@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -9,6 +10,20 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from observability.logs import get_logger
 
 log = get_logger()
+
+
+# A word of ours, or an id behind one. Whatever else stands in a path may be a secret.
+_WORD = re.compile(r"[a-z][a-z_-]{0,39}", re.ASCII)
+_ID = re.compile(r"[0-9]{1,11}", re.ASCII)  # card numbers have twelve digits or more
+
+
+def shown_path(path: str) -> str:
+    """A path as the log may show it."""
+    shown: list[str] = []
+    for part in path.split("/"):
+        is_id = _ID.fullmatch(part) and shown and _WORD.fullmatch(shown[-1])
+        shown.append(part if not part or _WORD.fullmatch(part) or is_id else "…")
+    return "/".join(shown)
 
 
 class AccessLog:
@@ -34,7 +49,7 @@ class AccessLog:
             log.info(
                 "http.request",
                 method=scope["method"],
-                path=scope["path"],
+                path=shown_path(scope["path"]),
                 status=status,
                 milliseconds=round((time.perf_counter() - started) * 1000, 1),
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import traceback
 
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from errors import InternalError
@@ -31,6 +32,8 @@ class LastResort:
 
         try:
             await self.app(scope, receive, note_start)
+        except ClientDisconnect:
+            log.info("http.caller_left")  # in the middle of the body; nobody waits for an answer
         except Exception as error:
             # Where it happened, without the message: that may hold a value of the request.
             frames = traceback.extract_tb(error.__traceback__)[-12:]

@@ -26,7 +26,7 @@ def create(
             session, data, user_id=user_id, currency=data.currency or default_currency
         )
         if order is None:
-            raise PaymentMethodNotFound(payment_method_id=data.payment_method_id)
+            raise PaymentMethodNotFound
         shown = tell_new_order(session, By.caller(context), order)
         return context.answer(session, Answer.resource(201, shown, f"/orders/{order.id}"))
 

@@ -241,5 +241,5 @@ def _method(session: Session, order: Order, named: int | None) -> Row[Any]:
         return method
     method = crud.get_payment_method(session, method_id, order.user_id)
     if method is None:
-        raise PaymentMethodNotFound(payment_method_id=method_id)
+        raise PaymentMethodNotFound
     return method

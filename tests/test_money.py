@@ -1134,5 +1134,6 @@ def test_a_refund_that_failed_here_and_succeeded_there_goes_to_a_person(
     with database.new_session(engine) as session, database.phase(session):
         order_row, row = payments.lock(session, payment["order_id"], payment["id"])
         refund_row = crud.lock_refund(session, refund["id"], payment["id"])
+        assert refund_row is not None
         settlement.settle_refund(session, By.service("test"), order_row, row, refund_row, state)
     assert shop.payment(payment)["needs_review"] is True
