@@ -17,7 +17,7 @@ run: $(VENV)/.installed ## Start the service, with a database of its own
 	@exec $(RUN) main.py
 
 test: $(VENV)/.installed-dev ## Run all tests; some of them:  make test ARGS="-k orders"
-	@exec $(RUN) -m pytest -n auto $(ARGS)
+	@exec $(RUN) -m pytest -n auto --dist loadfile $(ARGS)
 
 prove: $(VENV)/.installed ## Kill the service at every step of a payment, compare the books
 	@exec $(RUN) cli.py prove $(ARGS)

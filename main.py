@@ -15,7 +15,6 @@ import anyio.to_thread
 import uvicorn
 from fastapi import FastAPI
 from starlette.middleware import Middleware
-from starlette.middleware.cors import CORSMiddleware
 
 import database
 from auth import TokenVerifier
@@ -23,6 +22,7 @@ from config import ConfigurationError, Settings, get_settings
 from gateways.registry import Gateways
 from middleware.access_log import AccessLog
 from middleware.body_limit import BodyLimit
+from middleware.cors import Cors
 from middleware.last_resort import LastResort
 from middleware.request_context import RequestContext
 from observability import logs
@@ -83,7 +83,7 @@ def _cors(settings: Settings) -> list[Middleware]:
         return []
     return [
         Middleware(
-            CORSMiddleware,
+            Cors,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PUT", "PATCH", "DELETE"],
             allow_headers=[

@@ -20,6 +20,11 @@ bind = structlog.contextvars.bind_contextvars
 clear = structlog.contextvars.clear_contextvars
 
 
+def bound(name: str) -> str:
+    """What is bound under this name for the request at hand."""
+    return str(structlog.contextvars.get_contextvars().get(name, ""))
+
+
 def get_logger() -> Any:
     return structlog.get_logger()
 

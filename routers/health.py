@@ -1,15 +1,17 @@
-"""`/healthz` and `/readyz`: whether the process lives, and whether it can serve."""
+"""`/healthz`, `/readyz`, `/metrics`: whether the process lives, can serve, and how money fares."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 
-from database import is_migrated
+import crud
+from database import SessionDep, is_migrated
 from errors import DatabaseUnavailable
+from observability import metrics
 from routers.problems import problems
 from routers.route import PublicRoute
 
@@ -50,3 +52,22 @@ def readyz(request: Request) -> Any:
     if not migrated:
         raise DatabaseUnavailable("Migrations are not applied: run `alembic upgrade head`")
     return Health(status="ready")
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    operation_id="getMetrics",
+    summary="Metrics for Prometheus",
+    responses={
+        200: {"content": {"text/plain": {"schema": {"type": "string"}}}},
+        **problems(public=True),
+    },
+)
+def get_metrics(session: SessionDep) -> Response:
+    """How many payments are open, and how many wait for a person."""
+    page = metrics.render(
+        payments_open=crud.count_open(session),
+        payments_need_review=crud.count_needs_review(session),
+    )
+    return Response(page, media_type=metrics.CONTENT_TYPE)

@@ -1,4 +1,7 @@
-"""What every test stands on: a real PostgreSQL, the real service over HTTP, users of its own."""
+"""What every test stands on: a real PostgreSQL, the real service over HTTP, users of its own.
+
+Each module has a service and a database to itself, so that it may check, and break, the whole.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +59,7 @@ def make_database(postgres_url: str) -> Iterator[Callable[[], str]]:
             connection.execute(sa.text(f"DROP DATABASE {name} WITH (FORCE)"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def settings(
     make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
 ) -> Settings:
@@ -71,12 +74,12 @@ def settings(
     )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def app(settings: Settings) -> FastAPI:
     return main.create_app(settings)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def base_url(app: FastAPI) -> Iterator[str]:
     """The service, listening on a port of its own."""
     config = uvicorn.Config(app, host="127.0.0.1", port=0, log_config=None, access_log=False)
@@ -94,7 +97,7 @@ def base_url(app: FastAPI) -> Iterator[str]:
     thread.join(30)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def engine(base_url: str, app: FastAPI) -> sa.Engine:
     """The database behind the running service."""
     engine: sa.Engine = app.state.engine

@@ -250,7 +250,7 @@ def shop(base_url: str, bearer: Bearer, user: str, engine: sa.Engine) -> Iterato
         yield Shop(shopper, manager, engine)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def crowd(base_url: str) -> Iterator[list[httpx.Client]]:
     """Fifty clients with connections of their own, and without a token."""
     # The server closes connections that were idle for five seconds; ours are gone before that.
@@ -263,7 +263,7 @@ def crowd(base_url: str) -> Iterator[list[httpx.Client]]:
         client.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def bearer(settings: Settings) -> Bearer:
     """`bearer("alice", "payments:manage")` is the header of that user's token."""
 
