@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
 from fastapi import Depends, Header, Request, Response
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
@@ -29,10 +30,13 @@ from services.calling import Asking
 from services.context import Answer, Context
 
 # Threads that use the database: as many as it has connections, so none waits for another.
-_database_threads = CapacityLimiter(POOL_SIZE)
+DATABASE_THREADS = POOL_SIZE
 # Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
 # stalls takes nothing from the requests that only read.
-_gateway_threads = CapacityLimiter(64)
+GATEWAY_THREADS = 64
+
+# A limiter belongs to its event loop.
+_limiters: RunVar[dict[int, CapacityLimiter]] = RunVar("limiters")
 
 
 class ServiceRoute(APIRoute):
@@ -70,15 +74,25 @@ def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any
     waits_for_gateway = any(
         parameter.annotation in (GatewaysDep, AskingDep) for parameter in parameters
     )
-    limiter = _gateway_threads if waits_for_gateway else _database_threads
+    threads = GATEWAY_THREADS if waits_for_gateway else DATABASE_THREADS
 
     @functools.wraps(endpoint)
     async def run(**arguments: Any) -> Any:
         return await anyio.to_thread.run_sync(
-            functools.partial(_call, endpoint, arguments), limiter=limiter
+            functools.partial(_call, endpoint, arguments), limiter=_limiter(threads)
         )
 
     return run
+
+
+def _limiter(threads: int) -> CapacityLimiter:
+    try:
+        limiters = _limiters.get()
+    except LookupError:
+        _limiters.set(limiters := {})
+    if threads not in limiters:
+        limiters[threads] = CapacityLimiter(threads)
+    return limiters[threads]
 
 
 def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
