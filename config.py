@@ -69,8 +69,29 @@ class Settings(BaseSettings):
     gateways: Names = []
     gateway_timeout: float = Field(default=10.0, gt=0, le=120)
     reconcile_after: float = Field(default=5.0, gt=0, le=3600)
+    gateway_concurrency: int = Field(default=20, ge=1, le=1000)
+    routes: Path | None = None
 
-    @field_validator("cors_origins", "trusted_proxies", "gateways", mode="before")
+    stripe_api_key: SecretStr | None = None
+    stripe_api_base: str = "https://api.stripe.com"
+    stripe_webhook_secret: SecretStr | None = None
+    stripe_raw_cards: bool = False
+
+    paypal_client_id: str | None = None
+    paypal_client_secret: SecretStr | None = None
+    paypal_api_base: str | None = None
+    paypal_webhook_id: str | None = None
+    paypal_cert_hosts: Names = []
+    paypal_ca_file: Path | None = None
+
+    adyen_api_key: SecretStr | None = None
+    adyen_merchant_account: str | None = None
+    adyen_hmac_key: SecretStr | None = None
+    adyen_api_base: str | None = None
+
+    @field_validator(
+        "cors_origins", "trusted_proxies", "gateways", "paypal_cert_hosts", mode="before"
+    )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):

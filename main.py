@@ -27,6 +27,7 @@ from middleware.last_resort import LastResort
 from middleware.request_context import RequestContext
 from observability import logs
 from routers import (
+    checkout,
     docs,
     errors,
     handlers,
@@ -69,7 +70,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
     handlers.install(app)
-    for module in (payment_methods, orders, payments, webhooks, errors, health):
+    for module in (payment_methods, orders, payments, webhooks, checkout, errors, health):
         app.include_router(module.router)
     if "sandbox" in settings.gateway_names:
         app.include_router(sandbox.router)
@@ -124,6 +125,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     if settings.run_workers:
         await anyio.to_thread.run_sync(workers.stop)
     await app.state.verifier.aclose()
+    app.state.gateways.close()
     app.state.engine.dispose()
 
 

@@ -84,6 +84,7 @@ class PaymentMethod(Base):
     payment_type: Mapped[str]
     gateway: Mapped[str]
     gateway_token: Mapped[str]
+    gateway_customer: Mapped[str | None]  # the gateway's own id of the user
     # HMAC-SHA-256 (hex) of what identifies the card or account, under the newest FINGERPRINT_KEY.
     fingerprint: Mapped[str | None]
     details: Mapped[dict[str, Any]]
@@ -115,6 +116,14 @@ class PaymentMethod(Base):
             "user_id",
             text("id DESC"),
             postgresql_where=text("is_active"),
+        ),
+        Index("ix_payment_methods_gateway_gateway_token", "gateway", "gateway_token"),
+        Index(
+            "ix_payment_methods_gateway_customer",
+            "user_id",
+            "gateway",
+            text("id DESC"),
+            postgresql_where=text("gateway_customer IS NOT NULL"),
         ),
     )
 
@@ -198,7 +207,9 @@ class Payment(Base):
     next_action: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     needs_review: Mapped[bool] = mapped_column(server_default=text("false"))
+    # What the gateway was sent beside the amount: a repeat under the same key must be the same.
     return_url: Mapped[str | None]
+    off_session: Mapped[bool] = mapped_column(server_default=text("false"))
     # A capture or void that is claimed and not settled: what, how much, and its key.
     operation: Mapped[PaymentOperation | None] = mapped_column(Text)
     operation_key: Mapped[str | None] = mapped_column(unique=True)

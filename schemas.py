@@ -213,6 +213,17 @@ def check_expiry(month: int, year: int) -> None:
         raise wrong("card_expired", "The card has expired; send an expiry that is not past")
 
 
+def _country(value: str) -> str:
+    if not re.fullmatch(r"[A-Z]{2}", value, re.ASCII):
+        raise wrong("country", "Use two capital letters as in ISO 3166-1, such as DE")
+    return value
+
+
+Country = Annotated[
+    Text,
+    AfterValidator(_country),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "examples": ["DE"]}),
+]
 CardNumber = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_card_number)]
 Cvc = Annotated[Text, StringConstraints(max_length=8), AfterValidator(_cvc)]
 Email = Annotated[Text, StringConstraints(max_length=254), AfterValidator(_email)]
@@ -270,6 +281,14 @@ PaypalDetails = Annotated[
 class _PaymentMethodCreate(In):
     gateway: Name | None = Field(
         default=None, description="By default the first gateway that takes this type."
+    )
+    currency: Currency | None = Field(
+        default=None,
+        description="What it will mostly pay in; helps to choose the gateway when none is named.",
+    )
+    country: Country | None = Field(
+        default=None,
+        description="The shopper's country, ISO 3166-1 alpha-2; helps to choose the gateway.",
     )
     is_default: bool | None = Field(
         default=None, description="The first method becomes the default anyway."
@@ -415,6 +434,10 @@ def _return_url(value: str) -> str:
     return value
 
 
+# What gateways put into a return URL; Adyen's redirectResult is the longest of them.
+ReturnedValue = Annotated[Text, StringConstraints(max_length=8192)]
+
+
 class PaymentCreate(In):
     payment_method_id: int | None = Field(
         default=None, description="By default the order's, or else the user's default method."
@@ -425,6 +448,13 @@ class PaymentCreate(In):
     return_url: (
         Annotated[Text, StringConstraints(max_length=2048), AfterValidator(_return_url)] | None
     ) = Field(default=None, description="Where the shopper's browser goes after a redirect.")
+
+
+class PaymentConfirm(In):
+    returned: Annotated[dict[Name, ReturnedValue], Field(max_length=20)] = Field(
+        default_factory=dict,
+        description="The query parameters that the gateway added to the return URL.",
+    )
 
 
 class CaptureCreate(In):

@@ -63,6 +63,36 @@ def require_payment_method(session: Session, method_id: int, reader: str | None)
     return row
 
 
+def get_charged_payment_method(session: Session, method_id: int) -> Row[Any]:
+    """The method of a payment, whether or not its user has removed it since."""
+    return session.execute(select(*METHOD_COLUMNS).where(METHOD_COLUMNS.id == method_id)).one()
+
+
+def get_gateway_customer(session: Session, user_id: str, gateway: str) -> str | None:
+    """What this gateway calls this user, by the latest method that it told us of."""
+    return session.scalar(
+        select(METHOD_COLUMNS.gateway_customer)
+        .where(
+            METHOD_COLUMNS.user_id == user_id,
+            METHOD_COLUMNS.gateway == gateway,
+            METHOD_COLUMNS.gateway_customer.is_not(None),
+        )
+        .order_by(METHOD_COLUMNS.id.desc())
+        .limit(1)
+    )
+
+
+def list_methods_of_token(session: Session, gateway: str, token: str) -> Sequence[Row[Any]]:
+    """The active methods behind a gateway's token."""
+    return session.execute(
+        select(*METHOD_COLUMNS).where(
+            METHOD_COLUMNS.gateway == gateway,
+            METHOD_COLUMNS.gateway_token == token,
+            METHOD_COLUMNS.is_active,
+        )
+    ).all()
+
+
 def get_default_payment_method(session: Session, user_id: str) -> Row[Any] | None:
     return session.execute(
         select(*METHOD_COLUMNS).where(

@@ -26,7 +26,8 @@ def open_payment(
     method: Row[Any],
     *,
     capture_method: CaptureMethod,
-    return_url: str | None,
+    return_url: str,
+    off_session: bool,
     check_after: float,
 ) -> Payment | None:
     """Claim the one live payment that an order can have; None when it has one already.
@@ -45,6 +46,7 @@ def open_payment(
             currency=order.currency,
             capture_method=capture_method,
             return_url=return_url,
+            off_session=off_session,
             check_at=after(check_after),
         )
         .on_conflict_do_nothing()
@@ -56,6 +58,19 @@ def schedule_check(session: Session, row: Payment | Refund, seconds: float) -> N
     """Look up at the gateway what became of it, in so many seconds, if nobody settles it."""
     row.asked_at = func.now()
     row.check_at = after(seconds)
+    row.checks = 0
+    session.flush()
+
+
+def check_now(session: Session, row: Payment | Refund) -> None:
+    """Look up at the gateway, as soon as a worker can, what has changed there.
+
+    `asked_at` of an open request stays: the life of its key at the gateway counts from there.
+    """
+    is_open = row.status == "pending" or getattr(row, "operation", None) is not None
+    if not is_open:
+        row.asked_at = func.now()
+    row.check_at = func.now()
     row.checks = 0
     session.flush()
 

@@ -51,6 +51,27 @@ def lock_refund(session: Session, refund_id: int, payment_id: int) -> Refund | N
     )
 
 
+def lock_refund_by_reference(session: Session, payment_id: int, reference: str) -> Refund | None:
+    """The refund of this payment that its gateway calls so, locked."""
+    return session.scalar(
+        select(Refund)
+        .where(Refund.payment_id == payment_id, Refund.gateway_reference == reference)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+def lock_pending_refunds(session: Session, payment_id: int) -> Sequence[Refund]:
+    """The refunds of this payment that are not settled, locked."""
+    return session.scalars(
+        select(Refund)
+        .where(Refund.payment_id == payment_id, Refund.status == "pending")
+        .order_by(Refund.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+
+
 def require_refund(session: Session, payment_id: int, refund_id: int) -> Row[Any]:
     row = session.execute(
         select(*REFUND_COLUMNS).where(

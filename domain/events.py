@@ -11,6 +11,7 @@ EventType = Literal[
     "order.created",
     "order.status_changed",
     "payment.requires_action",
+    "payment.pending",
     "payment.authorized",
     "payment.captured",
     "payment.failed",

@@ -30,6 +30,27 @@ def to_major(amount: int, currency: str) -> Decimal:
     return Decimal(amount).scaleb(-exponent(currency))
 
 
+def rescale(amount: int, currency: str, decimals: int) -> int | None:
+    """Minor units as somebody counts them who gives the currency so many decimals.
+
+    None when that would lose something: 10.50 HUF where no decimals are taken. 1099 USD stays
+    1099 with two decimals; 500 ISK are 50000 with two.
+    """
+    return _shifted(amount, decimals - exponent(currency))
+
+
+def unscale(amount: int, currency: str, decimals: int) -> int | None:
+    """The way back from `rescale`; None for an amount that our minor units cannot hold."""
+    return _shifted(amount, exponent(currency) - decimals)
+
+
+def _shifted(amount: int, places: int) -> int | None:
+    if places >= 0:
+        return amount * int(10**places)
+    whole, lost = divmod(amount, int(10**-places))
+    return None if lost else whole
+
+
 def format_money(amount: int, currency: str) -> str:
     """An amount as people read it: "10.99 USD", "1099 JPY", "1.099 KWD"."""
     return f"{to_major(amount, currency):,.{exponent(currency)}f} {currency}"

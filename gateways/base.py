@@ -9,24 +9,36 @@ a shopper from being charged twice:
 
 Every request carries a key of ours, stored before the gateway is asked and the same for every
 repeat. Amounts are integers in minor units.
+
+Adapters are plain and synchronous. Time limits of the whole call, repeats of what surely was not
+done, the circuit breaker and the bulkhead are around them (see `gateways/guard.py`).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar
+
+from sqlalchemy import Engine
+from typing_extensions import Self
+
+from config import Settings
+
+T = TypeVar("T")
 
 ChargeStatus = Literal[
     "processing",  # the gateway has it and has not decided
     "requires_action",
+    "approved",  # the shopper has agreed, and the gateway waits for `complete`
     "authorized",
     "captured",
     "declined",
     "voided",  # given up or expired, before or after an authorization
 ]
+ChargeOperation = Literal["capture", "void", "complete"]
 RefundState = Literal["pending", "succeeded", "failed"]
 PaymentType = Literal["card", "paypal", "bank_account"]
 
@@ -37,6 +49,21 @@ class GatewayError(Exception):
 
 class NotDone(GatewayError):
     """The request surely had no effect: refused before it was sent, or by the gateway's checks."""
+
+
+class Refused(NotDone):
+    """The gateway has read the request and refuses it by its own checks, now and later.
+
+    A decline is not that (it is a state), nor is a key of ours that it does not know (401).
+    """
+
+
+class Busy(NotDone):
+    """Not reached, or sent away at the door (429): the very same request may be sent again."""
+
+    def __init__(self, why: str, retry_after: float | None = None) -> None:
+        self.retry_after = retry_after  # seconds, where the gateway says
+        super().__init__(why)
 
 
 class Unknown(GatewayError):
@@ -75,6 +102,7 @@ class Capabilities:
     manual_capture: bool = True
     partial_capture: bool = True
     partial_refund: bool = True
+    completes: bool = False  # a charge that its shopper approved waits for `complete`
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +117,8 @@ class MethodRequest:
     email: str | None = field(default=None, repr=False)
     iban: str | None = field(default=None, repr=False)
     token: str | None = field(default=None, repr=False)
+    # The gateway's own id of this user, if an earlier method of theirs came with one.
+    customer: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +126,11 @@ class SavedMethod:
     """A payment method as the gateway keeps it."""
 
     token: str = field(repr=False)
+    # What may be stored and shown: the fields of `details` out, an email already masked.
     details: Mapping[str, Any]
     # The gateway's own identity of the card or account behind a token, if it tells.
     identity: str | None = field(default=None, repr=False)
+    customer: str | None = None  # the gateway's own id of this user
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,20 +144,27 @@ class ChargeRequest:
     currency: str
     token: str = field(repr=False)
     capture: bool  # False: authorize only
-    return_url: str | None = None
+    return_url: str  # where the shopper's browser goes after a redirect
+    customer: str | None = None  # as `SavedMethod.customer`
+    off_session: bool = False  # the shopper is not there to be asked anything
     service_url: str | None = None  # where a browser reaches this service
     fault: str | None = None  # Sandbox-Fault; only the sandbox is ever given one
 
 
 @dataclass(frozen=True, slots=True)
 class ChangeRequest:
-    """A capture or a void of an authorized charge."""
+    """A capture, a void, or the completion of a charge that the shopper has approved."""
 
+    operation: ChargeOperation
     key: str
     reference: str
     payment_id: int
-    amount: int
+    amount: int  # to capture
     currency: str
+    charged: int  # the amount of the whole charge
+    capture: bool = True  # of a completion: False authorizes only
+    # Of a completion: what the gateway added to the return URL, if the storefront told us.
+    returned: Mapping[str, str] = field(default_factory=dict, repr=False)
     fault: str | None = None
 
 
@@ -145,13 +184,32 @@ class RefundRequest:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """What became of a request: by its key, or by the gateway's reference where we have one."""
+    """What became of a request: of a charge, or of the change of one.
 
-    key: str
-    payment_id: int
+    It holds the request as it was sent, because some gateways are asked by repeating it: under
+    the same key it has no second effect, for as long as the gateway remembers the key.
+    """
+
+    request: ChargeRequest | ChangeRequest
+    reference: str | None  # the gateway's, if we have heard it
+    asked_at: datetime  # when the request was first sent
+
+    @property
+    def key(self) -> str:
+        return self.request.key
+
+
+@dataclass(frozen=True, slots=True)
+class RefundLookUp:
+    """What became of a refund; see `LookUp`."""
+
+    request: RefundRequest
     reference: str | None
     asked_at: datetime
-    refund_id: int | None = None
+
+    @property
+    def key(self) -> str:
+        return self.request.key
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,8 +256,20 @@ class Dispute:
 
 
 @dataclass(frozen=True, slots=True)
+class MethodChange:
+    """A saved payment method changed at the gateway."""
+
+    token: str = field(repr=False)
+    details: Mapping[str, Any] | None  # what is new of it; None: it is gone
+
+
+@dataclass(frozen=True, slots=True)
 class GatewayEvent:
-    """A verified webhook. At most one of the states is given; the payment is found by either id."""
+    """A verified webhook. At most one of the states is given; the payment is found by either id.
+
+    A refund without a `refund_id` is one that was not made through us. With `ask` the event says
+    that something happened, and the books have to be asked what.
+    """
 
     id: str
     type: str
@@ -209,13 +279,49 @@ class GatewayEvent:
     refund: Refund | None = None
     refund_id: int | None = None
     dispute: Dispute | None = None
+    method: MethodChange | None = None
+    # The key of a capture or void that was taken on ("processing") and then not done.
+    failed_key: str | None = None
+    ask: bool = False
+
+
+class Guard(Protocol):
+    """What stands between us and a gateway: limits of time and number, repeats, a breaker."""
+
+    def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
+        """Make the call, in at most so many seconds. Raises what it raises, NotDone or Unknown."""
+
+    def close(self) -> None:
+        """Take no more calls."""
+
+
+class NoGuard:
+    """For a gateway that is part of this process."""
+
+    def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
+        return call()
+
+    def close(self) -> None:
+        pass
 
 
 class Gateway(ABC):
-    """One payment gateway."""
+    """One payment gateway. `build(settings, engine)` makes it; see `gateways/registry.py`."""
 
     name: str
     capabilities: Capabilities
+    needs: ClassVar[tuple[str, ...]] = ()  # the settings that it cannot do without
+    remote: ClassVar[bool] = True  # False: part of this process, needs no guard
+    guard: Guard = NoGuard()
+
+    @classmethod
+    @abstractmethod
+    def build(cls, settings: Settings, engine: Engine) -> Self:
+        """Make it from the settings. `Gateways.check` has seen that `needs` are there."""
+
+    def refuse_amount(self, amount: int, currency: str) -> str | None:
+        """Why this gateway cannot move this amount of minor units, or None if it can."""
+        return None
 
     @abstractmethod
     def save_method(self, request: MethodRequest) -> SavedMethod:
@@ -229,15 +335,26 @@ class Gateway(ABC):
     def charge(self, request: ChargeRequest) -> Charge:
         """Authorize, and capture unless told not to. Raises NotDone or Unknown."""
 
+    def complete(self, request: ChangeRequest) -> Charge:
+        """Go on with a charge that is `approved`. Raises NotDone or Unknown.
+
+        Only gateways that answer `approved` need it. A completion of what is complete, by
+        whichever request, answers with what the books show.
+        """
+        raise Refused("this gateway completes charges by itself")
+
     @abstractmethod
     def capture(self, request: ChangeRequest) -> Charge:
-        """Capture `amount` of an authorization and release the rest. Raises NotDone or Unknown."""
+        """Capture `amount` of an authorization and release the rest.
+
+        A gateway that only answers "received" returns `processing`. Raises NotDone or Unknown.
+        """
 
     @abstractmethod
     def void(self, request: ChangeRequest) -> Charge:
         """Give up an authorization, or a charge that waits for the shopper.
 
-        Raises NotDone or Unknown.
+        A gateway that only answers "received" returns `processing`. Raises NotDone or Unknown.
         """
 
     @abstractmethod
@@ -246,19 +363,22 @@ class Gateway(ABC):
 
     @abstractmethod
     def look_up(self, query: LookUp) -> Charge | None:
-        """What became of a charge, capture or void.
+        """What became of a charge, or of a change of it.
 
         None is a promise: the request with this key had no effect and will have none, however
         late it may still arrive. A gateway that cannot promise that (yet) raises Unknown.
         """
 
     @abstractmethod
-    def look_up_refund(self, query: LookUp) -> Refund | None:
+    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
         """What became of a refund; None is the same promise as in `look_up`."""
 
     @abstractmethod
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
-        """Verify a webhook and read it, in one call. Raises SignatureInvalid."""
+        """Verify a webhook and read it, in one call.
+
+        Raises SignatureInvalid; Unknown when the gateway had to be asked and did not answer.
+        """
 
     def books(self) -> list[dict[str, Any]] | None:
         """Every charge of this gateway, to compare with ours; None for one that cannot list them.

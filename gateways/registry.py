@@ -1,51 +1,104 @@
-"""The gateways that are switched on, by name."""
+"""The gateways that are switched on, by name, and which of them takes what."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, Final
 
 import sqlalchemy
 
 from config import ConfigurationError, Settings
 from gateways.base import Gateway, PaymentType
-from gateways.sandbox import SandboxGateway
+from gateways.guard import GatewayGuard
+from gateways.routing import Route, read_routes
 
-Build = Callable[[Settings, sqlalchemy.Engine], Gateway]
-
-AVAILABLE: Mapping[str, Build] = {"sandbox": SandboxGateway.build}
+# Read when they are switched on: the SDK of a gateway that nobody uses need not be loaded.
+AVAILABLE: Final[Mapping[str, str]] = {
+    "sandbox": "gateways.sandbox:SandboxGateway",
+    "stripe": "gateways.stripe:StripeGateway",
+    "paypal": "gateways.paypal:PaypalGateway",
+    "adyen": "gateways.adyen:AdyenGateway",
+}
 
 
 class Gateways:
     """Every gateway that GATEWAYS names, in its order."""
 
-    def __init__(self, gateways: list[Gateway]) -> None:
+    def __init__(self, gateways: Sequence[Gateway], routes: Sequence[Route] = ()) -> None:
         self.by_name = {gateway.name: gateway for gateway in gateways}
+        self.routes = routes
 
     @staticmethod
     def check(settings: Settings) -> None:
-        """Raises ConfigurationError for a name that is no gateway."""
-        unknown = [name for name in settings.gateway_names if name not in AVAILABLE]
-        if unknown:
-            raise ConfigurationError(
-                f"GATEWAYS names {', '.join(unknown)}; there is {', '.join(AVAILABLE)}"
-            )
+        """Raises ConfigurationError for what no gateway can be made of."""
+        adapters = [_load(name) for name in settings.gateway_names]
+        for adapter in adapters:
+            missing = [name for name in adapter.needs if getattr(settings, name, None) is None]
+            if missing:
+                raise ConfigurationError(
+                    f"GATEWAYS names {adapter.name}, which needs "
+                    + " and ".join(name.upper() for name in missing)
+                )
+        if settings.routes is not None:
+            read_routes(settings.routes, [adapter.name for adapter in adapters])
 
     @classmethod
     def from_settings(cls, settings: Settings, engine: sqlalchemy.Engine) -> Gateways:
-        """Raises ConfigurationError for a name that is no gateway."""
+        """Raises ConfigurationError for what no gateway can be made of."""
         cls.check(settings)
-        return cls([AVAILABLE[name](settings, engine) for name in settings.gateway_names])
+        gateways = []
+        for name in settings.gateway_names:
+            gateway: Gateway = _load(name).build(settings, engine)
+            if gateway.remote:
+                gateway.guard = GatewayGuard(
+                    gateway.name,
+                    timeout=settings.gateway_timeout,
+                    concurrency=settings.gateway_concurrency,
+                )
+            gateways.append(gateway)
+        routes = (
+            read_routes(settings.routes, [gateway.name for gateway in gateways])
+            if settings.routes is not None
+            else ()
+        )
+        return cls(gateways, routes)
 
     def get(self, name: str) -> Gateway | None:
         return self.by_name.get(name)
 
-    def for_type(self, payment_type: PaymentType) -> Gateway | None:
-        """The first gateway that takes this type of payment method."""
-        return next(
-            (
-                gateway
-                for gateway in self.by_name.values()
-                if payment_type in gateway.capabilities.payment_types
-            ),
-            None,
+    def choose(
+        self, payment_type: PaymentType, currency: str, country: str | None
+    ) -> Gateway | None:
+        """The gateway of the first route that fits, or else the first that takes this type."""
+        routed = (
+            self.by_name[route.gateway]
+            for route in self.routes
+            if route.fits(payment_type, currency, country)
         )
+        for gateway in (*routed, *self.by_name.values()):
+            if payment_type in gateway.capabilities.payment_types:
+                return gateway
+        return None
+
+    def close(self) -> None:
+        """Take no more calls."""
+        for gateway in self.by_name.values():
+            gateway.guard.close()
+
+
+def _load(name: str) -> Any:
+    """The adapter behind a name of ours, or behind "module:Class" for one from outside."""
+    module, _, attribute = AVAILABLE.get(name, name).partition(":")
+    try:
+        return getattr(import_module(module), attribute) if attribute else _unknown(name)
+    except (ImportError, AttributeError) as error:
+        raise ConfigurationError(
+            f"GATEWAYS names {name}, which cannot be loaded: {error}"
+        ) from None
+
+
+def _unknown(name: str) -> Any:
+    raise ConfigurationError(
+        f"GATEWAYS names {name}; there is {', '.join(AVAILABLE)}, or the module:Class of your own"
+    )

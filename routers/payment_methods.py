@@ -91,7 +91,9 @@ def create_payment_method(
 
     The same card again is 409 and names the method that the user already has.
     """
-    return payment_methods.create(session, context, gateways, settings.fingerprint_keys, data)
+    return payment_methods.create(
+        session, context, gateways, settings.fingerprint_keys, settings.default_currency, data
+    )
 
 
 @router.get(

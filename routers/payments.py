@@ -147,6 +147,39 @@ def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
 
 
 @router.post(
+    "/payments/{payment_id}/confirm",
+    response_model=schemas.Payment,
+    operation_id="confirmPayment",
+    summary="The shopper is back from a redirect",
+    responses=PENDING | owned(GatewayUnavailable, body=True),
+)
+def confirm_payment(
+    session: SessionDep,
+    context: ContextDep,
+    asking: AskingDep,
+    payment_id: Id,
+    data: Annotated[
+        schemas.PaymentConfirm | None,
+        Body(
+            openapi_examples={
+                "back": {"summary": "The shopper is back", "value": {}},
+                "returned": {
+                    "summary": "With what the gateway added to the return URL",
+                    "value": {"returned": {"redirectResult": "X3XtfGC7"}},
+                },
+            }
+        ),
+    ] = None,
+) -> Any:
+    """Goes on with the payment at once, instead of when the gateway's webhook comes.
+
+    Answers with the payment as it is then. Only Adyen needs it, with what it added to the URL.
+    """
+    returned = data.returned if data is not None else {}
+    return payments.confirm(session, context, asking, payment_id, returned)
+
+
+@router.post(
     "/payments/{payment_id}/capture",
     response_model=schemas.Payment,
     operation_id="capturePayment",

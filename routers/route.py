@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import time
 from collections.abc import Callable, Coroutine
 from typing import Annotated, Any
 
@@ -173,6 +174,7 @@ async def _asking(
         check_after=settings.reconcile_after,
         service_url=str(request.base_url),
         fault=fault,
+        deadline=time.monotonic() + settings.gateway_timeout,
     )
 
 

@@ -9,7 +9,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from database import new_session
-from errors import BodyTooLarge, InvalidSignature, NotFound
+from errors import BodyTooLarge, GatewayUnavailable, InvalidSignature, NotFound
 from routers.problems import problems
 from routers.route import PublicRoute
 from services import inbox
@@ -26,7 +26,7 @@ class Received(BaseModel):
     response_model=Received,
     operation_id="receiveWebhook",
     summary="For gateways: an event",
-    responses=problems(InvalidSignature, NotFound, BodyTooLarge, public=True),
+    responses=problems(InvalidSignature, NotFound, BodyTooLarge, GatewayUnavailable, public=True),
 )
 async def receive_webhook(request: Request, gateway: str) -> Any:
     """A duplicate is 200 and changes nothing."""

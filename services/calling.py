@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,12 @@ class Asking:
     check_after: float  # seconds until the reconciler asks what became of it (RECONCILE_AFTER)
     service_url: str | None = None  # where a shopper's browser reaches this service
     fault: str | None = None  # Sandbox-Fault
+    deadline: float | None = None  # of all calls together, by time.monotonic()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long gateways may still take for this request."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
 
     def gateway(self, name: str) -> Gateway:
         """Raises GatewayUnavailable for one that is switched off, InvalidRequest for a fault that
@@ -53,14 +60,14 @@ class Asking:
 
 
 def ask(
-    gateway: Gateway, what: str, call: Callable[[], T]
+    gateway: Gateway, what: str, call: Callable[[], T], seconds: float | None = None
 ) -> T | NotDone | Literal[_Unknown.UNKNOWN]:
-    """The gateway's state, NotDone, or UNKNOWN.
+    """The gateway's state, NotDone, or UNKNOWN, in at most so many seconds.
 
     An exception that nobody foresaw is unknown too: by then a byte may have been sent.
     """
     try:
-        return call()
+        return gateway.guard.run(call, seconds)
     except NotDone as error:
         log.warning("gateway.not_done", gateway=gateway.name, asked=what, why=str(error))
         return error
@@ -69,6 +76,11 @@ def ask(
     except Exception as error:
         log.error("gateway.failed", gateway=gateway.name, asked=what, error=type(error).__name__)
     return UNKNOWN
+
+
+def state_of(answer: T | NotDone | Literal[_Unknown.UNKNOWN] | None) -> T | None:
+    """The gateway's state, if it told one."""
+    return None if answer is UNKNOWN or isinstance(answer, NotDone) else answer
 
 
 @dataclass(slots=True)

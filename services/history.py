@@ -15,6 +15,7 @@ from services.context import Context
 
 PAYMENT_EVENTS: dict[PaymentStatus, EventType] = {
     "requires_action": "payment.requires_action",
+    "pending": "payment.pending",  # the shopper has acted
     "authorized": "payment.authorized",
     "captured": "payment.captured",
     "failed": "payment.failed",

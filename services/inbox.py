@@ -12,14 +12,19 @@ from sqlalchemy.orm import Session
 
 import crud
 from database import phase
-from errors import InvalidSignature, NotFound
-from gateways.base import GatewayEvent, SignatureInvalid
+from errors import GatewayUnavailable, InvalidSignature, NotFound
+from gateways.base import GatewayEvent, MethodChange, NotDone, SignatureInvalid, Unknown
 from gateways.registry import Gateways
 from models import Order, Payment
 from observability.logs import get_logger
-from services import payments
+from services import payment_methods, payments
 from services.history import By, ask_for_review
-from services.settlement import settle_charge, settle_dispute, settle_refund
+from services.settlement import (
+    operation_not_done,
+    settle_charge,
+    settle_dispute,
+    settle_refund,
+)
 
 log = get_logger()
 
@@ -27,7 +32,8 @@ log = get_logger()
 def receive(
     session: Session, gateways: Gateways, name: str, headers: Mapping[str, str], body: bytes
 ) -> None:
-    """Take a webhook. Raises NotFound for a gateway that is off, InvalidSignature."""
+    """Take a webhook. Raises NotFound for a gateway that is off, InvalidSignature, and
+    GatewayUnavailable when it has to be sent again."""
     gateway = gateways.get(name)
     if gateway is None:
         raise NotFound
@@ -35,6 +41,12 @@ def receive(
         event = gateway.parse_webhook(headers, body)
     except SignatureInvalid:
         raise InvalidSignature from None
+    except (NotDone, Unknown) as error:  # it had to be asked, and did not answer
+        log.warning("webhook.not_read", gateway=name, why=str(error))
+        raise GatewayUnavailable("The event could not be read yet; send it again") from None
+    if event.method is not None:
+        _change_methods(session, name, event, event.method)
+        return
     with phase(session):
         found = crud.find_payment(session, name, event.payment_id, event.reference)
         if found is None:
@@ -50,8 +62,11 @@ def receive(
 def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment, by: By) -> None:
     if event.charge is not None:
         settle_charge(session, by, order, payment, event.charge, hint=True)
-    if event.refund is not None and event.refund_id is not None:
-        refund = crud.lock_refund(session, event.refund_id, payment.id)
+    if event.refund is not None:
+        if event.refund_id is not None:
+            refund = crud.lock_refund(session, event.refund_id, payment.id)
+        else:
+            refund = crud.lock_refund_by_reference(session, payment.id, event.refund.reference)
         if refund is None:  # money that went back without us
             log.error("webhook.unknown_refund", gateway=payment.gateway, gateway_event=event.id)
             ask_for_review(session, by, order, payment)
@@ -59,3 +74,19 @@ def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment
             settle_refund(session, by, order, payment, refund, event.refund, hint=True)
     if event.dispute is not None:
         settle_dispute(session, by, order, payment, event.dispute)
+    if event.failed_key is not None and event.failed_key == payment.operation_key:
+        operation_not_done(session, by, payment)
+    if event.ask:
+        crud.check_now(session, payment)
+        for refund in crud.lock_pending_refunds(session, payment.id):
+            crud.check_now(session, refund)
+
+
+def _change_methods(session: Session, name: str, event: GatewayEvent, change: MethodChange) -> None:
+    """A saved method was renewed, or removed, at the gateway; so it is here."""
+    with phase(session):
+        if crud.add_gateway_event(session, name, event.id, event.type, None):
+            for row in crud.list_methods_of_token(session, name, change.token):
+                payment_methods.follow_gateway(
+                    session, By.gateway(name), row.user_id, row.id, change.details
+                )

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic_core import PydanticCustomError
@@ -14,6 +15,7 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
+from domain.masking import mask_email
 from errors import (
     CardNumberNotAccepted,
     DuplicatePaymentMethod,
@@ -44,20 +46,22 @@ def create(
     context: Context,
     gateways: Gateways,
     fingerprint_keys: Sequence[bytes],
+    default_currency: str,
     data: Create,
 ) -> Answer:
     """Save a method. Raises DuplicatePaymentMethod, PaymentMethodDeclined, InvalidRequest and
     CardNumberNotAccepted."""
     user_id = context.owner(data.user_id)
-    gateway = _choose_gateway(gateways, data)
+    gateway = _choose_gateway(gateways, data, default_currency)
     request, identity = _read(data, user_id)
     if request.card_number is not None and not gateway.capabilities.card_numbers:
         raise CardNumberNotAccepted(gateway=gateway.name)
-    if identity is not None:
-        # Known before the gateway is asked: no token is made for a card that is saved already.
-        with phase(session):
+    with phase(session):
+        if identity is not None:
+            # Known before the gateway is asked: no token is made for a card that is saved already.
             _refuse_duplicate(session, user_id, _fingerprints(fingerprint_keys, identity))
-    saved = _ask(gateway, request)
+        customer = crud.get_gateway_customer(session, user_id, gateway.name)
+    saved = _ask(gateway, replace(request, customer=customer))
     if identity is None and saved.identity is not None:
         identity = f"{gateway.name}:{saved.identity}"
     fingerprints = _fingerprints(fingerprint_keys, identity) if identity is not None else []
@@ -73,6 +77,7 @@ def create(
             payment_type=data.payment_type,
             gateway=gateway.name,
             gateway_token=saved.token,
+            gateway_customer=saved.customer,
             fingerprint=fingerprints[0] if fingerprints else None,
             details=dict(saved.details),
             is_default=current is None or bool(data.is_default),
@@ -118,15 +123,36 @@ def delete(session: Session, context: Context, method_id: int) -> Answer:
         owner = _own(session, context, method_id)
         crud.lock_user(session, owner)
         method = crud.lock_payment_method(session, method_id, owner)
-        was_default = method.is_default
-        method.is_active = method.is_default = False
-        session.flush()
-        tell_payment_method(session, By.caller(context), "payment_method.deleted", method)
-        if was_default:
-            promoted = crud.promote_newest_payment_method(session, owner)
-            if promoted is not None:
-                tell_payment_method(session, By.caller(context), "payment_method.updated", promoted)
+        _remove(session, By.caller(context), method)
         return Answer(204, b"")
+
+
+def follow_gateway(
+    session: Session, by: By, user_id: str, method_id: int, details: Mapping[str, Any] | None
+) -> None:
+    """A method was renewed at its gateway, or removed there (None). In the caller's transaction."""
+    crud.lock_user(session, user_id)
+    try:
+        method = crud.lock_payment_method(session, method_id, user_id)
+    except NotFound:
+        return  # its user was faster
+    if details is None:
+        _remove(session, by, method)
+    elif method.details != {**method.details, **details}:
+        method.details = {**method.details, **details}
+        session.flush()
+        tell_payment_method(session, by, "payment_method.updated", method)
+
+
+def _remove(session: Session, by: By, method: PaymentMethod) -> None:
+    was_default = method.is_default
+    method.is_active = method.is_default = False
+    session.flush()
+    tell_payment_method(session, by, "payment_method.deleted", method)
+    if was_default:
+        promoted = crud.promote_newest_payment_method(session, method.user_id)
+        if promoted is not None:
+            tell_payment_method(session, by, "payment_method.updated", promoted)
 
 
 def _own(session: Session, context: Context, method_id: int) -> str:
@@ -139,9 +165,12 @@ def _own(session: Session, context: Context, method_id: int) -> str:
     return str(method.user_id)
 
 
-def _choose_gateway(gateways: Gateways, data: Create) -> Gateway:
+def _choose_gateway(gateways: Gateways, data: Create, default_currency: str) -> Gateway:
     if data.gateway is None:
-        gateway = gateways.for_type(data.payment_type)
+        country = data.country
+        if country is None and isinstance(data.details, schemas.BankAccountDetails):
+            country = data.details.iban[:2]
+        gateway = gateways.choose(data.payment_type, data.currency or default_currency, country)
         if gateway is None:
             raise InvalidRequest.of(
                 "payment_type", "no_gateway", "No gateway of this service takes this type"
@@ -191,7 +220,7 @@ def _read(data: Create, user_id: str) -> tuple[MethodRequest, str | None]:
 
 def _ask(gateway: Gateway, request: MethodRequest) -> SavedMethod:
     try:
-        return gateway.save_method(request)
+        return gateway.guard.run(lambda: gateway.save_method(request))
     except MethodDeclined as error:
         raise PaymentMethodDeclined(decline_code=error.decline_code) from None
     except MethodInvalid as error:
@@ -199,12 +228,6 @@ def _ask(gateway: Gateway, request: MethodRequest) -> SavedMethod:
     except GatewayError:
         # A token that nobody uses is harmless, so an unknown outcome is one to try again.
         raise GatewayUnavailable("The gateway could not save the payment method") from None
-
-
-def mask_email(email: str) -> str:
-    """Its first letter and its domain: a***@example.com."""
-    local, _, domain = email.rpartition("@")
-    return f"{local[:1]}***@{domain}"
 
 
 def _fingerprints(keys: Sequence[bytes], identity: str) -> list[str]:

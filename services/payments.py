@@ -10,6 +10,7 @@ Whatever dies in between leaves a claim whose key finds the truth in the gateway
 from __future__ import annotations
 
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from sqlalchemy import Row
@@ -28,18 +29,23 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from gateways.base import ChangeRequest, ChargeRequest, LookUp, NotDone
+from gateways.base import ChangeRequest, Gateway, NotDone
 from models import Order, Payment
-from services.calling import UNKNOWN, Asking, ask, settling
+from services import questions
+from services.calling import UNKNOWN, Asking, ask, settling, state_of
 from services.context import Answer, Context
 from services.history import By
 from services.settlement import (
     charge_not_done,
     charged,
+    expect_completion,
     operated,
     operation_not_done,
     settle_charge,
 )
+
+# Where a shopper lands whose storefront did not say where to (see routers/checkout.py).
+RETURN_PAGE = "checkout/return"
 
 
 def pay(
@@ -53,7 +59,8 @@ def pay(
 
     201 when the money is taken or held, or waits for the shopper; 402 when it was declined; 202
     when the outcome is not known yet; 502 when the gateway was surely not reached.
-    Raises NotFound, OrderAlreadyPaid, PaymentInProgress, PaymentMethodNotFound.
+    Raises NotFound, OrderAlreadyPaid, PaymentInProgress, PaymentMethodNotFound,
+    OperationNotSupported.
     """
     with phase(session):  # claim
         order = crud.lock_order(session, order_id, context.principal.orders_of)
@@ -63,31 +70,25 @@ def pay(
         manual = data.capture_method == "manual"
         if manual and not gateway.capabilities.manual_capture:
             raise OperationNotSupported("This gateway cannot authorize now and capture later")
+        refuse_amount(gateway, order.total_amount, order.currency)
         payment = crud.open_payment(
             session,
             order,
             method,
             capture_method=data.capture_method,
-            return_url=data.return_url,
+            return_url=data.return_url or f"{asking.service_url or ''}{RETURN_PAGE}",
+            # Somebody else pays for the shopper, and does not say where to send them.
+            off_session=data.return_url is None and order.user_id != context.principal.user_id,
             check_after=asking.check_after,
         )
         if payment is None:
             raise PaymentInProgress
         context.link(session, payment.gateway_key)
-        request = ChargeRequest(
-            key=payment.gateway_key,
-            payment_id=payment.id,
-            order_id=order.id,
-            amount=payment.amount,
-            currency=payment.currency,
-            token=method.gateway_token,
-            capture=not manual,
-            return_url=payment.return_url,
-            service_url=asking.service_url,
-            fault=asking.fault,
+        request = questions.charge_request(
+            payment, method, service_url=asking.service_url, fault=asking.fault
         )
         unknown = charged(payment, context.request_id)
-    charge = ask(gateway, "charge", lambda: gateway.charge(request))  # call
+    charge = ask(gateway, "charge", lambda: gateway.charge(request), asking.seconds)  # call
     if charge is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
@@ -125,6 +126,64 @@ def cancel_with_order(
     return _operate(session, context, asking, payment_id, "cancel", None)
 
 
+def confirm(
+    session: Session,
+    context: Context,
+    asking: Asking,
+    payment_id: int,
+    returned: Mapping[str, str],
+) -> Answer:
+    """The shopper is back from the redirect: go on with the payment, or see how it went.
+
+    `returned` is what the gateway added to the return URL. 200 with the payment as it is then;
+    202 when its outcome is not known yet. Raises NotFound.
+    """
+    with phase(session):  # claim
+        found = crud.require_payment(session, payment_id, context.principal.payments_of)
+        order, payment = lock(session, found.order_id, payment_id)
+        gateway = asking.gateway(payment.gateway)
+        waits = payment.status == "requires_action" and payment.operation is None
+        completes = waits and bool(returned) and gateway.capabilities.completes
+        method = crud.get_charged_payment_method(session, payment.payment_method_id)
+        question = questions.about_charge(payment, method)
+        by = By.gateway(payment.gateway, context.request_id)
+        if completes:
+            expect_completion(session, by, order, payment)
+            request = questions.completion_request(payment, returned)
+    if waits and not completes:
+        seen = ask(gateway, "look_up", lambda: gateway.look_up(question), asking.seconds)
+        state = state_of(seen)
+        if state is not None:
+            with phase(session):
+                order, payment = lock(session, order.id, payment_id)
+                settle_charge(session, by, order, payment, state)
+                completes = state.status == "approved" and payment.status == "pending"
+                request = questions.completion_request(payment)
+    if completes:
+        complete(session, gateway, by, order.id, request, asking.seconds)
+    with phase(session):
+        shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
+    return Answer.resource(202 if shown.status == "pending" else 200, shown)
+
+
+def complete(
+    session: Session,
+    gateway: Gateway,
+    by: By,
+    order_id: int,
+    request: ChangeRequest,
+    seconds: float | None = None,
+) -> None:
+    """Go on with a charge that its shopper has approved. The payment is `pending`: that is the
+    claim, and so nobody else gives it up meanwhile."""
+    charge = state_of(ask(gateway, "complete", lambda: gateway.complete(request), seconds))  # call
+    if charge is None:
+        return  # the reconciler asks again
+    with phase(session):
+        order, payment = lock(session, order_id, request.payment_id)
+        settle_charge(session, by, order, payment, charge)
+
+
 def refuse_unpayable(session: Session, order: Order) -> None:
     """Raises unless a locked order may be paid now."""
     live = crud.get_live_payment(session, order.id)
@@ -152,24 +211,18 @@ def _operate(
         order, payment = lock(session, found.order_id, payment_id)
         gateway = asking.gateway(payment.gateway)
         _refuse_operation(payment, operation, amount)
-        partial = operation == "capture" and amount not in (None, payment.amount)
-        if partial and not gateway.capabilities.partial_capture:
-            raise OperationNotSupported("This gateway captures all of it or nothing")
+        if operation == "capture" and amount not in (None, payment.amount):
+            if not gateway.capabilities.partial_capture:
+                raise OperationNotSupported("This gateway captures all of it or nothing")
+            refuse_amount(gateway, amount, payment.currency)
         payment.operation = operation
         payment.operation_key = key = str(uuid.uuid4())
         payment.operation_amount = payment.amount if amount is None else amount
         crud.schedule_check(session, payment, asking.check_after)
         context.link(session, key)
-        assert payment.gateway_reference is not None
-        request = ChangeRequest(
-            key=key,
-            reference=payment.gateway_reference,
-            payment_id=payment.id,
-            amount=payment.operation_amount,
-            currency=payment.currency,
-            fault=asking.fault,
-        )
-        question = look_up_charge(payment)
+        request = questions.operation_request(payment, asking.fault)
+        method = crud.get_charged_payment_method(session, payment.payment_method_id)
+        question = questions.about_charge(payment, method)
         shown: schemas.Out = (
             schemas.Order.model_validate(order)
             if operation == "cancel"
@@ -177,13 +230,13 @@ def _operate(
         )
         unknown = Answer.resource(202, shown)
     change = gateway.capture if operation == "capture" else gateway.void
-    charge = ask(gateway, operation, lambda: change(request))  # call
+    charge = ask(gateway, operation, lambda: change(request), asking.seconds)  # call
     if isinstance(charge, NotDone):
-        # Refused, or not reached? Its books tell, and what they show now decides.
-        found_charge = ask(gateway, "look_up", lambda: gateway.look_up(question))
-        charge = charge if found_charge is None else found_charge
-    if charge is UNKNOWN:
-        return unknown
+        # Refused, or not reached? If its books can be read, what they show now decides.
+        seen = ask(gateway, "look_up", lambda: gateway.look_up(question), asking.seconds)
+        charge = state_of(seen) or charge
+    if charge is UNKNOWN or (not isinstance(charge, NotDone) and charge.status == "processing"):
+        return unknown  # or the gateway has only received it
     with settling(session, unknown) as outcome:
         order, payment = lock(session, order.id, payment_id)
         by = By.caller(context)
@@ -196,14 +249,11 @@ def _operate(
     return outcome.answer
 
 
-def look_up_charge(payment: Payment | Row[Any]) -> LookUp:
-    """The question what became of a charge."""
-    return LookUp(
-        key=payment.gateway_key,
-        payment_id=payment.id,
-        reference=payment.gateway_reference,
-        asked_at=payment.asked_at,
-    )
+def refuse_amount(gateway: Gateway, amount: int | None, currency: str) -> None:
+    """Raises OperationNotSupported for what this gateway cannot move, such as 10.50 HUF."""
+    why = gateway.refuse_amount(amount, currency) if amount is not None else None
+    if why is not None:
+        raise OperationNotSupported(why)
 
 
 def _refuse_operation(payment: Payment, operation: PaymentOperation, amount: int | None) -> None:

@@ -15,10 +15,10 @@ from sqlalchemy.orm import Session
 
 import crud
 from database import phase
-from gateways.base import Gateway, LookUp, NotDone
+from gateways.base import Gateway, NotDone
 from gateways.registry import Gateways
 from observability.logs import get_logger
-from services import payments, refunds
+from services import payments, questions, refunds
 from services.calling import UNKNOWN, ask
 from services.history import By, ask_for_review
 from services.settlement import (
@@ -78,10 +78,12 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
         log.warning("reconcile.gateway_off", payment_id=seen.id, gateway=seen.gateway)
         _review_if_old(session, seen, seen.id)
         return
-    question = payments.look_up_charge(seen)
+    with phase(session):
+        method = crud.get_charged_payment_method(session, seen.payment_method_id)
+    question = questions.about_charge(seen, method)
     not_done = False
     if seen.operation_key is not None:
-        about_operation = LookUp(seen.operation_key, seen.id, seen.gateway_reference, seen.asked_at)
+        about_operation = questions.about_operation(seen)
         answer = ask(gateway, "look_up", lambda: gateway.look_up(about_operation))
         not_done = answer is None
         if not_done:  # then how is the charge itself?
@@ -102,6 +104,10 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
         if not_done and payment.operation_key == seen.operation_key:
             operation_not_done(session, BY, payment)
         log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
+        approved = answer.status == "approved" and payment.status == "pending"
+        request = questions.completion_request(payment) if approved else None
+    if request is not None:
+        payments.complete(session, gateway, BY, seen.order_id, request)
 
 
 def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
@@ -113,9 +119,7 @@ def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None
         log.warning("reconcile.gateway_off", payment_id=of.id, gateway=of.gateway)
         _review_if_old(session, seen, of.id)
         return
-    question = LookUp(
-        seen.gateway_key, of.id, seen.gateway_reference, seen.asked_at, refund_id=seen.id
-    )
+    question = questions.about_refund(of, seen)
     answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(question))
     if answer is UNKNOWN or isinstance(answer, NotDone):
         _review_if_old(session, seen, of.id)

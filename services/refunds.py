@@ -8,11 +8,13 @@ import crud
 import schemas
 from database import phase
 from errors import AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported
-from gateways.base import NotDone, RefundRequest
+from gateways.base import NotDone
 from models import Order, Payment, Refund
+from services import questions
 from services.calling import UNKNOWN, Asking, ask, settling
 from services.context import Answer, Context
 from services.history import By, move_refund
+from services.payments import refuse_amount
 from services.settlement import refund_not_done, refunded, settle_refund
 
 
@@ -36,25 +38,16 @@ def refund(
         amount = _amount(payment, data.amount)
         if amount != payment.amount_captured and not gateway.capabilities.partial_refund:
             raise OperationNotSupported("This gateway refunds all of it or nothing")
+        refuse_amount(gateway, amount, payment.currency)
         row = crud.open_refund(
             session, payment, amount=amount, reason=data.reason, check_after=asking.check_after
         )
         by = By.caller(context)
         move_refund(session, by, order, row, "pending")
         context.link(session, row.gateway_key)
-        assert payment.gateway_reference is not None
-        request = RefundRequest(
-            key=row.gateway_key,
-            reference=payment.gateway_reference,
-            payment_id=payment.id,
-            refund_id=row.id,
-            amount=row.amount,
-            currency=row.currency,
-            reason=row.reason,
-            fault=asking.fault,
-        )
+        request = questions.refund_request(payment, row, asking.fault)
         unknown = refunded(row)
-    state = ask(gateway, "refund", lambda: gateway.refund(request))  # call
+    state = ask(gateway, "refund", lambda: gateway.refund(request), asking.seconds)  # call
     if state is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 import crud
 import schemas
-from domain.declines import decline_message
+from domain.declines import WORTH_ANOTHER_TRY, decline_message
 from domain.states import (
     CHARGE_MOVES,
     DEAD_PAYMENT_STATUSES,
@@ -39,9 +39,10 @@ from services.history import (
 
 log = get_logger()
 
-# What a state in the gateway's books makes of our payment. None: it tells us nothing new.
-TARGETS: Final[dict[base.ChargeStatus, PaymentStatus | None]] = {
-    "processing": None,
+# What a state in the gateway's books makes of our payment; see `_target` for the exceptions.
+TARGETS: Final[dict[base.ChargeStatus, PaymentStatus]] = {
+    "processing": "pending",
+    "approved": "pending",
     "requires_action": "requires_action",
     "authorized": "authorized",
     "captured": "captured",
@@ -49,8 +50,9 @@ TARGETS: Final[dict[base.ChargeStatus, PaymentStatus | None]] = {
     "voided": "voided",
 }
 MONEY_HELD: Final = ("authorized", "captured")
-# A payment that waits for its shopper is looked up this often: a lost webhook is not for ever.
-ACTION_CHECK_SECONDS: Final = 300
+# A payment that waits for its shopper is looked up this soon, and then less and less often: no
+# webhook may ever tell that the shopper has acted.
+ACTION_CHECK_SECONDS: Final = 5
 NOT_CHARGED: Final = "not_charged"
 
 
@@ -73,28 +75,37 @@ def settle_charge(
     """
     if payment.gateway_reference is None:
         payment.gateway_reference = charge.reference
-    target = TARGETS[charge.status]
-    if target == "voided" and payment.status != "authorized":
-        target = "canceled"
+    target = _target(payment, charge)
     ours = _is_ours(payment, charge)
     given_up = payment.status in DEAD_PAYMENT_STATUSES
     moves = target is not None and (payment.status, target) in CHARGE_MOVES
     gone = charge.status in ("declined", "voided") and not given_up and not moves
     contradicts = not ours or gone or (given_up and charge.status in MONEY_HELD)
-    if ours and moves and target is not None:
+    # That a gateway works on it may be old news by now; that the shopper agreed never is.
+    asks = hint and (contradicts or (moves and charge.status == "processing"))
+    if ours and moves and target is not None and not asks:
         _apply(session, by, order, payment, charge, target)
     elif contradicts and not hint:
         log.error("payment.contradicted", payment_id=payment.id, gateway_status=charge.status)
         ask_for_review(session, by, order, payment)
     _close_operation(session, by, order, payment)
     if moves or not hint:  # old news calls no look-up off
-        _schedule(session, payment)
+        _schedule(session, payment, moved=moves)
     session.flush()
-    if contradicts and hint:
-        crud.schedule_check(session, payment, 0)
+    if asks or (hint and charge.status == "approved"):
+        crud.check_now(session, payment)
+    elif moves and charge.status == "approved":
+        crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)  # if we die before we go on
     if payment.status == "pending":
         return charged(payment, by.request_id or "")
     return conclude(session, payment.gateway_key, by.request_id, lambda id: charged(payment, id))
+
+
+def expect_completion(session: Session, by: By, order: Order, payment: Payment) -> None:
+    """The shopper has acted: until the gateway has answered, the outcome is open."""
+    payment.next_action = None
+    move_payment(session, by, order, payment, "pending")
+    crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)
 
 
 def charge_not_done(session: Session, by: By, order: Order, payment: Payment) -> Answer:
@@ -106,7 +117,7 @@ def charge_not_done(session: Session, by: By, order: Order, payment: Payment) ->
             "message": "The gateway was not reached; nothing was charged.",
         }
         move_payment(session, by, order, payment, "failed")
-    _schedule(session, payment)
+    _schedule(session, payment, moved=True)
     session.flush()
     return conclude(session, payment.gateway_key, by.request_id, lambda id: charged(payment, id))
 
@@ -116,7 +127,7 @@ def operation_not_done(session: Session, by: By, payment: Payment) -> Answer:
     assert payment.operation_key is not None
     key = payment.operation_key
     payment.operation = payment.operation_key = payment.operation_amount = None
-    _schedule(session, payment)
+    _schedule(session, payment, moved=True)
     session.flush()
     problem = GatewayUnavailable(
         "The gateway did not do it; the payment is as it was", payment_id=payment.id
@@ -133,6 +144,7 @@ def charged(payment: Payment, request_id: str) -> Answer:
             payment.failure["message"],
             decline_code=payment.failure["decline_code"],
             payment_id=payment.id,
+            retryable=payment.failure.get("retryable", False),
         )
         return Answer.problem(declined, request_id)
     shown = schemas.Payment.model_validate(payment)
@@ -171,11 +183,15 @@ def _apply(
     elif target == "captured":
         payment.amount_captured = charge.amount_captured
     elif target == "failed":
-        code = charge.decline.code if charge.decline else "generic_decline"
+        decline = charge.decline or base.Decline("generic_decline")
+        log.info("payment.declined", payment_id=payment.id, gateway_code=decline.raw)
         payment.failure = {
             "code": "payment_declined",
-            "decline_code": code,
-            "message": decline_message(code),
+            "decline_code": decline.code,
+            "message": decline_message(decline.code),
+            # For those who run the store; shoppers are shown the three above.
+            "gateway_code": decline.raw,
+            "retryable": decline.code in WORTH_ANOTHER_TRY,
         }
     move_payment(session, by, order, payment, target)
     follows: OrderStatus | None = None
@@ -187,6 +203,17 @@ def _apply(
         follows = "canceled"
     if follows is not None:
         move_order(session, by, order, follows)
+
+
+def _target(payment: Payment, charge: base.Charge) -> PaymentStatus | None:
+    """The status that this state makes of our payment; None: it tells us nothing new."""
+    if charge.status in ("processing", "approved"):
+        # Once the shopper has acted the outcome is open; unless we are giving the payment up.
+        waits = payment.status == "requires_action" and payment.operation is None
+        return "pending" if waits else None
+    if charge.status == "voided" and payment.status != "authorized":
+        return "canceled"
+    return TARGETS[charge.status]
 
 
 def _is_ours(payment: Payment, charge: base.Charge) -> bool:
@@ -218,17 +245,19 @@ def _close_operation(session: Session, by: By, order: Order, payment: Payment) -
     conclude(session, key, by.request_id, lambda id: operated(order, payment, operation, id))
 
 
-def _schedule(session: Session, payment: Payment) -> None:
+def _schedule(session: Session, payment: Payment, *, moved: bool) -> None:
     """When the gateway is asked next, by the state the payment is in now."""
     if payment.status == "pending" or payment.operation is not None:
         return  # as the claim, or the last look-up, has set it
+    if payment.status == "requires_action":
+        if moved:
+            crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)
+        return  # else as the last look-up has set it
     expires = payment.capture_before if payment.status == "authorized" else None
     if expires is not None and expires <= datetime.now(timezone.utc):
         return  # the gateway has not expired it yet; the last look-up has set the next
     payment.checks = 0
     payment.check_at = expires
-    if payment.status == "requires_action":
-        crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)
 
 
 # Refunds ----------------------------------------------------------------------------------------
@@ -264,7 +293,7 @@ def settle_refund(
     elif refund.status == "failed" and state.status == "succeeded":
         refund.check_at = None
         if hint:
-            crud.schedule_check(session, refund, 0)
+            crud.check_now(session, refund)
         else:
             ask_for_review(session, by, order, payment)
     elif refund.status != "pending":

@@ -425,7 +425,7 @@ def test_an_authorization_that_outlives_our_clock_is_not_looked_up_without_a_pau
     look_up = sandbox.look_up
 
     def counted(query: base.LookUp) -> base.Charge | None:
-        if query.payment_id == payment["id"]:
+        if query.request.payment_id == payment["id"]:
             asked.append(time.monotonic())
         return look_up(query)
 

@@ -248,7 +248,7 @@ def test_one_look_up_that_fails_does_not_stop_the_others(
     look_up = gateway.look_up
 
     def some(query: base.LookUp) -> base.Charge | None:
-        if query.payment_id == broken["id"]:
+        if query.request.payment_id == broken["id"]:
             raise ZeroDivisionError
         return look_up(query)
 

@@ -358,7 +358,12 @@ def charge_request(key: str) -> base.ChargeRequest:
         currency="USD",
         token="tok_success",
         capture=True,
+        return_url="https://shop.example/",
     )
+
+
+def change_request(key: str, reference: str, payment_id: int) -> base.ChangeRequest:
+    return base.ChangeRequest("void", key, reference, payment_id, 100, "USD", charged=100)
 
 
 def test_a_key_that_was_looked_up_first_can_never_be_charged(
@@ -366,7 +371,7 @@ def test_a_key_that_was_looked_up_first_can_never_be_charged(
 ) -> None:
     key = f"key-{secrets.token_hex(8)}"
     asked_at = sql(engine, "SELECT now()")[0][0]
-    query = base.LookUp(key, 2**61, None, asked_at)
+    query = base.LookUp(charge_request(key), None, asked_at)
     assert sandbox.look_up(query) is None
     for _ in range(2):
         with pytest.raises(base.NotDone):
@@ -380,13 +385,12 @@ def test_a_refund_key_that_was_looked_up_first_can_never_be_refunded(
 ) -> None:
     payment, key = shop.paid(1000), f"key-{secrets.token_hex(8)}"
     asked_at = sql(engine, "SELECT now()")[0][0]
-    query = base.LookUp(key, payment["id"], None, asked_at, refund_id=1)
-    assert sandbox.look_up_refund(query) is None
     reference = payment["gateway_reference"]
     request = base.RefundRequest(key, reference, payment["id"], 1, 100, "USD")
+    assert sandbox.look_up_refund(base.RefundLookUp(request, None, asked_at)) is None
     with pytest.raises(base.NotDone):
         sandbox.refund(request)
-    change = base.ChangeRequest(key, reference, payment["id"], 100, "USD")
+    change = change_request(key, reference, payment["id"])
     with pytest.raises(base.NotDone):
         sandbox.void(change)
     assert shop.books(payment["order_id"])[0]["refunds"] == []
@@ -397,7 +401,7 @@ def test_look_up_against_charge_has_one_winner(sandbox: SandboxGateway, engine: 
     keys = [f"key-{secrets.token_hex(8)}" for _ in range(20)]
     try:
         for key in keys:
-            query = base.LookUp(key, 2**61, None, asked_at)
+            query = base.LookUp(charge_request(key), None, asked_at)
 
             def act(
                 number: int, key: str = key, query: base.LookUp = query

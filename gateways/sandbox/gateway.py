@@ -33,6 +33,7 @@ from gateways.base import (
     MethodRequest,
     NotDone,
     Refund,
+    RefundLookUp,
     RefundRequest,
     SavedMethod,
     SignatureInvalid,
@@ -105,6 +106,7 @@ class SandboxGateway(Gateway):
     """A gateway that decides by test card, and does on demand what real ones do on bad days."""
 
     name = "sandbox"
+    remote = False
     capabilities = Capabilities(
         payment_types=frozenset({"card", "paypal", "bank_account"}), card_numbers=True
     )
@@ -254,7 +256,7 @@ class SandboxGateway(Gateway):
             known = self._fence_key(connection, query.key)
             return None if known is None else _charge(self._charge_row(connection, known))
 
-    def look_up_refund(self, query: LookUp) -> Refund | None:
+    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
         with self.engine.begin() as connection:
             known = self._fence_key(connection, query.key)
             return None if known is None else self._refund_state(connection, known)

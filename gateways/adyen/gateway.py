@@ -1,0 +1,311 @@
+"""The requests that the service makes of Adyen, and what is left to do when an answer is lost.
+
+What the answers mean stands in `answers`, what is told later in `notifications`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any, ClassVar, Final, TypeVar
+from urllib.parse import quote, urlencode
+
+from sqlalchemy import Engine
+from typing_extensions import Self
+
+from config import ConfigurationError, Settings, split_keys
+from domain.money import format_money
+from gateways.adyen import references
+from gateways.adyen.amounts import amount_object, read_amount
+from gateways.adyen.answers import Expected, accepted, charge_of, received, text
+from gateways.adyen.notifications import event_of, verify
+from gateways.base import (
+    Capabilities,
+    ChangeRequest,
+    Charge,
+    ChargeRequest,
+    Gateway,
+    GatewayEvent,
+    LookUp,
+    MethodInvalid,
+    MethodRequest,
+    NotDone,
+    Refund,
+    RefundLookUp,
+    RefundRequest,
+    Refused,
+    SavedMethod,
+    Unknown,
+)
+from gateways.transport import Transport
+
+T = TypeVar("T")
+
+TEST_API: Final = "https://checkout-test.adyen.com/v72"  # live accounts have hosts of their own
+# Adyen remembers keys for at least 7 days, by its own clock.
+KEY_LIFE: Final = timedelta(days=6, hours=12)
+BRANDS: Final[Mapping[str, str]] = {"mc": "mastercard", "cup": "unionpay"}  # others as we say
+
+ON_SESSION: Final[Mapping[str, Any]] = {
+    "recurringProcessingModel": "CardOnFile",
+    "channel": "Web",
+    # A link is all that we can hand on: no form to post, nothing to render in the page.
+    "authenticationData": {"threeDSRequestData": {"nativeThreeDS": "disabled"}},
+    "redirectToIssuerMethod": "GET",
+    "redirectFromIssuerMethod": "GET",
+}
+OFF_SESSION: Final[Mapping[str, Any]] = {"recurringProcessingModel": "UnscheduledCardOnFile"}
+CAPTURE_AT_ONCE: Final[Mapping[str, Any]] = {"captureDelayHours": 0}
+CAPTURE_LATER: Final[Mapping[str, Any]] = {"additionalData": {"manualCapture": "true"}}
+
+
+class AdyenGateway(Gateway):
+    """A gateway that answers "received": outcomes come by notification and cannot be read."""
+
+    name = "adyen"
+    capabilities = Capabilities(payment_types=frozenset({"card"}), completes=True)
+    needs: ClassVar[tuple[str, ...]] = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
+
+    def __init__(
+        self, transport: Transport, *, api_key: str, merchant_account: str, hmac_keys: list[bytes]
+    ) -> None:
+        self._transport = transport
+        self._api_key = api_key
+        self._merchant_account = merchant_account
+        self._hmac_keys = hmac_keys
+
+    @classmethod
+    def build(cls, settings: Settings, engine: Engine) -> Self:
+        """Raises ConfigurationError, which names the variables and never their values."""
+        missing = [name.upper() for name in cls.needs if getattr(settings, name) is None]
+        if settings.production and settings.adyen_api_base is None:
+            missing.append("ADYEN_API_BASE (live endpoints have a prefix of your own)")
+        if missing:
+            raise ConfigurationError(f"adyen needs {' and '.join(missing)}")
+        assert settings.adyen_api_key is not None
+        assert settings.adyen_merchant_account is not None
+        assert settings.adyen_hmac_key is not None
+        return cls(
+            Transport(settings.adyen_api_base or TEST_API, timeout=settings.gateway_timeout),
+            api_key=settings.adyen_api_key.get_secret_value(),
+            merchant_account=settings.adyen_merchant_account,
+            hmac_keys=_hmac_keys(settings.adyen_hmac_key.get_secret_value()),
+        )
+
+    def refuse_amount(self, amount: int, currency: str) -> str | None:
+        if amount_object(amount, currency) is None:
+            return f"Adyen cannot move {format_money(amount, currency)}: it takes no decimals there"
+        return None
+
+    # Methods ------------------------------------------------------------------------------------
+
+    def save_method(self, request: MethodRequest) -> SavedMethod:
+        """The token is a storedPaymentMethodId, made by Adyen's Drop-in in the shopper's browser.
+
+        It has to be one that Adyen keeps for this shopper, or a token that leaked would charge
+        another's card.
+        """
+        shopper = request.customer or shopper_reference(request.user_id)
+        query = {"merchantAccount": self._merchant_account, "shopperReference": shopper}
+        path = f"/storedPaymentMethods?{urlencode(query)}"
+        try:
+            answer = accepted(self._transport.send("GET", path, headers=self._headers()))
+        except Refused:
+            answer = {}  # a shopper that Adyen does not know
+        known = answer.get("storedPaymentMethods")
+        for method in known if isinstance(known, list) else []:
+            if isinstance(method, Mapping) and request.token == text(method, "id"):
+                return _saved_card(method, request.token, shopper)
+        raise MethodInvalid(
+            "details.token",
+            "token_unknown",
+            "Send the storedPaymentMethodId of a card that Adyen keeps for the"
+            f" shopperReference {shopper}",
+        )
+
+    # Money --------------------------------------------------------------------------------------
+
+    def charge(self, request: ChargeRequest) -> Charge:
+        reference = references.of_charge(request)
+        body = {
+            "merchantAccount": self._merchant_account,
+            "amount": _amount(request.amount, request.currency),
+            "reference": reference,
+            "paymentMethod": {"type": "scheme", "storedPaymentMethodId": request.token},
+            "shopperReference": request.customer,
+            "shopperInteraction": "ContAuth",  # with a card on file, whoever is there
+            "returnUrl": request.return_url,
+            "metadata": {
+                "payment_id": str(request.payment_id),
+                "order_id": str(request.order_id),
+            },
+            **(OFF_SESSION if request.off_session else ON_SESSION),
+            **(CAPTURE_AT_ONCE if request.capture else CAPTURE_LATER),
+        }
+        answer = self._post("/payments", body, request.key)
+        expected = Expected(reference, request.amount, request.currency, request.capture)
+        return charge_of(answer, expected)
+
+    def complete(self, request: ChangeRequest) -> Charge:
+        """Hand over the `redirectResult` that Adyen added to the return URL.
+
+        Only the answer tells whether it was the result of this payment; Refused if not: then this
+        payment still waits. Without one nothing can be done: Unknown.
+        """
+        result = request.returned.get("redirectResult")
+        if not result:
+            raise Unknown("without the redirectResult only a notification can tell")
+        # By its content: a wrong result that came first must not stand for the right one.
+        digest = hashlib.sha256(result.encode()).hexdigest()[:16]
+        body = {"details": {"redirectResult": result}}
+        answer = self._post("/payments/details", body, f"{request.key}-{digest}")
+        reference = references.of_completed(request)
+        about = text(answer, "merchantReference")
+        if about is None:
+            raise Unknown("the answer does not say which payment it is about")
+        if about != reference:
+            raise Refused("the redirectResult is of another payment")
+        expected = Expected(reference, request.charged, request.currency, request.capture)
+        return charge_of(answer, expected)
+
+    def capture(self, request: ChangeRequest) -> Charge:
+        body = {
+            "merchantAccount": self._merchant_account,
+            "amount": _amount(request.amount, request.currency),
+            "reference": references.of_change(request),
+        }
+        self._modify("captures", request.reference, body, request.key)
+        return _underway(request)
+
+    def void(self, request: ChangeRequest) -> Charge:
+        body = {
+            "merchantAccount": self._merchant_account,
+            "reference": references.of_change(request),
+        }
+        if references.is_ours(request.reference):  # it waits for its shopper
+            body["paymentReference"] = request.reference
+            received(self._post("/cancels", body, request.key), request.reference)
+        else:
+            self._modify("cancels", request.reference, body, request.key)
+        return _underway(request)
+
+    def refund(self, request: RefundRequest) -> Refund:
+        body = {
+            "merchantAccount": self._merchant_account,
+            "amount": _amount(request.amount, request.currency),
+            "reference": references.of_refund(request),
+        }
+        answer = self._modify("refunds", request.reference, body, request.key)
+        amount = read_amount(answer.get("amount"))
+        if amount is None:
+            raise Unknown("the answer lacks the amount of the refund")
+        return Refund(received(answer, request.reference), "pending", *amount)
+
+    # Questions ----------------------------------------------------------------------------------
+
+    def look_up(self, query: LookUp) -> Charge | None:
+        """Repeat what was not answered, under its key; nothing at Adyen can be read.
+
+        So it is for a charge that waits for its shopper: Adyen repeats where to send them.
+        """
+        request = query.request
+        if isinstance(request, ChargeRequest):
+            if query.reference is not None and not references.is_ours(query.reference):
+                raise Unknown("a payment cannot be read; its notification tells")
+            state = _repeat(lambda: self.charge(request), query.asked_at)
+            waits = query.reference is not None
+        else:
+            change = {"capture": self.capture, "void": self.void, "complete": self.complete}
+            state = _repeat(lambda: change[request.operation](request), query.asked_at)
+            waits = request.operation == "complete"
+        if state is None and waits:  # None would say that the charge itself never was
+            raise Unknown("the repeat was refused; the charge waits on")
+        return state
+
+    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+        """As in `look_up`; the repeat of a known refund is answered "pending" again."""
+        return _repeat(lambda: self.refund(query.request), query.asked_at)
+
+    # Webhooks -----------------------------------------------------------------------------------
+
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+        return event_of(verify(body, self._hmac_keys, self._merchant_account))
+
+    # Inside -------------------------------------------------------------------------------------
+
+    def _headers(self, key: str | None = None) -> dict[str, str]:
+        headers = {"x-API-key": self._api_key}
+        return headers if key is None else {**headers, "Idempotency-Key": key}
+
+    def _post(self, path: str, body: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+        return accepted(self._transport.send("POST", path, headers=self._headers(key), body=body))
+
+    def _modify(
+        self, what: str, payment: str, body: Mapping[str, Any], key: str
+    ) -> Mapping[str, Any]:
+        """Ask for a change of a payment. Raises NotDone while Adyen's reference is not known."""
+        if references.is_ours(payment):
+            raise NotDone("Adyen has not told its reference of the payment yet")
+        answer = self._post(f"/payments/{quote(payment, safe='')}/{what}", body, key)
+        received(answer, payment)
+        return answer
+
+
+def shopper_reference(user_id: str) -> str:
+    """Adyen's name for one of our users. It must not tell who that is, and never changes."""
+    return f"estore-{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"
+
+
+def _hmac_keys(value: str) -> list[bytes]:
+    """Raises ConfigurationError unless these are keys in hexadecimal, as Adyen shows them."""
+    try:
+        keys = [bytes.fromhex(key) for key in split_keys(value)]
+    except ValueError:
+        keys = []
+    if not keys or not all(keys):
+        raise ConfigurationError("ADYEN_HMAC_KEY is no HMAC key in hexadecimal, nor a list of some")
+    return keys
+
+
+def _amount(amount: int, currency: str) -> dict[str, Any]:
+    found = amount_object(amount, currency)
+    if found is None:
+        raise Refused("an amount that Adyen cannot take")
+    return found
+
+
+def _underway(request: ChangeRequest) -> Charge:
+    return Charge(request.reference, "processing", request.charged, request.currency)
+
+
+def _repeat(call: Callable[[], T], asked_at: datetime) -> T | None:
+    """Repeat a request under its key; None if that was refused, for then the first was too."""
+    if datetime.now(timezone.utc) - asked_at > KEY_LIFE:
+        raise Unknown("Adyen may have forgotten the key")
+    try:
+        return call()
+    except Refused:
+        return None
+    except NotDone as error:  # says nothing about the first request
+        raise Unknown(f"the repeat was not done: {error}") from None
+
+
+def _saved_card(method: Mapping[str, Any], token: str, shopper: str) -> SavedMethod:
+    """Raises MethodInvalid for a stored method that is no card."""
+    if method.get("type") != "scheme":
+        raise MethodInvalid("details.token", "token_not_card", "Send the token of a card")
+    brand = text(method, "brand") or "other"
+    details = {
+        "brand": BRANDS.get(brand, brand),
+        "last4": text(method, "lastFour"),
+        "exp_month": _number(method.get("expiryMonth")),
+        "exp_year": _number(method.get("expiryYear")),
+        "cardholder_name": text(method, "holderName"),
+    }
+    return SavedMethod(token, details, identity=token, customer=shopper)
+
+
+def _number(value: object) -> int | None:
+    fits = isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 4
+    return int(str(value)) if fits else None

@@ -1,0 +1,104 @@
+"""What stands between us and a gateway over the network, one for each gateway and process.
+
+A slow or broken gateway must not take the others down: at most so many calls to it run at a time
+(the bulkhead), a call has a time limit as a whole, however its bytes trickle in, and after some
+failures in a row it is left alone for a moment (the circuit breaker). What surely was not done is
+tried again, the very same request. Nothing else ever is: that is the reconciler's work.
+"""
+
+from __future__ import annotations
+
+import contextvars
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NoResult
+from datetime import timedelta
+from typing import Final, TypeVar
+
+from circuitbreaker import CircuitBreaker
+from tenacity import (
+    RetryCallState,
+    Retrying,
+    retry_if_exception_type,
+    stop_after_attempt,
+    stop_before_delay,
+)
+
+from gateways.base import Busy, NotDone, Unknown
+from observability.logs import get_logger
+
+T = TypeVar("T")
+log = get_logger()
+
+# Ten in a row are no bad luck. Five seconds later one more call finds out whether it is over.
+FAILURES: Final = 10
+PAUSE: Final = timedelta(seconds=5)
+# Who finds all slots taken waits this long for one: enough for a burst at a gateway that answers,
+# too short for requests to pile up before one that does not.
+WAIT_FOR_SLOT: Final = timedelta(seconds=1)
+ATTEMPTS: Final = 3  # of a request that surely was not done
+FIRST_PAUSE: Final = 0.1  # seconds before the second attempt, doubled before the third
+LONGEST_PAUSE: Final = 2.0  # seconds, whatever a gateway's Retry-After says
+
+
+class GatewayGuard:
+    """The guard of one gateway. `timeout` in seconds is for a call with all its attempts."""
+
+    def __init__(self, name: str, *, timeout: float, concurrency: int) -> None:
+        self._name = name
+        self._timeout = timeout
+        self._slots = threading.BoundedSemaphore(concurrency)
+        self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"gateway-{name}")
+        self._breaker = CircuitBreaker(
+            failure_threshold=FAILURES,
+            recovery_timeout=PAUSE.total_seconds(),
+            expected_exception=(Unknown, Busy),
+            name=name,
+        )
+
+    def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
+        """Make the call. Raises what it raises; NotDone when it was not made at all; Unknown when
+        it did not end in time."""
+        budget = self._timeout if seconds is None else min(seconds, self._timeout)
+        deadline = time.monotonic() + budget
+        attempts = Retrying(
+            retry=retry_if_exception_type(Busy),
+            stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(max(0.0, budget)),
+            wait=_pause,
+            reraise=True,
+        )
+        result: T = attempts(self._attempt, call, deadline)
+        return result
+
+    def close(self) -> None:
+        """Take no more calls."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _attempt(self, call: Callable[[], T], deadline: float) -> T:
+        if self._breaker.opened:
+            raise NotDone("the circuit breaker is open")
+        wait = min(WAIT_FOR_SLOT.total_seconds(), deadline - time.monotonic())
+        if wait <= 0 or not self._slots.acquire(timeout=wait):
+            raise NotDone("too many calls to this gateway are waiting")
+        # The slot is the thread's: a call that we do not wait for any longer still holds it.
+        running = self._threads.submit(contextvars.copy_context().run, call)
+        running.add_done_callback(lambda _: self._slots.release())
+        was_closed = self._breaker.closed
+        try:
+            with self._breaker:
+                try:
+                    return running.result(max(0.0, deadline - time.monotonic()))
+                except NoResult:
+                    raise Unknown("no answer in time") from None
+        finally:
+            if was_closed and not self._breaker.closed:
+                log.error("gateway.circuit_open", gateway=self._name, seconds=PAUSE.seconds)
+
+
+def _pause(state: RetryCallState) -> float:
+    error = state.outcome.exception() if state.outcome is not None else None
+    asked = error.retry_after if isinstance(error, Busy) else None
+    pause = FIRST_PAUSE * 2.0 ** (state.attempt_number - 1) if asked is None else asked
+    return min(LONGEST_PAUSE, pause)

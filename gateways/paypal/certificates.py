@@ -1,0 +1,193 @@
+"""The certificates that sign PayPal's webhooks: fetched from allowed hosts, trusted up to a root.
+
+Which bytes are signed is known to `signature.py`.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Collection, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Final
+from urllib.parse import urlsplit
+
+import certifi
+import httpx
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+
+from gateways.base import SignatureInvalid, Unknown
+
+DOMAIN: Final = "paypal.com"
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})  # doubles, which have no TLS
+MAX_BYTES: Final = 64 * 1024  # a chain of three is about 6 KiB
+MAX_CHAIN: Final = 6  # leaf, intermediates, root
+MAX_URL: Final = 2048
+MIN_KEY_BITS: Final = 2048
+MAX_FETCH_SECONDS: Final = 5.0
+# PayPal uses one certificate for months. A revoked one is out of use within this time.
+CACHE_SECONDS: Final = 3600.0
+CACHE_SIZE: Final = 16
+
+
+class Certificates:
+    """The public keys behind PAYPAL-CERT-URL. Safe to be used by many threads."""
+
+    def __init__(self, hosts: Collection[str], ca_file: Path | None, timeout: float) -> None:
+        self._hosts = frozenset(host.lower() for host in hosts)
+        self._ca_file = ca_file or Path(certifi.where())
+        self._seconds = min(MAX_FETCH_SECONDS, timeout)
+        self._roots: list[x509.Certificate] | None = None
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[str, tuple[float, x509.Certificate]] = OrderedDict()
+
+    def key(self, url: str, now: datetime) -> RSAPublicKey:
+        """The key that may sign webhooks now.
+
+        Raises SignatureInvalid, or Unknown when the certificate's host does not answer.
+        """
+        self._check_url(url)
+        leaf = self._cached(url)
+        if leaf is None or not _in_force(leaf, now):
+            leaf = self._trusted(self._fetch(url), now)
+            self._keep(url, leaf)
+        key = leaf.public_key()
+        if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
+            raise SignatureInvalid
+        return key
+
+    def _cached(self, url: str) -> x509.Certificate | None:
+        with self._lock:
+            until, leaf = self._cache.get(url, (0.0, None))
+            return leaf if time.monotonic() < until else None
+
+    def _keep(self, url: str, leaf: x509.Certificate) -> None:
+        with self._lock:
+            self._cache[url] = (time.monotonic() + CACHE_SECONDS, leaf)
+            self._cache.move_to_end(url)
+            while len(self._cache) > CACHE_SIZE:
+                self._cache.popitem(last=False)
+
+    def _check_url(self, url: str) -> None:
+        """Anybody may send us a URL; it is fetched only from hosts that are PayPal's."""
+        if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or "\\" in url:
+            raise SignatureInvalid
+        try:
+            parts = urlsplit(url)
+            host = parts.hostname or ""
+            _ = parts.port
+        except ValueError:
+            raise SignatureInvalid from None
+        if host not in self._hosts or "@" in parts.netloc or " " in url:
+            raise SignatureInvalid
+        if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
+            raise SignatureInvalid
+
+    def _fetch(self, url: str) -> bytes:
+        """Raises Unknown for a host that does not answer, SignatureInvalid for a wrong answer."""
+        deadline = time.monotonic() + self._seconds
+        found = b""
+        try:
+            with (
+                httpx.Client(timeout=self._seconds, follow_redirects=False) as client,
+                client.stream("GET", url) as answer,
+            ):
+                if answer.status_code >= 500 or answer.status_code == 429:
+                    raise Unknown(f"certificate: HTTP {answer.status_code}")
+                if answer.status_code != 200:
+                    raise SignatureInvalid
+                for part in answer.iter_bytes():
+                    found += part
+                    if len(found) > MAX_BYTES:
+                        raise SignatureInvalid
+                    if time.monotonic() > deadline:
+                        raise Unknown("certificate: no answer in time")
+        except httpx.InvalidURL:
+            raise SignatureInvalid from None
+        except httpx.HTTPError as error:
+            raise Unknown(f"certificate: {type(error).__name__}") from None
+        return found
+
+    def _trusted(self, pem: bytes, now: datetime) -> x509.Certificate:
+        """The leaf, if it is PayPal's and a chain of authorities leads from a root to it."""
+        try:
+            presented = x509.load_pem_x509_certificates(pem)
+            leaf, *others = presented[:MAX_CHAIN]
+            if not _in_force(leaf, now) or not _is_paypal(leaf):
+                raise SignatureInvalid
+            self._verify_chain(leaf, others, now)
+        except (ValueError, TypeError, x509.DuplicateExtension):
+            raise SignatureInvalid from None
+        return leaf
+
+    def _verify_chain(
+        self, leaf: x509.Certificate, others: Sequence[x509.Certificate], now: datetime
+    ) -> None:
+        current = leaf
+        for depth in range(MAX_CHAIN):
+            if _issuer(current, self._known_roots(), depth, now) is not None:
+                return
+            issuer = _issuer(current, others, depth, now)
+            if issuer is None:
+                break
+            current = issuer
+        raise SignatureInvalid
+
+    def _known_roots(self) -> list[x509.Certificate]:
+        with self._lock:
+            if self._roots is None:
+                self._roots = x509.load_pem_x509_certificates(self._ca_file.read_bytes())
+            return self._roots
+
+
+def _issuer(
+    certificate: x509.Certificate,
+    candidates: Sequence[x509.Certificate],
+    depth: int,
+    now: datetime,
+) -> x509.Certificate | None:
+    """Who signed it, of these. `depth`: how many authorities are below the one looked for."""
+    for candidate in candidates:
+        if candidate.subject != certificate.issuer or not _in_force(candidate, now):
+            continue
+        if not _is_authority(candidate, depth):
+            continue
+        try:
+            certificate.verify_directly_issued_by(candidate)
+        except (InvalidSignature, ValueError, TypeError):
+            continue
+        return candidate
+    return None
+
+
+def _in_force(certificate: x509.Certificate, now: datetime) -> bool:
+    return certificate.not_valid_before_utc <= now <= certificate.not_valid_after_utc
+
+
+def _is_authority(certificate: x509.Certificate, depth: int) -> bool:
+    try:
+        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        return False
+    try:
+        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+    except x509.ExtensionNotFound:
+        may_sign = True
+    else:
+        may_sign = usage.key_cert_sign
+    return basic.ca and may_sign and (basic.path_length is None or basic.path_length >= depth)
+
+
+def _is_paypal(certificate: x509.Certificate) -> bool:
+    """By its alternative names, or by its common name if it has none (RFC 6125)."""
+    try:
+        names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        found = names.value.get_values_for_type(x509.DNSName)
+    except x509.ExtensionNotFound:
+        common = certificate.subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+        found = [str(name.value) for name in common]
+    return any(f".{name.lower()}".endswith(f".{DOMAIN}") for name in found)

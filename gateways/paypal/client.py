@@ -1,0 +1,158 @@
+"""Requests to PayPal: the access token, request ids, and what each refusal leaves in doubt.
+
+What the answers mean is read in `states.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from gateways.base import Busy, NotDone, Refused, Unknown
+from gateways.transport import Reply, Transport
+
+# A token is given up this long before it expires: a request must not outlive it on its way.
+TOKEN_MARGIN_SECONDS: Final = 60.0
+
+# Words of PayPal that may go to the log; anything else could be an echo of what was sent.
+WORD: Final = re.compile(r"[A-Z][A-Z0-9_]{0,79}")
+DEBUG_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+# The same request id is at work right now, or has been used before: see what came of it.
+IN_PROGRESS: Final = frozenset(
+    {
+        "DUPLICATE_REQUEST_ID",
+        "ORDER_COMPLETION_IN_PROGRESS",
+        "PREVIOUS_REQUEST_IN_PROGRESS",
+    }
+)
+
+
+class Rejected(Refused):
+    """PayPal's checks refuse the request (400 or 422). `issue` is its word for why."""
+
+    def __init__(self, issue: str, why: str) -> None:
+        self.issue = issue
+        super().__init__(why)
+
+
+class NotFound(NotDone):
+    """PayPal knows no such thing (404), or it is another account's."""
+
+
+class Client:
+    """One account at PayPal. Safe to be used by many threads."""
+
+    def __init__(self, base_url: str, client_id: str, client_secret: str, timeout: float) -> None:
+        self.transport = Transport(base_url, timeout=timeout)
+        self._credentials = (client_id, client_secret)
+        self._lock = threading.Lock()  # one fetch of a token at a time; the others wait for it
+        self._token: str | None = None
+        self._token_until = 0.0  # by time.monotonic()
+
+    def get(self, path: str) -> Mapping[str, Any]:
+        """Raises NotFound, NotDone or Unknown."""
+        return self._call("GET", path, {}, None)
+
+    def post(
+        self, path: str, body: Mapping[str, Any], *, key: str | None = None
+    ) -> Mapping[str, Any]:
+        """Raises Rejected, NotFound, NotDone or Unknown.
+
+        `key` becomes PayPal-Request-Id, under which a repeat has no second effect.
+        """
+        # Without this header PayPal answers with an id and a status only.
+        headers = {"Prefer": "return=representation"}
+        if key is not None:
+            headers["PayPal-Request-Id"] = key
+        return self._call("POST", path, headers, body)
+
+    def _call(
+        self, method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
+    ) -> Mapping[str, Any]:
+        token = self._access_token()
+        reply = self._send(method, path, headers, body, token)
+        if reply.status == 401:
+            # Refused at the door, so nothing was done. Tokens can end before their time.
+            token = self._access_token(instead_of=token)
+            reply = self._send(method, path, headers, body, token)
+        if reply.status >= 400:
+            raise _failure(reply)
+        return reply.body
+
+    def _send(
+        self,
+        method: str,
+        path: str,
+        headers: Mapping[str, str],
+        body: Mapping[str, Any] | None,
+        token: str,
+    ) -> Reply:
+        authorized = {**headers, "Authorization": f"Bearer {token}"}
+        return self.transport.send(method, path, headers=authorized, body=body)
+
+    def _access_token(self, *, instead_of: str | None = None) -> str:
+        """A token that is valid for a while. Raises NotDone: without one nothing is asked."""
+        with self._lock:
+            fresh = time.monotonic() < self._token_until
+            if self._token is None or not fresh or self._token == instead_of:
+                self._token, seconds = self._fetch_token()
+                self._token_until = time.monotonic() + seconds - TOKEN_MARGIN_SECONDS
+            return self._token
+
+    def _fetch_token(self) -> tuple[str, float]:
+        try:
+            reply = self.transport.send(
+                "POST",
+                "/v1/oauth2/token",
+                form={"grant_type": "client_credentials"},
+                auth=self._credentials,
+            )
+        except Unknown as error:
+            # A token that nobody uses is harmless: the request for money was not sent.
+            raise Busy(f"access token: {error}") from None
+        if reply.status >= 400:
+            raise NotDone(f"access token: {_describe(reply)}")
+        token, seconds = reply.body.get("access_token"), reply.body.get("expires_in")
+        # A header carries ASCII only, and no line breaks.
+        if not (isinstance(token, str) and token.isascii() and token.isprintable() and token):
+            raise Busy("access token: none in the answer")
+        return token, float(seconds) if isinstance(seconds, int) else 0.0
+
+
+def issue_of(body: Mapping[str, Any]) -> str:
+    """`details[0].issue` of an error, else its `name`; empty if there is neither.
+
+    https://developer.paypal.com/api/rest/responses/
+    """
+    details = body.get("details")
+    first = details[0] if isinstance(details, list) and details else None
+    word = first.get("issue") if isinstance(first, dict) else None
+    if word is None:
+        word = body.get("name")
+    return word if isinstance(word, str) and WORD.fullmatch(word) else ""
+
+
+def _failure(reply: Reply) -> NotDone | Unknown:
+    """What an answer from 400 to 499 says about the request."""
+    why, issue = _describe(reply), issue_of(reply.body)
+    if reply.status == 401:
+        return NotDone(why)
+    if not issue or reply.status in (408, 409) or issue in IN_PROGRESS:
+        return Unknown(why)  # not PayPal's words, or the first request is still at work
+    if reply.status in (400, 422):
+        return Rejected(issue, why)
+    if reply.status == 404:
+        return NotFound(why)
+    return NotDone(why)
+
+
+def _describe(reply: Reply) -> str:
+    """Status, issue and debug id; messages stay out, they may repeat what was sent."""
+    debug_id = reply.body.get("debug_id") or reply.headers.get("paypal-debug-id")
+    known = isinstance(debug_id, str) and DEBUG_ID.fullmatch(debug_id)
+    parts = [f"HTTP {reply.status}", issue_of(reply.body), f"debug_id {debug_id}" if known else ""]
+    return " ".join(part for part in parts if part)

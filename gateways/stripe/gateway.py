@@ -1,0 +1,399 @@
+"""The Stripe gateway: what is asked of Stripe, under which key, and how lost answers are found.
+
+What its objects mean is in `states.py`, what its failures mean in `client.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime, timedelta, timezone
+from typing import Final, Literal, TypeVar
+
+import stripe
+from sqlalchemy import Engine
+from stripe.params import (
+    PaymentIntentCreateParams,
+    PaymentMethodCreateParams,
+    RefundCreateParams,
+)
+
+from config import ConfigurationError, Settings, split_keys
+from gateways.base import (
+    Capabilities,
+    ChangeRequest,
+    Charge,
+    ChargeOperation,
+    ChargeRequest,
+    ChargeStatus,
+    Gateway,
+    GatewayEvent,
+    LookUp,
+    MethodDeclined,
+    MethodInvalid,
+    MethodRequest,
+    NotDone,
+    Refund,
+    RefundLookUp,
+    RefundRequest,
+    Refused,
+    SavedMethod,
+    Unknown,
+)
+from gateways.stripe import amounts, events, states
+from gateways.stripe.client import CardDeclined, Fields, RequestRefused, Wire, ask, connect
+
+T = TypeVar("T")
+
+# Stripe forgets keys once they are 24 hours old; an hour is for clocks and slow requests.
+# https://docs.stripe.com/api/idempotent_requests
+KEY_LIFE: Final = timedelta(hours=23)
+CLOCK_SKEW: Final = timedelta(hours=1)
+PAGE: Final = 100  # the most that a list of Stripe's answers with
+
+TOKEN: Final = re.compile(r"pm_[A-Za-z0-9_]{1,250}")
+WHAT_TO_SEND: Final = (
+    "Send the id of a new card PaymentMethod, pm_…, that Stripe.js made and nobody else keeps"
+)
+CUSTOMER_TRIES: Final = 3  # customers are deleted by hand, so hardly more than one in a row
+
+# The reasons that Stripe knows; others stand in the metadata.
+RefundReason = Literal["duplicate", "fraudulent", "requested_by_customer"]
+REFUND_REASONS: Final[Mapping[str, RefundReason]] = {
+    "duplicate": "duplicate",
+    "fraudulent": "fraudulent",
+    "requested_by_customer": "requested_by_customer",
+}
+MAX_METADATA: Final = 500  # characters of a value
+DONE: Final[Mapping[ChargeOperation, ChargeStatus]] = {"capture": "captured", "void": "voided"}
+
+# Which authorization ends when is told by the charge behind a PaymentIntent.
+EXPAND: Final = ["latest_charge"]
+
+
+class StripeGateway(Gateway):
+    """Cards by PaymentIntents: created and confirmed in one request."""
+
+    name = "stripe"
+
+    def __init__(
+        self,
+        api_key: str,
+        *,
+        base_url: str,
+        webhook_secrets: Sequence[str],
+        raw_cards: bool,
+        timeout: float,
+    ) -> None:
+        """`timeout` is in seconds, for each read from the socket."""
+        # Card numbers that pass through this service put the store into PCI DSS SAQ D (some 250
+        # requirements, and scans) instead of SAQ A. Stripe has to allow it for the account, too.
+        self.capabilities = Capabilities(payment_types=frozenset({"card"}), card_numbers=raw_cards)
+        self._webhook_secrets = tuple(webhook_secrets)
+        self._wire = Wire(timeout)
+        self._stripe = connect(api_key, base_url, self._wire).v1
+
+    @classmethod
+    def build(cls, settings: Settings, engine: Engine) -> StripeGateway:
+        """Raises ConfigurationError, which names the variables and never their values."""
+        key, secret = settings.stripe_api_key, settings.stripe_webhook_secret
+        api_key = key.get_secret_value() if key else ""
+        secrets = split_keys(secret.get_secret_value()) if secret else []
+        missing = [
+            name
+            for name, value in {"STRIPE_API_KEY": api_key, "STRIPE_WEBHOOK_SECRET": secrets}.items()
+            if not value
+        ]
+        if missing:
+            raise ConfigurationError(
+                f"{' and '.join(missing)} not set; the gateway stripe needs it, see docs/stripe.md"
+            )
+        if os.environ.get("STRIPE_LOG") in ("debug", "info"):
+            raise ConfigurationError(
+                "STRIPE_LOG is set; with it the SDK prints what must not be kept, cards included"
+            )
+        return cls(
+            api_key,
+            base_url=settings.stripe_api_base,
+            webhook_secrets=secrets,
+            raw_cards=settings.stripe_raw_cards,
+            timeout=settings.gateway_timeout,
+        )
+
+    def close(self) -> None:
+        """Close the idle connections."""
+        self._wire.close()
+
+    def refuse_amount(self, amount: int, currency: str) -> str | None:
+        return amounts.refusal(amount, currency)
+
+    # Methods ------------------------------------------------------------------------------------
+
+    def save_method(self, request: MethodRequest) -> SavedMethod:
+        """Attach the card to the user's customer: one that is not attached works only once."""
+        try:
+            if request.card_number is not None:
+                method = self._create_method(request)
+                return self._attach(states.text(method, "id"), method, request)
+            token = request.token or ""
+            return self._attach(token, self._find_method(token), request)
+        except CardDeclined as error:
+            raise MethodDeclined(error.decline.code) from None
+
+    def _create_method(self, request: MethodRequest) -> Fields:
+        params: PaymentMethodCreateParams = {
+            "type": "card",
+            "card": {
+                "number": request.card_number or "",
+                "exp_month": int(request.details["exp_month"]),
+                "exp_year": int(request.details["exp_year"]),
+            },
+        }
+        if request.cvc is not None:
+            params["card"]["cvc"] = request.cvc
+        if request.details.get("cardholder_name"):
+            params["billing_details"] = {"name": str(request.details["cardholder_name"])}
+        return ask(lambda: self._stripe.payment_methods.create(params))
+
+    def _find_method(self, token: str) -> Fields:
+        """What Stripe knows of a token. Raises MethodInvalid unless it is a card's."""
+        if not TOKEN.fullmatch(token):
+            raise _token_unknown()
+        try:
+            method = ask(lambda: self._stripe.payment_methods.retrieve(token))
+        except RequestRefused:
+            raise _token_unknown() from None
+        if states.text(method, "type") != "card":
+            raise _token_unknown()
+        return method
+
+    def _attach(self, token: str, method: Fields, request: MethodRequest) -> SavedMethod:
+        customer = request.customer or self._customer(request.user_id)
+        for _ in range(CUSTOMER_TRIES):
+            if method.get("customer") == customer:  # by an earlier try whose answer was lost
+                return states.saved_method(method, customer)
+            try:
+                return states.saved_method(self._attach_to(token, customer), customer)
+            except RequestRefused as error:
+                # Another customer's already, or detached before: only a new one can be kept.
+                if error.code != "resource_missing":
+                    raise _token_unknown() from None
+            # The method was there a moment ago, so it is the customer that was deleted.
+            customer = self._customer(request.user_id, instead_of=customer)
+        raise Unknown("the customers of this user are missing")
+
+    def _attach_to(self, token: str, customer: str) -> Fields:
+        return ask(lambda: self._stripe.payment_methods.attach(token, {"customer": customer}))
+
+    def _customer(self, user_id: str, *, instead_of: str = "") -> str:
+        """A new customer, or the one made within a day: concurrent saves of a user make one."""
+        digest = hashlib.sha256(f"{user_id}\0{instead_of}".encode()).hexdigest()
+        made = ask(
+            lambda: self._stripe.customers.create(
+                {"metadata": {"user_id": user_id[:MAX_METADATA]}},
+                {"idempotency_key": f"customer-{digest}"},
+            )
+        )
+        return states.text(made, "id")
+
+    # Money --------------------------------------------------------------------------------------
+
+    def charge(self, request: ChargeRequest) -> Charge:
+        params: PaymentIntentCreateParams = {
+            "amount": _units(request.amount, request.currency),
+            "currency": request.currency.lower(),
+            "payment_method": request.token,
+            "capture_method": "automatic" if request.capture else "manual",
+            "confirm": True,
+            "metadata": _mark(request),
+            "expand": EXPAND,
+        }
+        if request.customer is not None:
+            params["customer"] = request.customer
+        if request.off_session:
+            params["off_session"] = True
+            params["automatic_payment_methods"] = {"enabled": True, "allow_redirects": "never"}
+        else:
+            # With a return URL 3-D Secure comes as a redirect; redirects have to be allowed then.
+            params["automatic_payment_methods"] = {"enabled": True}
+            params["return_url"] = request.return_url
+        return _charged(
+            lambda: self._stripe.payment_intents.create(params, {"idempotency_key": request.key})
+        )
+
+    def capture(self, request: ChangeRequest) -> Charge:
+        units = _units(request.amount, request.currency)
+        return _charged(
+            lambda: self._stripe.payment_intents.capture(
+                request.reference,
+                {"amount_to_capture": units, "expand": EXPAND},
+                {"idempotency_key": request.key},
+            )
+        )
+
+    def void(self, request: ChangeRequest) -> Charge:
+        return _charged(
+            lambda: self._stripe.payment_intents.cancel(
+                request.reference, {"expand": EXPAND}, {"idempotency_key": request.key}
+            )
+        )
+
+    def refund(self, request: RefundRequest) -> Refund:
+        metadata = {"payment_id": str(request.payment_id), "refund_id": str(request.refund_id)}
+        params: RefundCreateParams = {
+            "payment_intent": request.reference,
+            "amount": _units(request.amount, request.currency),
+            "metadata": metadata,
+        }
+        reason = request.reason or ""
+        if reason in REFUND_REASONS:
+            params["reason"] = REFUND_REASONS[reason]
+        elif reason:
+            metadata["reason"] = reason[:MAX_METADATA]
+        return states.refund(
+            ask(lambda: self._stripe.refunds.create(params, {"idempotency_key": request.key}))
+        )
+
+    # Questions ----------------------------------------------------------------------------------
+
+    def look_up(self, query: LookUp) -> Charge | None:
+        try:
+            if isinstance(query.request, ChangeRequest):
+                return self._look_up_change(query.request, query)
+            if query.reference is not None:
+                return self._read(query.reference)
+            return self._look_up_charge(query.request, query.asked_at)
+        except NotDone as error:  # of our question; it says nothing about the request
+            raise Unknown(str(error)) from None
+
+    def _look_up_charge(self, request: ChargeRequest, asked_at: datetime) -> Charge | None:
+        return _again(
+            lambda: self.charge(request),
+            asked_at,
+            lambda: self._find_charge(request, asked_at),
+        )
+
+    def _look_up_change(self, request: ChangeRequest, query: LookUp) -> Charge | None:
+        found = self._read(query.reference or request.reference)
+        if request.operation == "complete" or found.status == DONE[request.operation]:
+            return found
+        change = self.capture if request.operation == "capture" else self.void
+        return _again(lambda: change(request), query.asked_at, lambda: None)
+
+    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+        request, reference = query.request, query.reference
+        try:
+            if reference is not None:
+                return states.refund(ask(lambda: self._stripe.refunds.retrieve(reference)))
+            return _again(
+                lambda: self.refund(request),
+                query.asked_at,
+                lambda: self._find_refund(request),
+            )
+        except NotDone as error:
+            raise Unknown(str(error)) from None
+
+    def _read(self, reference: str) -> Charge:
+        return states.charge(
+            ask(lambda: self._stripe.payment_intents.retrieve(reference, {"expand": EXPAND}))
+        )
+
+    def _find_charge(self, request: ChargeRequest, asked_at: datetime) -> Charge | None:
+        """The charge that a request of ours made, by the marks it carries."""
+        mark = _mark(request)
+        for question in self._questions(request, asked_at):
+            for intent in _listed(ask(question)):
+                if all(states.part(intent, "metadata", name) == mark[name] for name in mark):
+                    return self._read(states.text(intent, "id"))
+        return None
+
+    def _questions(
+        self, request: ChargeRequest, asked_at: datetime
+    ) -> list[Callable[[], stripe.StripeObject]]:
+        """A customer's list shows what was just written; the search may be a minute behind."""
+        since = int((asked_at - CLOCK_SKEW).timestamp())
+        search = f"metadata['payment_id']:'{request.payment_id}'"
+        questions: list[Callable[[], stripe.StripeObject]] = [
+            lambda: self._stripe.payment_intents.search({"query": search, "limit": PAGE})
+        ]
+        if (customer := request.customer) is not None:
+            questions.insert(
+                0,
+                lambda: self._stripe.payment_intents.list(
+                    {"customer": customer, "created": {"gte": since}, "limit": PAGE}
+                ),
+            )
+        return questions
+
+    def _find_refund(self, request: RefundRequest) -> Refund | None:
+        listed = ask(
+            lambda: self._stripe.refunds.list({"payment_intent": request.reference, "limit": PAGE})
+        )
+        for found in _listed(listed):
+            if states.our_id(found, "refund_id") == request.refund_id:
+                return states.refund(found)
+        return None
+
+    # Webhooks -----------------------------------------------------------------------------------
+
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+        events.verify(self._webhook_secrets, headers.get("stripe-signature"), body)
+        return events.read(body)
+
+
+def _charged(call: Callable[[], stripe.StripeObject]) -> Charge:
+    """Ask for money. A decline comes as an error, beside the charge that was declined."""
+    try:
+        return states.charge(ask(call))
+    except CardDeclined as error:
+        if error.intent is None:
+            raise
+        return states.charge(error.intent, error.decline)
+
+
+def _again(call: Callable[[], T], asked_at: datetime, find: Callable[[], T | None]) -> T | None:
+    """Send a request anew whose answer was lost; where that tells nothing, find what it made.
+
+    None: Stripe refuses it by its own checks, so under this key nothing ever happened. Raises
+    NotDone and Unknown.
+    """
+    if datetime.now(timezone.utc) - asked_at < KEY_LIFE:
+        try:
+            return call()
+        except Refused:
+            return None
+        except Unknown:
+            pass  # Stripe answers a key with its first answer, a stored 500 too
+    found = find()
+    if found is None:
+        raise Unknown("no trace of the request")
+    return found
+
+
+def _mark(request: ChargeRequest) -> dict[str, str]:
+    """What a charge is found by. Ids alone would not do: test systems may share an account."""
+    return {
+        "payment_id": str(request.payment_id),
+        "order_id": str(request.order_id),
+        "key": request.key,
+    }
+
+
+def _units(amount: int, currency: str) -> int:
+    units = amounts.to_stripe(amount, currency)
+    if units is None:
+        raise Refused("Stripe cannot express this amount")
+    return units
+
+
+def _listed(page: Fields) -> list[Fields]:
+    data = page.get("data")
+    if not isinstance(data, list):
+        raise Unknown("an answer without data")
+    return [found for found in data if isinstance(found, Mapping)]
+
+
+def _token_unknown() -> MethodInvalid:
+    return MethodInvalid("details.token", "token_unknown", WHAT_TO_SEND)

@@ -1,0 +1,193 @@
+"""What Stripe's objects say, in the words of the contract. Nothing here asks Stripe.
+
+An object without a field that is needed is no answer at all: every reader raises Unknown then.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timedelta, timezone
+from typing import Any, Final, Literal
+
+from domain.declines import STRIPE, normalized
+from gateways.base import (
+    Charge,
+    ChargeStatus,
+    Decline,
+    Dispute,
+    Refund,
+    RefundState,
+    SavedMethod,
+    Unknown,
+)
+from gateways.stripe.amounts import from_stripe
+from gateways.stripe.client import Fields, word
+
+# PaymentIntent.status: https://docs.stripe.com/payments/paymentintents/lifecycle
+# We create with a card and confirm at once, so one that wants a card again was declined.
+CHARGES: Final[Mapping[str, ChargeStatus]] = {
+    "succeeded": "captured",
+    "requires_capture": "authorized",
+    "requires_action": "requires_action",
+    "processing": "processing",
+    "canceled": "voided",
+    "requires_payment_method": "declined",
+}
+REFUNDS: Final[Mapping[str, RefundState]] = {
+    "succeeded": "succeeded",
+    "failed": "failed",
+    "canceled": "failed",
+}
+# An inquiry that is closed took no money.
+DISPUTES: Final[Mapping[str, Literal["won", "lost"]]] = {
+    "won": "won",
+    "warning_closed": "won",
+    "lost": "lost",
+}
+
+# https://docs.stripe.com/payments/place-a-hold-on-a-payment-method: most cards, when customers
+# are online; the charge tells the exact time where we have it.
+AUTHORIZATION_LIFETIME = timedelta(days=7)
+
+# The ids in our metadata are BIGINTs of ours. Whatever else stands there is somebody else's.
+OUR_ID: Final = re.compile(r"[1-9][0-9]{0,18}")
+MAX_ID: Final = 2**63 - 1
+
+
+def charge(intent: Fields, decline: Decline | None = None) -> Charge:
+    """A PaymentIntent; `decline` is the reason that came beside it."""
+    status = CHARGES.get(text(intent, "status"), "processing")
+    redirect_url = part(intent, "next_action", "redirect_to_url", "url")
+    if not isinstance(redirect_url, str) or status != "requires_action":
+        redirect_url = None
+    if status == "requires_action" and redirect_url is None:
+        status = "processing"  # it waits for something to which we cannot lead the shopper
+    return Charge(
+        reference=text(intent, "id"),
+        status=status,
+        amount=money(intent, "amount"),
+        currency=currency(intent),
+        amount_captured=money(intent, "amount_received") if status == "captured" else 0,
+        capture_before=_capture_before(intent) if status == "authorized" else None,
+        redirect_url=redirect_url,
+        decline=(decline or _last_decline(intent)) if status == "declined" else None,
+    )
+
+
+def expired(gateway_charge: Fields) -> Charge:
+    """A Charge of Stripe's whose authorization has expired, in terms of its PaymentIntent."""
+    return Charge(
+        reference=text(gateway_charge, "payment_intent"),
+        status="voided",
+        amount=money(gateway_charge, "amount"),
+        currency=currency(gateway_charge),
+    )
+
+
+def refund(found: Fields) -> Refund:
+    return Refund(
+        reference=text(found, "id"),
+        status=REFUNDS.get(text(found, "status"), "pending"),
+        amount=money(found, "amount"),
+        currency=currency(found),
+    )
+
+
+def dispute(found: Fields) -> Dispute:
+    return Dispute(
+        reference=text(found, "id"),
+        status=DISPUTES.get(text(found, "status"), "open"),
+        amount=money(found, "amount"),
+        currency=currency(found),
+        reason=word(found.get("reason")) or "general",
+    )
+
+
+def saved_method(method: Fields, customer: str) -> SavedMethod:
+    """A PaymentMethod of type card. Its fingerprint is the same for the same number."""
+    name = part(method, "billing_details", "name")
+    return SavedMethod(
+        token=text(method, "id"),
+        details={
+            **card_details(method),
+            "cardholder_name": name if isinstance(name, str) and name else None,
+        },
+        identity=word(part(method, "card", "fingerprint")),
+        customer=customer,
+    )
+
+
+def card_details(method: Fields) -> dict[str, Any]:
+    """What may be stored and shown of a PaymentMethod of type card."""
+    card = part(method, "card")
+    if not isinstance(card, Mapping):
+        raise Unknown("a payment method without a card")
+    return {
+        "brand": text(card, "brand"),
+        "last4": text(card, "last4"),
+        "exp_month": whole(card, "exp_month"),
+        "exp_year": whole(card, "exp_year"),
+    }
+
+
+def our_id(fields: Fields, name: str) -> int | None:
+    """An id that we wrote into the metadata of an object; None if it has none of ours."""
+    value = part(fields, "metadata", name)
+    if not isinstance(value, str) or not OUR_ID.fullmatch(value):
+        return None
+    return number if (number := int(value)) <= MAX_ID else None
+
+
+def text(fields: Fields, name: str) -> str:
+    value = fields.get(name)
+    if not isinstance(value, str) or not value:
+        raise Unknown(f"an answer without {name}")
+    return value
+
+
+def whole(fields: Fields, name: str) -> int:
+    value = fields.get(name)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise Unknown(f"an answer without {name}")
+    return value
+
+
+def currency(fields: Fields) -> str:
+    return text(fields, "currency").upper()
+
+
+def money(fields: Fields, name: str) -> int:
+    """An amount of Stripe's in our minor units."""
+    amount = from_stripe(whole(fields, name), currency(fields))
+    if amount is None or amount < 0:
+        raise Unknown(f"{name} is not an amount of our minor units")
+    return amount
+
+
+def part(fields: Fields, *path: str) -> Any:
+    """What stands at the end of a path, or None where the path ends before."""
+    found: Any = fields
+    for name in path:
+        if not isinstance(found, Mapping):
+            return None
+        found = found.get(name)
+    return found
+
+
+def _capture_before(intent: Fields) -> datetime | None:
+    exact = part(intent, "latest_charge", "payment_method_details", "card", "capture_before")
+    created = _moment(intent.get("created"))
+    return _moment(exact) or (created and created + AUTHORIZATION_LIFETIME)
+
+
+def _moment(seconds: object) -> datetime | None:
+    if not isinstance(seconds, int) or not 0 < seconds < 2**32:
+        return None
+    return datetime.fromtimestamp(seconds, timezone.utc)
+
+
+def _last_decline(intent: Fields) -> Decline:
+    error = part(intent, "last_payment_error")
+    raw = word(part(error, "decline_code")) or word(part(error, "code"))
+    return Decline(normalized(STRIPE, raw), raw)
