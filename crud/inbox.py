@@ -55,8 +55,8 @@ def save_dispute(
         .where(Dispute.gateway == gateway, Dispute.gateway_reference == gateway_reference)
         .with_for_update()
     ).one()
-    if dispute.status != "open" or status == "open":
-        return None
+    if status in ("open", dispute.status):
+        return None  # what was won may still be lost, but is never open again
     dispute.status = status
     session.flush()
     return dispute

@@ -70,6 +70,10 @@ class Unknown(GatewayError):
     """The request may have had its effect; only the gateway's books can tell."""
 
 
+class CannotTell(Unknown):
+    """The gateway is well, but its books do not show what became of the request."""
+
+
 class MethodDeclined(GatewayError):
     """The gateway refuses to keep this payment method."""
 
@@ -222,7 +226,10 @@ class Decline:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge as the gateway's books show it now."""
+    """A charge as the gateway's books show it now.
+
+    The reference may be another one until the charge is decided, and no longer then.
+    """
 
     reference: str
     status: ChargeStatus
@@ -279,6 +286,7 @@ class GatewayEvent:
     refund: Refund | None = None
     refund_id: int | None = None
     dispute: Dispute | None = None
+    key: str | None = None  # ours, of the charge, where the gateway shows it
     method: MethodChange | None = None
     # The key of a capture or void that was taken on ("processing") and then not done.
     failed_key: str | None = None
@@ -379,6 +387,9 @@ class Gateway(ABC):
 
         Raises SignatureInvalid; Unknown when the gateway had to be asked and did not answer.
         """
+
+    def close(self) -> None:  # noqa: B027 - most have nothing that is open
+        """Close what is open to the gateway; nothing is asked any more."""
 
     def books(self) -> list[dict[str, Any]] | None:
         """Every charge of this gateway, to compare with ours; None for one that cannot list them.

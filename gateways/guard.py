@@ -26,7 +26,7 @@ from tenacity import (
     stop_before_delay,
 )
 
-from gateways.base import Busy, NotDone, Unknown
+from gateways.base import Busy, CannotTell, NotDone, Unknown
 from observability.logs import get_logger
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ class GatewayGuard:
         self._breaker = CircuitBreaker(
             failure_threshold=FAILURES,
             recovery_timeout=PAUSE.total_seconds(),
-            expected_exception=(Unknown, Busy),
+            expected_exception=_is_failure,
             name=name,
         )
 
@@ -95,6 +95,11 @@ class GatewayGuard:
         finally:
             if was_closed and not self._breaker.closed:
                 log.error("gateway.circuit_open", gateway=self._name, seconds=PAUSE.seconds)
+
+
+def _is_failure(_: type[BaseException], error: BaseException) -> bool:
+    """What says that the gateway is not well."""
+    return isinstance(error, Unknown | Busy) and not isinstance(error, CannotTell)
 
 
 def _pause(state: RetryCallState) -> float:

@@ -17,7 +17,7 @@ from gateways.routing import Route, read_routes
 AVAILABLE: Final[Mapping[str, str]] = {
     "sandbox": "gateways.sandbox:SandboxGateway",
     "stripe": "gateways.stripe:StripeGateway",
-    "paypal": "gateways.paypal:PaypalGateway",
+    "paypal": "gateways.paypal:PayPalGateway",
     "adyen": "gateways.adyen:AdyenGateway",
 }
 
@@ -85,6 +85,7 @@ class Gateways:
         """Take no more calls."""
         for gateway in self.by_name.values():
             gateway.guard.close()
+            gateway.close()
 
 
 def _load(name: str) -> Any:

@@ -51,6 +51,9 @@ class Transport:
             follow_redirects=False,
         )
 
+    def close(self) -> None:
+        self._client.close()
+
     def send(
         self,
         method: str,

@@ -49,7 +49,7 @@ def receive(
         return
     with phase(session):
         found = crud.find_payment(session, name, event.payment_id, event.reference)
-        if found is None:
+        if found is None or event.key not in (None, found.gateway_key):
             log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
             crud.add_gateway_event(session, name, event.id, event.type, None)
             return
@@ -74,8 +74,11 @@ def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment
             settle_refund(session, by, order, payment, refund, event.refund, hint=True)
     if event.dispute is not None:
         settle_dispute(session, by, order, payment, event.dispute)
-    if event.failed_key is not None and event.failed_key == payment.operation_key:
-        operation_not_done(session, by, payment)
+    if event.failed_key is not None:
+        if event.failed_key == payment.operation_key:
+            operation_not_done(session, by, payment)
+        elif payment.amount_captured:  # it was done, days ago, and is undone now
+            ask_for_review(session, by, order, payment)
     if event.ask:
         crud.check_now(session, payment)
         for refund in crud.lock_pending_refunds(session, payment.id):

@@ -143,12 +143,15 @@ def confirm(
         order, payment = lock(session, found.order_id, payment_id)
         gateway = asking.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
-        completes = waits and bool(returned) and gateway.capabilities.completes
+        # An earlier completion may have got nowhere: with something else, or at a bad moment.
+        goes_on = payment.status == "pending" and payment.gateway_reference is not None
+        completes = (waits or goes_on) and bool(returned) and gateway.capabilities.completes
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
         question = questions.about_charge(payment, method)
         by = By.gateway(payment.gateway, context.request_id)
         if completes:
-            expect_completion(session, by, order, payment)
+            if waits:
+                expect_completion(session, by, order, payment)
             request = questions.completion_request(payment, returned)
     if waits and not completes:
         seen = ask(gateway, "look_up", lambda: gateway.look_up(question), asking.seconds)

@@ -90,13 +90,16 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
             answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
     else:
         answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
-    if answer is UNKNOWN or isinstance(answer, NotDone):
+    if (answer is UNKNOWN or isinstance(answer, NotDone)) and not not_done:
         _review_if_old(session, seen, seen.id)
         return
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         if (payment.status, payment.operation_key) != (seen.status, seen.operation_key):
             return  # settled while we asked
+        if answer is UNKNOWN or isinstance(answer, NotDone):
+            operation_not_done(session, BY, payment)
+            return
         if answer is None:
             charge_not_done(session, BY, order, payment)
             return

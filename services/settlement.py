@@ -73,7 +73,8 @@ def settle_charge(
     A `hint` (a webhook) may be old news: where it contradicts us, the gateway is asked instead.
     Returns the answer to the request that opened the payment.
     """
-    if payment.gateway_reference is None:
+    undecided = payment.status in ("pending", "requires_action")
+    if payment.gateway_reference is None or (undecided and payment.operation is None):
         payment.gateway_reference = charge.reference
     target = _target(payment, charge)
     ours = _is_ours(payment, charge)
@@ -81,6 +82,11 @@ def settle_charge(
     moves = target is not None and (payment.status, target) in CHARGE_MOVES
     gone = charge.status in ("declined", "voided") and not given_up and not moves
     contradicts = not ours or gone or (given_up and charge.status in MONEY_HELD)
+    if charge.reference != payment.gateway_reference and charge.status in MONEY_HELD:
+        # A second charge for this payment. No look-up of the first will show it.
+        log.error("payment.charged_twice", payment_id=payment.id, other=charge.reference)
+        ask_for_review(session, by, order, payment)
+        return charged(payment, by.request_id or "")
     # That a gateway works on it may be old news by now; that the shopper agreed never is.
     asks = hint and (contradicts or (moves and charge.status == "processing"))
     if ours and moves and target is not None and not asks:

@@ -45,10 +45,10 @@ COMMANDS = {("cli", "proof")}  # but for the commands that start them
 MANY_OF_A_KIND = {
     "routers": {"route", "problems", "lists", "json_body"},  # what all resources have in common
     "middleware": set[str](),
-    "gateways": {"base"},  # the contract
+    "gateways": {"base", "transport"},  # the contract, and HTTP
     "domain": set[str](),
 }
-KNOWS_ITS_EQUALS = {"gateways.registry"}  # it lists the gateways there are
+KNOWS_ITS_EQUALS = {"gateways.registry"}  # it puts together the gateways there are
 
 # Where a floor alone does not say it. Each row: who may not know whom.
 MUST_NOT_KNOW = [

@@ -21,6 +21,7 @@ from gateways.adyen.amounts import amount_object, read_amount
 from gateways.adyen.answers import Expected, accepted, charge_of, received, text
 from gateways.adyen.notifications import event_of, verify
 from gateways.base import (
+    CannotTell,
     Capabilities,
     ChangeRequest,
     Charge,
@@ -115,8 +116,8 @@ class AdyenGateway(Gateway):
             answer = {}  # a shopper that Adyen does not know
         known = answer.get("storedPaymentMethods")
         for method in known if isinstance(known, list) else []:
-            if isinstance(method, Mapping) and request.token == text(method, "id"):
-                return _saved_card(method, request.token, shopper)
+            if isinstance(method, Mapping) and method.get("id") == (request.token or ""):
+                return _saved_card(method, shopper)
         raise MethodInvalid(
             "details.token",
             "token_unknown",
@@ -155,7 +156,7 @@ class AdyenGateway(Gateway):
         """
         result = request.returned.get("redirectResult")
         if not result:
-            raise Unknown("without the redirectResult only a notification can tell")
+            raise CannotTell("without the redirectResult only a notification can tell")
         # By its content: a wrong result that came first must not stand for the right one.
         digest = hashlib.sha256(result.encode()).hexdigest()[:16]
         body = {"details": {"redirectResult": result}}
@@ -175,7 +176,7 @@ class AdyenGateway(Gateway):
             "amount": _amount(request.amount, request.currency),
             "reference": references.of_change(request),
         }
-        self._modify("captures", request.reference, body, request.key)
+        received(self._modify("captures", request, body), request.reference)
         return _underway(request)
 
     def void(self, request: ChangeRequest) -> Charge:
@@ -185,9 +186,10 @@ class AdyenGateway(Gateway):
         }
         if references.is_ours(request.reference):  # it waits for its shopper
             body["paymentReference"] = request.reference
-            received(self._post("/cancels", body, request.key), request.reference)
+            answer = self._post("/cancels", body, request.key)
         else:
-            self._modify("cancels", request.reference, body, request.key)
+            answer = self._modify("cancels", request, body)
+        received(answer, request.reference)
         return _underway(request)
 
     def refund(self, request: RefundRequest) -> Refund:
@@ -196,7 +198,7 @@ class AdyenGateway(Gateway):
             "amount": _amount(request.amount, request.currency),
             "reference": references.of_refund(request),
         }
-        answer = self._modify("refunds", request.reference, body, request.key)
+        answer = self._modify("refunds", request, body)
         amount = read_amount(answer.get("amount"))
         if amount is None:
             raise Unknown("the answer lacks the amount of the refund")
@@ -212,7 +214,7 @@ class AdyenGateway(Gateway):
         request = query.request
         if isinstance(request, ChargeRequest):
             if query.reference is not None and not references.is_ours(query.reference):
-                raise Unknown("a payment cannot be read; its notification tells")
+                raise CannotTell("a payment cannot be read; its notification tells")
             state = _repeat(lambda: self.charge(request), query.asked_at)
             waits = query.reference is not None
         else:
@@ -242,14 +244,13 @@ class AdyenGateway(Gateway):
         return accepted(self._transport.send("POST", path, headers=self._headers(key), body=body))
 
     def _modify(
-        self, what: str, payment: str, body: Mapping[str, Any], key: str
+        self, what: str, request: ChangeRequest | RefundRequest, body: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """Ask for a change of a payment. Raises NotDone while Adyen's reference is not known."""
-        if references.is_ours(payment):
+        if references.is_ours(request.reference):
             raise NotDone("Adyen has not told its reference of the payment yet")
-        answer = self._post(f"/payments/{quote(payment, safe='')}/{what}", body, key)
-        received(answer, payment)
-        return answer
+        payment = quote(request.reference, safe="")
+        return self._post(f"/payments/{payment}/{what}", body, request.key)
 
 
 def shopper_reference(user_id: str) -> str:
@@ -282,7 +283,7 @@ def _underway(request: ChangeRequest) -> Charge:
 def _repeat(call: Callable[[], T], asked_at: datetime) -> T | None:
     """Repeat a request under its key; None if that was refused, for then the first was too."""
     if datetime.now(timezone.utc) - asked_at > KEY_LIFE:
-        raise Unknown("Adyen may have forgotten the key")
+        raise CannotTell("Adyen may have forgotten the key")
     try:
         return call()
     except Refused:
@@ -291,9 +292,10 @@ def _repeat(call: Callable[[], T], asked_at: datetime) -> T | None:
         raise Unknown(f"the repeat was not done: {error}") from None
 
 
-def _saved_card(method: Mapping[str, Any], token: str, shopper: str) -> SavedMethod:
+def _saved_card(method: Mapping[str, Any], shopper: str) -> SavedMethod:
     """Raises MethodInvalid for a stored method that is no card."""
-    if method.get("type") != "scheme":
+    token = text(method, "id")
+    if token is None or method.get("type") != "scheme":
         raise MethodInvalid("details.token", "token_not_card", "Send the token of a card")
     brand = text(method, "brand") or "other"
     details = {

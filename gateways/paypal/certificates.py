@@ -5,8 +5,11 @@ Which bytes are signed is known to `signature.py`.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from datetime import datetime
@@ -19,6 +22,7 @@ import httpx
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.utils import CryptographyDeprecationWarning
 
 from gateways.base import SignatureInvalid, Unknown
 
@@ -32,6 +36,7 @@ MAX_FETCH_SECONDS: Final = 5.0
 # PayPal uses one certificate for months. A revoked one is out of use within this time.
 CACHE_SECONDS: Final = 3600.0
 CACHE_SIZE: Final = 16
+PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
 
 
 class Certificates:
@@ -100,7 +105,7 @@ class Certificates:
                     raise Unknown(f"certificate: HTTP {answer.status_code}")
                 if answer.status_code != 200:
                     raise SignatureInvalid
-                for part in answer.iter_bytes():
+                for part in answer.iter_raw():  # as sent: nothing small unpacks into much
                     found += part
                     if len(found) > MAX_BYTES:
                         raise SignatureInvalid
@@ -140,8 +145,22 @@ class Certificates:
     def _known_roots(self) -> list[x509.Certificate]:
         with self._lock:
             if self._roots is None:
-                self._roots = x509.load_pem_x509_certificates(self._ca_file.read_bytes())
+                self._roots = _roots(self._ca_file.read_bytes())
             return self._roots
+
+
+def _roots(bundle: bytes) -> list[x509.Certificate]:
+    """The authorities of a bundle, but for those that cannot be read.
+
+    Bundles carry old roots that break RFC 5280; one of them must not cost us all others.
+    """
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CryptographyDeprecationWarning)
+        for pem in PEM.findall(bundle):
+            with contextlib.suppress(ValueError):
+                found.append(x509.load_pem_x509_certificate(pem))
+    return found
 
 
 def _issuer(

@@ -85,10 +85,10 @@ def _authorization(resource: Object, _: FindCapture, now: datetime) -> Fields:
         return _charge_of(resource, now, authorizations=[read_authorization(resource)])
 
 
-def _capture(resource: Object, _: FindCapture, now: datetime) -> Fields:
+def _capture(resource: Object, find_capture: FindCapture, now: datetime) -> Fields:
     if related(resource, "authorization_id") is not None:
         # It may be a part of what was authorized, and there may be other parts.
-        return _ask(resource, _, now)
+        return _ask(resource, find_capture, now)
     with _reading():
         return _charge_of(resource, now, captures=[read_capture(resource)])
 

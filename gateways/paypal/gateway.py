@@ -130,7 +130,7 @@ class PayPalGateway(Gateway):
     def build(cls, settings: Settings, engine: sa.Engine) -> PayPalGateway:
         """Raises ConfigurationError, which names what is missing."""
         client_id, secret = settings.paypal_client_id, settings.paypal_client_secret
-        if not client_id or secret is None:
+        if not client_id or not secret:
             values = {"PAYPAL_CLIENT_ID": client_id, "PAYPAL_CLIENT_SECRET": secret}
             missing = [name for name, value in values.items() if not value]
             raise ConfigurationError(
@@ -144,6 +144,9 @@ class PayPalGateway(Gateway):
             ),
             webhook_id=settings.paypal_webhook_id,
         )
+
+    def close(self) -> None:
+        self.client.transport.close()
 
     def refuse_amount(self, amount: int, currency: str) -> str | None:
         return amounts.refuse(amount, currency)
@@ -182,20 +185,20 @@ class PayPalGateway(Gateway):
     # Charges ------------------------------------------------------------------------------------
 
     def charge(self, request: ChargeRequest) -> Charge:
+        if request.off_session and request.token == REDIRECT:
+            return _declined_charge(request, "PAYER_ACTION_REQUIRED")
         try:
             answer = self.client.post(ORDERS, _order_body(request), key=request.key)
         except Rejected as refusal:
             if refusal.issue not in DECLINES:
                 raise
-            # PayPal keeps no order that it declines at once; our key is all there is to name it.
-            return Charge(
-                request.key,
-                "declined",
-                request.amount,
-                request.currency,
-                decline=decline(refusal.issue),
-            )
-        return self._state(read_order(answer))
+            return _declined_charge(request, refusal.issue)
+        state = self._state(read_order(answer))
+        if request.off_session and state.status == "requires_action":
+            # Nobody is there to be asked, and nobody will complete it.
+            why = decline("PAYER_ACTION_REQUIRED")
+            return replace(state, status="declined", redirect_url=None, decline=why)
+        return state
 
     def complete(self, request: ChangeRequest) -> Charge:
         """Capture or authorize an order that its payer has approved."""
@@ -274,13 +277,19 @@ class PayPalGateway(Gateway):
         if authorization is None or authorization.over or state.status == "captured":
             return state
         try:
-            self.client.post(f"{AUTHORIZATIONS}/{authorization.id}/void", {})
+            answer = self.client.post(f"{AUTHORIZATIONS}/{authorization.id}/void", {})
         except Rejected as refusal:
             if refusal.issue == "PREVIOUSLY_CAPTURED":
                 return self._state_instead_of(refusal, request.reference)
             if refusal.issue != "PREVIOUSLY_VOIDED":
                 raise
-        return replace(state, status="voided", capture_before=None)
+            answer = {"status": "VOIDED"}
+        if answer.get("status") == "VOIDED":
+            return replace(state, status="voided", capture_before=None)
+        after = self._current_state(request.reference)  # 204 has no body, and {} is no answer
+        if after.status == "authorized":
+            raise Unknown("a void that the books do not show")
+        return after
 
     # Refunds ------------------------------------------------------------------------------------
 
@@ -426,6 +435,11 @@ def _order_body(request: ChargeRequest) -> dict[str, Any]:
         ],
         "payment_source": {"paypal": wallet},
     }
+
+
+def _declined_charge(request: ChargeRequest, issue: str) -> Charge:
+    """Declined without an order at PayPal; our key is all there is to name the charge by."""
+    return Charge(request.key, "declined", request.amount, request.currency, decline=decline(issue))
 
 
 def _declined(request: ChangeRequest, issue: str) -> Charge:

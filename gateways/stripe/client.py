@@ -32,6 +32,10 @@ class RequestRefused(Refused):
         super().__init__(why)
 
 
+class KeyInUse(Unknown):
+    """The first request with this key is still under way (409)."""
+
+
 class CardDeclined(Unknown):
     """The card was declined (402).
 
@@ -102,7 +106,7 @@ def connect(api_key: str, base_url: str, wire: Wire) -> stripe.StripeClient:
 def ask(call: Callable[[], stripe.StripeObject]) -> Fields:
     """Make one request of the SDK; the object it answers with, as plain data.
 
-    Raises NotDone, Unknown, or one of the two above, and never an exception of the SDK.
+    Raises NotDone, Unknown, or one of their kinds above, and never an exception of the SDK.
     """
     try:
         return call().to_dict()
@@ -132,11 +136,9 @@ def outcome(error: stripe.StripeError) -> GatewayError:
         return CardDeclined(why, decline, intent if isinstance(intent, Mapping) else None)
     if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
         return NotDone(why)  # of our key, not of the request
-    if (
-        isinstance(error, stripe.InvalidRequestError)
-        and error.http_status in (400, 404)
-        and code != "idempotency_key_in_use"  # the first request is still under way
-    ):
+    if code == "idempotency_key_in_use":
+        return KeyInUse(why)
+    if isinstance(error, stripe.InvalidRequestError) and error.http_status in (400, 404):
         return RequestRefused(why, code)
     return Unknown(why)
 

@@ -22,6 +22,8 @@ from stripe.params import (
 
 from config import ConfigurationError, Settings, split_keys
 from gateways.base import (
+    Busy,
+    CannotTell,
     Capabilities,
     ChangeRequest,
     Charge,
@@ -43,7 +45,15 @@ from gateways.base import (
     Unknown,
 )
 from gateways.stripe import amounts, events, states
-from gateways.stripe.client import CardDeclined, Fields, RequestRefused, Wire, ask, connect
+from gateways.stripe.client import (
+    CardDeclined,
+    Fields,
+    KeyInUse,
+    RequestRefused,
+    Wire,
+    ask,
+    connect,
+)
 
 T = TypeVar("T")
 
@@ -182,7 +192,7 @@ class StripeGateway(Gateway):
                     raise _token_unknown() from None
             # The method was there a moment ago, so it is the customer that was deleted.
             customer = self._customer(request.user_id, instead_of=customer)
-        raise Unknown("the customers of this user are missing")
+        raise CannotTell("the customers of this user are missing")
 
     def _attach_to(self, token: str, customer: str) -> Fields:
         return ask(lambda: self._stripe.payment_methods.attach(token, {"customer": customer}))
@@ -190,12 +200,15 @@ class StripeGateway(Gateway):
     def _customer(self, user_id: str, *, instead_of: str = "") -> str:
         """A new customer, or the one made within a day: concurrent saves of a user make one."""
         digest = hashlib.sha256(f"{user_id}\0{instead_of}".encode()).hexdigest()
-        made = ask(
-            lambda: self._stripe.customers.create(
-                {"metadata": {"user_id": user_id[:MAX_METADATA]}},
-                {"idempotency_key": f"customer-{digest}"},
+        try:
+            made = ask(
+                lambda: self._stripe.customers.create(
+                    {"metadata": {"user_id": user_id[:MAX_METADATA]}},
+                    {"idempotency_key": f"customer-{digest}"},
+                )
             )
-        )
+        except KeyInUse as error:  # by another save of this user; no money hangs on it
+            raise Busy(str(error)) from None
         return states.text(made, "id")
 
     # Money --------------------------------------------------------------------------------------
@@ -368,7 +381,7 @@ def _again(call: Callable[[], T], asked_at: datetime, find: Callable[[], T | Non
             pass  # Stripe answers a key with its first answer, a stored 500 too
     found = find()
     if found is None:
-        raise Unknown("no trace of the request")
+        raise CannotTell("no trace of the request")
     return found
 
 

@@ -1,13 +1,16 @@
-"""The benches of the gateways that come with the service, each with its double of this repository."""
+"""The benches of the gateways that come with the service, each with a double of ours."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any, ClassVar
 
-from tests.gateways.bench import DoubleBench
-from tests.gateways.doubles.adyen import AdyenDouble
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.gateways.doubles.stripe import StripeDouble
+import httpx
+
+from tests.gateways.bench import Bench, DoubleBench, Method, NotApplicable
+from tests.gateways.doubles.server import BookEntry
+from tests.gateways.proxy import Exchange
 
 
 class StripeBench(DoubleBench):
@@ -24,6 +27,8 @@ class StripeBench(DoubleBench):
     refused_amount = (12_345, "KWD")
 
     def __init__(self) -> None:
+        from tests.gateways.doubles.stripe import StripeDouble
+
         super().__init__(StripeDouble())
 
 
@@ -38,29 +43,104 @@ class PaypalBench(DoubleBench):
     }
     key_header = "PayPal-Request-Id"
     keyless = frozenset({"void"})
+    off_session = False
     zero_decimals = (500, "JPY")
     other_decimals = (50_000, "HUF")
     refused_amount = (1050, "HUF")
 
     def __init__(self, folder: Path) -> None:
+        from tests.gateways.doubles.paypal import PaypalDouble
+
         super().__init__(PaypalDouble(folder))
+
+    def approve(self, reference: str, *, yes: bool) -> None:
+        # A payer who does not want to pay just leaves; here it is their bank that says no.
+        if not yes:
+            self._control("fund")(reference, "DECLINED")
+        self.double.approve(reference, yes=True)
+
+    def fail_refund(self, reference: str) -> None:
+        raise NotApplicable("PayPal tells of no refund that fails after it succeeded")
 
 
 class AdyenBench(DoubleBench):
     name = gateway = "adyen"
     steps = {  # noqa: RUF012
-        "charge": r"/payments",
-        "complete": r"/payments/details",
-        "capture": r"/payments/\w+/captures",
-        "void": r"/payments/\w+/cancels",
-        "refund": r"/payments/\w+/refunds",
+        "charge": r"/v\d+/payments",
+        "complete": r"/v\d+/payments/details",
+        "capture": r"/v\d+/payments/\w+/captures",
+        "void": r"/v\d+/payments/\w+/cancels",
+        "refund": r"/v\d+/payments/\w+/refunds",
     }
     key_header = "Idempotency-Key"
+    off_session = False
+    signs_all = False
     zero_decimals = (500, "JPY")
     other_decimals = (500, "ISK")
 
     def __init__(self) -> None:
+        from tests.gateways.doubles.adyen import AdyenDouble
+
         super().__init__(AdyenDouble())
 
     def returned(self, reference: str) -> dict[str, str]:
         return dict(self._control("returned")(reference))
+
+
+class SandboxBench(Bench):
+    """The gateway that is part of the service. Its webhooks never leave the process."""
+
+    name = gateway = "sandbox"
+    upstream = "http://127.0.0.1:9"  # nothing is ever sent anywhere
+    steps = {}  # noqa: RUF012
+    key_header = None
+    off_session = False
+    zero_decimals = (500, "JPY")
+    other_decimals = (12_345, "KWD")
+    fault_headers = {  # noqa: RUF012
+        "drop_before": "timeout_before_charge",
+        "drop_after": "timeout_after_charge",
+        "status_before 500": "error_500",
+        "status_after 500": "error_after_charge",
+        "stall_after": "slow=4",
+    }
+    TOKENS: ClassVar[Mapping[str, str]] = {
+        "good": "tok_success",
+        "good_too": "tok_refund_fails",
+        "declined": "tok_generic_decline",
+        "insufficient": "tok_insufficient_funds",
+        "action": "tok_requires_action",
+    }
+
+    def attach(self, service: str, manager: httpx.Client, log: Sequence[Exchange]) -> None:
+        self._service, self._manager = service, manager
+
+    def settings(self, address: str) -> dict[str, Any]:
+        return {}
+
+    def method(self, kind: Method) -> dict[str, Any]:
+        if kind not in self.TOKENS:
+            raise NotApplicable("the sandbox saves every card")
+        details = {"token": self.TOKENS[kind]}
+        return {"payment_type": "card", "gateway": "sandbox", "details": details}
+
+    def approve(self, reference: str, *, yes: bool) -> None:
+        decision = "approve" if yes else "decline"
+        page = f"{self._service}/sandbox/actions/{reference}/{decision}"
+        assert httpx.post(page, trust_env=False).status_code in (200, 303)
+
+    def charges(self, payment_id: int) -> list[BookEntry]:
+        entries = self._manager.get("/sandbox/charges").json()
+        return [
+            BookEntry(
+                reference=entry["reference"],
+                payment_id=entry["payment_id"],
+                amount=entry["amount"],
+                currency=entry["currency"],
+                status=entry["status"],
+                amount_captured=entry["amount_captured"],
+                amount_refunded=entry["amount_refunded"],
+            )
+            for entry in entries
+            if entry["payment_id"] == payment_id
+        ]

@@ -122,13 +122,8 @@ class FaultProxy(_Server):
 
     def __init__(self, upstream: str) -> None:
         super().__init__()
-        # What comes before the paths: Adyen's version is part of its address.
-        self.prefix = httpx.URL(upstream).path.rstrip("/")
-        self.base_url = self.url + self.prefix
         self.log: list[Exchange] = []
-        self._client = httpx.Client(
-            base_url=upstream.removesuffix(self.prefix), timeout=30, trust_env=False
-        )
+        self._client = httpx.Client(base_url=upstream, timeout=30, trust_env=False)
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
 
@@ -210,7 +205,7 @@ class FaultProxy(_Server):
             _write(handler, status, headers, content)
 
     def _take(self, handler: BaseHTTPRequestHandler) -> Fault | None:
-        path = handler.path.partition("?")[0].removeprefix(self.prefix)
+        path = handler.path.partition("?")[0]
         with self._lock:
             for fault in self._faults:
                 if (
@@ -226,7 +221,7 @@ class FaultProxy(_Server):
         self, handler: BaseHTTPRequestHandler, body: bytes, status: int | None, answer: bytes
     ) -> None:
         headers = {name.lower(): value for name, value in handler.headers.items()}
-        path = handler.path.partition("?")[0].removeprefix(self.prefix)
+        path = handler.path.partition("?")[0]
         self.log.append(Exchange(handler.command, path, headers, body, status, answer))
 
 
@@ -272,9 +267,7 @@ class Relay(_Server):
     def post(self, delivery: Delivery) -> httpx.Response:
         """Give the service a webhook."""
         assert self.target is not None
-        return self._client.post(
-            self.target, headers=dict(delivery.headers), content=delivery.body
-        )
+        return self._client.post(self.target, headers=dict(delivery.headers), content=delivery.body)
 
     def about(self, *words: str) -> Sequence[Delivery]:
         """What was sent with one of these words in it, in the order it was sent."""

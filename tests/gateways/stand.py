@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import re
 import secrets
 import threading
 import time
@@ -41,7 +42,7 @@ class Stand:
         self.bench = bench
         self._database_url, self._data_dir = database_url, data_dir
         self._clients: dict[str, httpx.Client] = {}
-        self._checked = 0
+        self._fault_header: dict[str, str] = {}
 
     def __enter__(self) -> Stand:
         self.bench.__enter__()
@@ -49,6 +50,11 @@ class Stand:
         self.proxy.start()
         self.relay = Relay()
         self.relay.start()
+        try:
+            self.bench.send_webhooks_to(self.relay.url)
+            self.has_webhooks = True
+        except NotApplicable:
+            self.has_webhooks = False
         self.settings = load_settings(
             _env_file=None,
             environment="development",
@@ -58,7 +64,7 @@ class Stand:
             gateway_timeout=GATEWAY_TIMEOUT,
             reconcile_after=0.2,
             log_level="INFO",
-            **self.bench.settings(self.proxy.base_url),
+            **self.bench.settings(self.proxy.url),
         )
         app = main.create_app(self.settings)
         self._record_logs()
@@ -75,12 +81,8 @@ class Stand:
         self.gateway = next(iter(app.state.gateways.by_name))
         self.relay.target = f"{self.url}/webhooks/{self.gateway}"
         self.engine: sa.Engine = app.state.engine
-        try:
-            self.bench.send_webhooks_to(self.relay.url)
-            self.has_webhooks = True
-        except NotApplicable:
-            self.has_webhooks = False
         self.manager = self.client("manager", MANAGES)
+        self.bench.attach(self.url, self.manager, self.proxy.log)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -120,9 +122,7 @@ class Stand:
             return "\n".join(
                 str(row)
                 for table in tables
-                for row in connection.execute(
-                    sa.text(f"SELECT t::text FROM {table} t")  # noqa: S608 - names of our tables
-                ).scalars()
+                for row in connection.execute(sa.text(f"SELECT t::text FROM {table} t")).scalars()
             )
 
     # Callers ------------------------------------------------------------------------------------
@@ -143,10 +143,14 @@ class Stand:
         """Somebody new."""
         return self.client(f"shopper-{secrets.token_hex(6)}")
 
-    def post(self, client: httpx.Client, path: str, **body: Any) -> httpx.Response:
+    def post(
+        self, client: httpx.Client, path: str, key: str | None = None, **body: Any
+    ) -> httpx.Response:
         """Every answer to a shopper or a store comes in time, and none is a 500."""
         began = time.monotonic()
-        answer = client.post(path, json=body)
+        headers, self._fault_header = self._fault_header, {}
+        headers |= {"Idempotency-Key": key} if key is not None else {}
+        answer = client.post(path, json=body, headers=headers)
         took = time.monotonic() - began
         assert answer.status_code != 500, answer.text
         assert took < ANSWERED_WITHIN + SLACK, f"POST {path} took {took:.1f} s"
@@ -204,9 +208,10 @@ class Stand:
         """The payment, once nothing about it is open any more."""
 
         def look() -> dict[str, Any] | None:
+            if self._operation(payment_id):  # before the status: it ends together with it
+                return None
             payment = self.payment(payment_id)
-            is_open = payment["status"] == "pending" or self._operation(payment_id)
-            return None if is_open else payment
+            return None if payment["status"] == "pending" else payment
 
         return self.until(look, f"payment {payment_id} is settled")
 
@@ -231,11 +236,7 @@ class Stand:
 
     def charges(self, payment_id: int) -> list[BookEntry]:
         """What the gateway's books show for a payment, what it declined left out."""
-        return [
-            entry
-            for entry in self.bench.books()
-            if entry.payment_id == payment_id and entry.status != "declined"
-        ]
+        return [entry for entry in self.bench.charges(payment_id) if entry.status != "declined"]
 
     def agree(self, payment: Mapping[str, Any]) -> None:
         """Both sets of books show the same, and never more than one charge."""
@@ -255,6 +256,12 @@ class Stand:
 
     def arm(self, kind: str, step: Step, **options: Any) -> Fault:
         """Let something go wrong with the next request for this step."""
+        if self.bench.fault_headers is not None:
+            name = f"{kind} {options['status']}" if "status" in options else kind
+            if name not in self.bench.fault_headers or options.get("times", 1) > 1:
+                raise NotApplicable(f"there is no network to this gateway, so no {name}")
+            self._fault_header = {"Sandbox-Fault": self.bench.fault_headers[name]}
+            return Fault(kind, re.compile(step))
         if step not in self.bench.steps:
             raise NotApplicable(f"this gateway has no request for: {step}")
         return self.proxy.arm(kind, self.bench.steps[step], **options)
@@ -263,7 +270,7 @@ class Stand:
         if not self.has_webhooks:
             raise NotApplicable("this bench sends no webhooks")
 
-    def until(self, condition: Callable[[], T], what: str, seconds: float = 40) -> T:
+    def until(self, condition: Callable[[], T | None], what: str, seconds: float = 40) -> T:
         """What `condition` returns once it is true. Fails when it never is."""
         deadline = time.monotonic() + seconds
         while True:
@@ -317,7 +324,7 @@ class Stand:
         fits = (
             step
             for step, path in self.bench.steps.items()
-            if exchange.method == "POST" and _fullmatch(path, exchange.path)
+            if exchange.method == "POST" and re.fullmatch(path, exchange.path)
         )
         return next(fits, None)
 
@@ -348,12 +355,6 @@ def together(count: int, work: Callable[[int], T]) -> list[T]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
-
-
-def _fullmatch(pattern: str, path: str) -> bool:
-    import re
-
-    return re.fullmatch(pattern, path) is not None
 
 
 def _meaning(body: bytes) -> Any:

@@ -91,7 +91,7 @@ class Fail(Exception):
         return Answer(self.status, body, {"Paypal-Debug-Id": debug_id})
 
 
-class PayPalDouble(Double):
+class PaypalDouble(Double):
     """One merchant's account. The certificate authority is written to `directory`."""
 
     def __init__(self, directory: Path) -> None:
@@ -195,10 +195,10 @@ class PayPalDouble(Double):
             refund = self._new_refund(capture, amount, {}, status="COMPLETED")
             self._settle_refund(capture, refund)
 
-    def fail_refund(self, refund_reference: str) -> None:
-        """A pending refund fails. PayPal sends no event for that: it has to be asked."""
+    def settle_refund(self, refund_reference: str, status: str) -> None:
+        """A pending refund is decided. PayPal sends no event of a failure: it has to be asked."""
         with self.lock:
-            self.refunds[refund_reference]["status"] = "FAILED"
+            self.refunds[refund_reference]["status"] = status
 
     def dispute(self, reference: str) -> str:
         with self.lock:
@@ -866,18 +866,18 @@ def _days(one: dict[str, Any]) -> float:
 
 ID = r"([\w-]+)"
 ROUTES: list[tuple[str, str, Callable[..., Any]]] = [
-    ("POST", "/v2/checkout/orders", PayPalDouble._create_order),
-    ("GET", f"/v2/checkout/orders/{ID}", PayPalDouble._get_order),
-    ("POST", f"/v2/checkout/orders/{ID}/capture", PayPalDouble._capture_order),
-    ("POST", f"/v2/checkout/orders/{ID}/authorize", PayPalDouble._authorize_order),
-    ("POST", f"/v2/payments/authorizations/{ID}/capture", PayPalDouble._capture_authorization),
-    ("POST", f"/v2/payments/authorizations/{ID}/reauthorize", PayPalDouble._reauthorize),
-    ("POST", f"/v2/payments/authorizations/{ID}/void", PayPalDouble._void),
-    ("GET", f"/v2/payments/captures/{ID}", PayPalDouble._get_capture),
-    ("POST", f"/v2/payments/captures/{ID}/refund", PayPalDouble._refund_capture),
-    ("GET", f"/v2/payments/refunds/{ID}", PayPalDouble._get_refund),
-    ("GET", f"/v3/vault/payment-tokens/{ID}", PayPalDouble._get_vault_token),
-    ("POST", "/v3/vault/payment-tokens", PayPalDouble._create_vault_token),
+    ("POST", "/v2/checkout/orders", PaypalDouble._create_order),
+    ("GET", f"/v2/checkout/orders/{ID}", PaypalDouble._get_order),
+    ("POST", f"/v2/checkout/orders/{ID}/capture", PaypalDouble._capture_order),
+    ("POST", f"/v2/checkout/orders/{ID}/authorize", PaypalDouble._authorize_order),
+    ("POST", f"/v2/payments/authorizations/{ID}/capture", PaypalDouble._capture_authorization),
+    ("POST", f"/v2/payments/authorizations/{ID}/reauthorize", PaypalDouble._reauthorize),
+    ("POST", f"/v2/payments/authorizations/{ID}/void", PaypalDouble._void),
+    ("GET", f"/v2/payments/captures/{ID}", PaypalDouble._get_capture),
+    ("POST", f"/v2/payments/captures/{ID}/refund", PaypalDouble._refund_capture),
+    ("GET", f"/v2/payments/refunds/{ID}", PaypalDouble._get_refund),
+    ("GET", f"/v3/vault/payment-tokens/{ID}", PaypalDouble._get_vault_token),
+    ("POST", "/v3/vault/payment-tokens", PaypalDouble._create_vault_token),
 ]
 BODIES: dict[str, dict[str, Any]] = {
     "create_order": ORDER,

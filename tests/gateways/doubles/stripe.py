@@ -597,6 +597,7 @@ def _new_id(prefix: str) -> str:
 def _iso(units: int, currency: str) -> int:
     """Stripe's units in minor units of ISO 4217."""
     decimals = DECIMALS.get(currency, exponent(currency))
-    whole, lost = divmod(units * 10 ** exponent(currency), 10**decimals)
+    factor: int = 10 ** exponent(currency)
+    whole, lost = divmod(units * factor, int(10**decimals))
     assert not lost
     return whole

@@ -1,0 +1,354 @@
+"""Benches whose gateway is not in this repository: independent doubles, and real test accounts.
+
+The independent doubles are started when GATEWAY_DOUBLES names their folder, which holds a
+`start_gateways.sh`. A real account is used when its keys are in the environment; there nobody can
+play the shopper, and no webhook finds its way to a developer's machine.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, ClassVar
+
+import httpx
+
+from domain.money import EXPONENTS
+from tests.gateways.bench import Bench, Method, NotApplicable
+from tests.gateways.benches import PaypalBench, StripeBench
+from tests.gateways.doubles.server import BookEntry
+from tests.gateways.proxy import Exchange
+
+PAYPAL_NO_DECIMALS = ("JPY", "HUF", "TWD")
+
+
+class StripeApiBench(Bench):
+    """Whatever answers as Stripe's API does; its books are read through it."""
+
+    gateway = "stripe"
+    steps = StripeBench.steps
+    key_header = StripeBench.key_header
+    zero_decimals = StripeBench.zero_decimals
+    other_decimals = StripeBench.other_decimals
+    refused_amount = StripeBench.refused_amount
+    api_key: str
+    webhook_secret = "whsec_of_the_contract_suite"
+    TOKENS: ClassVar[Mapping[str, str]] = {
+        "good": "pm_card_visa",
+        "good_too": "pm_card_mastercard",
+        "declined": "pm_card_chargeCustomerFail",
+        "action": "pm_card_authenticationRequired",
+        "refused": "pm_card_visa_chargeDeclinedInsufficientFunds",
+    }
+    STATUSES: ClassVar[Mapping[str, str]] = {
+        "succeeded": "captured",
+        "requires_capture": "authorized",
+        "canceled": "voided",
+        "requires_action": "requires_action",
+        "requires_payment_method": "declined",
+    }
+
+    def settings(self, address: str) -> dict[str, Any]:
+        return {
+            "stripe_api_base": address,
+            "stripe_api_key": self.api_key,
+            "stripe_webhook_secret": self.webhook_secret,
+        }
+
+    def method(self, kind: Method) -> dict[str, Any]:
+        if kind not in self.TOKENS:
+            raise NotApplicable("Stripe attaches no card that is out of funds")
+        details = {"token": self.TOKENS[kind]}
+        return {"payment_type": "card", "gateway": "stripe", "details": details}
+
+    def charges(self, payment_id: int) -> Sequence[BookEntry]:
+        intents = self._get("/v1/payment_intents?limit=100&expand[]=data.latest_charge")["data"]
+        return [
+            self._entry(intent)
+            for intent in intents
+            if intent["metadata"].get("payment_id") == str(payment_id)
+        ]
+
+    def _entry(self, intent: Mapping[str, Any]) -> BookEntry:
+        currency = intent["currency"].upper()
+        refunds = self._get(f"/v1/refunds?payment_intent={intent['id']}")["data"]
+        back = sum(refund["amount"] for refund in refunds if refund["status"] == "succeeded")
+        scale = 100 if currency in ("ISK", "UGX") else 1  # two decimals there, none in ISO 4217
+        return BookEntry(
+            reference=intent["id"],
+            payment_id=int(intent["metadata"]["payment_id"]),
+            amount=intent["amount"] // scale,
+            currency=currency,
+            status=self.STATUSES.get(intent["status"], intent["status"]),
+            amount_captured=(intent.get("amount_received") or 0) // scale,
+            amount_refunded=back // scale,
+        )
+
+    def _get(self, path: str) -> Any:
+        answer = httpx.get(
+            self.upstream + path, auth=(self.api_key, ""), timeout=30, trust_env=False
+        )
+        answer.raise_for_status()
+        return answer.json()
+
+    def approve(self, reference: str, *, yes: bool) -> None:
+        raise NotApplicable("nobody is there to approve it")
+
+    def secrets(self) -> Sequence[str]:
+        return (self.api_key, self.webhook_secret)
+
+
+class PaypalApiBench(Bench):
+    """Whatever answers as PayPal's API does; the orders that were made are read through it."""
+
+    gateway = "paypal"
+    steps = PaypalBench.steps
+    key_header = PaypalBench.key_header
+    keyless = PaypalBench.keyless
+    off_session = False
+    zero_decimals = PaypalBench.zero_decimals
+    other_decimals = PaypalBench.other_decimals
+    refused_amount = PaypalBench.refused_amount
+    client_id: str
+    client_secret: str
+
+    def settings(self, address: str) -> dict[str, Any]:
+        return {
+            "paypal_api_base": address,
+            "paypal_client_id": self.client_id,
+            "paypal_client_secret": self.client_secret,
+        }
+
+    def attach(self, service: str, manager: httpx.Client, log: Sequence[Exchange]) -> None:
+        self._log = log
+
+    def method(self, kind: Method) -> dict[str, Any]:
+        if kind != "action":
+            raise NotApplicable("a vault token takes a payer who approves it")
+        details = {"email": f"payer-{os.urandom(4).hex()}@example.com"}
+        return {"payment_type": "paypal", "gateway": "paypal", "details": details}
+
+    def approve(self, reference: str, *, yes: bool) -> None:
+        raise NotApplicable("nobody is there to approve it")
+
+    def charges(self, payment_id: int) -> Sequence[BookEntry]:
+        found = {
+            made["id"]
+            for exchange in list(self._log)
+            if exchange.method == "POST" and exchange.path == "/v2/checkout/orders"
+            for asked, made in [(_json(exchange.body), _json(exchange.answer))]
+            if "id" in made and asked["purchase_units"][0]["custom_id"] == str(payment_id)
+        }
+        return [self._entry(payment_id, reference) for reference in sorted(found)]
+
+    def _entry(self, payment_id: int, reference: str) -> BookEntry:
+        order = self._get(f"/v2/checkout/orders/{reference}")
+        unit = order["purchase_units"][0]
+        payments = unit.get("payments", {})
+        captures, currency = payments.get("captures", []), unit["amount"]["currency_code"]
+        authorizations = payments.get("authorizations", [])
+        if captures:
+            status = "captured"
+        elif authorizations:
+            status = "voided" if authorizations[-1]["status"] == "VOIDED" else "authorized"
+        else:
+            status = "requires_action"
+        return BookEntry(
+            reference=reference,
+            payment_id=payment_id,
+            amount=_minor(unit["amount"]["value"], currency),
+            currency=currency,
+            status=status,
+            amount_captured=sum(_minor(c["amount"]["value"], currency) for c in captures),
+            amount_refunded=sum(
+                _minor(refund["amount"]["value"], currency)
+                for refund in payments.get("refunds", [])
+                if refund["status"] == "COMPLETED"
+            ),
+        )
+
+    def _get(self, path: str) -> Any:
+        answer = httpx.get(
+            self.upstream + path,
+            headers={"Authorization": f"Bearer {self._token()}"},
+            timeout=30,
+            trust_env=False,
+        )
+        answer.raise_for_status()
+        return answer.json()
+
+    def _post(self, path: str, body: Mapping[str, Any], **headers: str) -> Any:
+        answer = httpx.post(
+            self.upstream + path,
+            json=body,
+            headers={"Authorization": f"Bearer {self._token()}"} | headers,
+            timeout=30,
+            trust_env=False,
+        )
+        answer.raise_for_status()
+        return answer.json()
+
+    def _token(self) -> str:
+        answer = httpx.post(
+            f"{self.upstream}/v1/oauth2/token",
+            data={"grant_type": "client_credentials"},
+            auth=(self.client_id, self.client_secret),
+            timeout=30,
+            trust_env=False,
+        )
+        return str(answer.json()["access_token"])
+
+    def secrets(self) -> Sequence[str]:
+        return (self.client_secret,)
+
+
+class IndependentDoubles:
+    """The doubles of GATEWAY_DOUBLES, started by their own script."""
+
+    def __init__(self, place: Path, folder: Path) -> None:
+        self._script, self._place = place / "start_gateways.sh", folder
+
+    def start(self, **environment: str) -> None:
+        subprocess.run(
+            [self._script, self._place],
+            env=os.environ | environment,
+            check=True,
+            timeout=300,
+            stdout=subprocess.DEVNULL,
+        )
+
+    def stop(self) -> None:
+        subprocess.run([self._script, self._place, "stop"], check=True, timeout=60)
+
+
+class IndependentStripeBench(StripeApiBench):
+    name = "stripe, by an independent double"
+    upstream = "http://127.0.0.1:8421"
+    api_key = "sk_test_12345"
+
+    def __init__(self, doubles: IndependentDoubles) -> None:
+        self._doubles = doubles
+
+    def __enter__(self) -> Bench:
+        self._doubles.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._doubles.stop()
+
+    def send_webhooks_to(self, url: str) -> None:
+        self._tell("webhook", url=url, secret=self.webhook_secret)
+
+    def approve(self, reference: str, *, yes: bool) -> None:
+        self._tell(f"authenticate/{reference}", success=yes)
+
+    def dispute(self, reference: str) -> str:
+        return str(self._tell("disputes", payment_intent=reference)["id"])
+
+    def close_dispute(self, dispute: str, *, won: bool) -> None:
+        self._tell(f"disputes/{dispute}", status="won" if won else "lost")
+
+    def fail_refund(self, reference: str) -> None:
+        self._tell(f"refunds/{reference}", status="failed")
+
+    def _tell(self, what: str, **body: Any) -> Any:
+        answer = httpx.post(f"{self.upstream}/_front/{what}", json=body, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
+
+
+class IndependentPaypalBench(PaypalApiBench):
+    name = "paypal, by an independent double"
+    upstream = "http://127.0.0.1:8430"
+    client_id, client_secret = "test-client", "test-secret"
+
+    def __init__(self, doubles: IndependentDoubles, folder: Path) -> None:
+        self._doubles, self._folder = doubles, folder
+
+    def __exit__(self, *_: object) -> None:
+        self._doubles.stop()
+
+    def settings(self, address: str) -> dict[str, Any]:
+        return super().settings(address) | {
+            "paypal_webhook_id": "WEBHOOKMOCK000001",
+            "paypal_cert_hosts": "127.0.0.1",
+            "paypal_ca_file": self._folder / "paypal-ca.pem",
+        }
+
+    def send_webhooks_to(self, url: str) -> None:
+        self._doubles.start(PAYPAL_WEBHOOK_URL=url)
+
+    def method(self, kind: Method) -> dict[str, Any]:
+        if kind in ("good", "good_too"):
+            details = {"token": self._vaulted()}
+            return {"payment_type": "paypal", "gateway": "paypal", "details": details}
+        return super().method(kind)
+
+    def _vaulted(self) -> str:
+        source = {"payment_source": {"paypal": {"usage_type": "MERCHANT"}}}
+        setup = self._post("/v3/vault/setup-tokens", source, **{"PayPal-Request-Id": _new_id()})
+        self._tell(f"setup-tokens/{setup['id']}/approve")
+        token = {"payment_source": {"token": {"id": setup["id"], "type": "SETUP_TOKEN"}}}
+        made = self._post("/v3/vault/payment-tokens", token, **{"PayPal-Request-Id": _new_id()})
+        return str(made["id"])
+
+    def approve(self, reference: str, *, yes: bool) -> None:
+        # A payer who does not want to pay just leaves; here it is their bank that says no.
+        self._tell(f"orders/{reference}/approve", **({} if yes else {"funding": "DECLINED"}))
+
+    def dispute(self, reference: str) -> str:
+        order = self._get(f"/v2/checkout/orders/{reference}")
+        capture = order["purchase_units"][0]["payments"]["captures"][0]["id"]
+        return str(self._tell("disputes", capture_id=capture)["dispute_id"])
+
+    def close_dispute(self, dispute: str, *, won: bool) -> None:
+        outcome = "RESOLVED_SELLER_FAVOUR" if won else "RESOLVED_BUYER_FAVOUR"
+        self._tell(f"disputes/{dispute}/resolve", outcome=outcome)
+
+    def violations(self) -> Sequence[str]:
+        state = httpx.get(f"{self.upstream}/_mock/state", trust_env=False).json()
+        return [str(violation) for violation in state["violations"]]
+
+    def _tell(self, what: str, **body: Any) -> Any:
+        answer = httpx.post(f"{self.upstream}/_mock/{what}", json=body, trust_env=False)
+        answer.raise_for_status()
+        return answer.json()
+
+
+class RealStripeBench(StripeApiBench):
+    """A Stripe test account: STRIPE_TEST_API_KEY."""
+
+    name = "stripe, a test account"
+    upstream = "https://api.stripe.com"
+
+    def __init__(self, api_key: str) -> None:
+        self.api_key = api_key
+
+
+class RealPaypalBench(PaypalApiBench):
+    """A PayPal sandbox account: PAYPAL_TEST_CLIENT_ID and PAYPAL_TEST_CLIENT_SECRET."""
+
+    name = "paypal, a sandbox account"
+    upstream = "https://api-m.sandbox.paypal.com"
+
+    def __init__(self, client_id: str, client_secret: str) -> None:
+        self.client_id, self.client_secret = client_id, client_secret
+
+
+def _minor(value: str, currency: str) -> int:
+    return int(Decimal(value).scaleb(EXPONENTS[currency]))
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return {}
+
+
+def _new_id() -> str:
+    return os.urandom(12).hex()
