@@ -26,6 +26,15 @@ MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long and still no secret
 EXAMPLE_SECRET_MARK = "change-me"  # noqa: S105 - it marks what is not a secret
 
 SECRET_SETTINGS = ("SECRET_KEY", "FINGERPRINT_KEY")
+# Made by others, who say how long they are.
+GATEWAY_SECRETS = (
+    "STRIPE_API_KEY",
+    "STRIPE_WEBHOOK_SECRET",
+    "PAYPAL_CLIENT_SECRET",
+    "ADYEN_API_KEY",
+    "ADYEN_HMAC_KEY",
+)
+SECRET_LISTS = ("FINGERPRINT_KEY", "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
 
 
 class ConfigurationError(Exception):
@@ -98,11 +107,11 @@ class Settings(BaseSettings):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
-    @field_validator("data_dir")
+    @field_validator("data_dir", "routes", "paypal_ca_file")
     @classmethod
-    def _under_root(cls, value: Path) -> Path:
-        # Relative to the project, not to the shell's folder: every command finds the same data.
-        return (ROOT / value).resolve()
+    def _under_root(cls, value: Path | None) -> Path | None:
+        # Relative to the project, not to the shell's folder: every command finds the same files.
+        return None if value is None else (ROOT / value).resolve()
 
     @field_validator("default_currency")
     @classmethod
@@ -176,7 +185,7 @@ def _values(settings: Settings, name: str) -> list[str]:
     if secret is None:
         return []
     value = secret.get_secret_value()
-    return split_keys(value) if name == "FINGERPRINT_KEY" else [value]
+    return split_keys(value) if name in SECRET_LISTS else [value]
 
 
 def _refuse_unsafe(settings: Settings) -> None:
@@ -198,6 +207,13 @@ def _refuse_unsafe(settings: Settings) -> None:
                 )
             if value in seen:
                 problems.append(f"{name} repeats {seen[value]}; every secret is its own; {how}")
+            seen[value] = name
+    for name in GATEWAY_SECRETS:
+        for value in _values(settings, name):
+            if EXAMPLE_SECRET_MARK in value:
+                problems.append(f"{name} is the one of .env.example; use the one of your account")
+            if value in seen:
+                problems.append(f"{name} repeats {seen[value]}; every secret is its own")
             seen[value] = name
     if problems:
         raise ConfigurationError("; ".join(dict.fromkeys(problems)))

@@ -135,6 +135,8 @@ def find_payment(
     session: Session, gateway: str, payment_id: int | None, reference: str | None
 ) -> Row[Any] | None:
     """The payment that a gateway means: by our id if it knows it, or else by its reference."""
+    if payment_id is None and reference is None:
+        return None  # payments whose reference we have not heard yet are none of its business
     query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.gateway == gateway)
     if payment_id is not None:
         query = query.where(PAYMENT_COLUMNS.id == payment_id)

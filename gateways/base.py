@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Literal, Protocol, TypeVar
 from sqlalchemy import Engine
 from typing_extensions import Self
 
-from config import Settings
+from config import ConfigurationError, Settings
 
 T = TypeVar("T")
 
@@ -106,7 +106,7 @@ class Capabilities:
     manual_capture: bool = True
     partial_capture: bool = True
     partial_refund: bool = True
-    completes: bool = False  # a charge that its shopper approved waits for `complete`
+    wants_returned: bool = False  # completes only with what it added to the return URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -323,9 +323,20 @@ class Gateway(ABC):
     guard: Guard = NoGuard()
 
     @classmethod
+    def check(cls, settings: Settings) -> None:
+        """Whether it can be built. Raises ConfigurationError, which names the variables that are
+        missing and never the values of others."""
+        missing = [name.upper() for name in cls.needs if not getattr(settings, name, None)]
+        if missing:
+            raise ConfigurationError(
+                f"GATEWAYS names {cls.name}, which needs {' and '.join(missing)};"
+                f" see docs/{cls.name}.md"
+            )
+
+    @classmethod
     @abstractmethod
     def build(cls, settings: Settings, engine: Engine) -> Self:
-        """Make it from the settings. `Gateways.check` has seen that `needs` are there."""
+        """Make it from settings that `check` has passed."""
 
     def refuse_amount(self, amount: int, currency: str) -> str | None:
         """Why this gateway cannot move this amount of minor units, or None if it can."""

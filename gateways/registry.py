@@ -34,12 +34,7 @@ class Gateways:
         """Raises ConfigurationError for what no gateway can be made of."""
         adapters = [_load(name) for name in settings.gateway_names]
         for adapter in adapters:
-            missing = [name for name in adapter.needs if getattr(settings, name, None) is None]
-            if missing:
-                raise ConfigurationError(
-                    f"GATEWAYS names {adapter.name}, which needs "
-                    + " and ".join(name.upper() for name in missing)
-                )
+            adapter.check(settings)
         if settings.routes is not None:
             read_routes(settings.routes, [adapter.name for adapter in adapters])
 

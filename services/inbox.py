@@ -7,7 +7,9 @@ twice, late, or before the answer it belongs to moves nothing back.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
@@ -49,7 +51,7 @@ def receive(
         return
     with phase(session):
         found = crud.find_payment(session, name, event.payment_id, event.reference)
-        if found is None or event.key not in (None, found.gateway_key):
+        if found is None or not _is_about(event, found):
             log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
             crud.add_gateway_event(session, name, event.id, event.type, None)
             return
@@ -57,6 +59,15 @@ def receive(
         order, payment = payments.lock(session, found.order_id, found.id)
         if crud.add_gateway_event(session, name, event.id, event.type, payment.id):
             _apply(session, event, order, payment, By.gateway(name))
+
+
+def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
+    """Whether it is our payment: systems that share an account have the same small ids."""
+    if event.key is not None:
+        return bool(event.key == payment.gateway_key)
+    if event.charge is not None or event.reference is None:
+        return True  # of a charge the settlement sees to it that there is only one
+    return payment.gateway_reference in (None, event.reference)
 
 
 def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment, by: By) -> None:

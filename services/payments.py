@@ -145,7 +145,7 @@ def confirm(
         waits = payment.status == "requires_action" and payment.operation is None
         # An earlier completion may have got nowhere: with something else, or at a bad moment.
         goes_on = payment.status == "pending" and payment.gateway_reference is not None
-        completes = (waits or goes_on) and bool(returned) and gateway.capabilities.completes
+        completes = (waits or goes_on) and bool(returned) and gateway.capabilities.wants_returned
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
         question = questions.about_charge(payment, method)
         by = By.gateway(payment.gateway, context.request_id)

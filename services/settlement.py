@@ -91,6 +91,9 @@ def settle_charge(
     asks = hint and (contradicts or (moves and charge.status == "processing"))
     if ours and moves and target is not None and not asks:
         _apply(session, by, order, payment, charge, target)
+    elif charge.status == payment.status == "authorized" and not hint:
+        # An event may not have told it exactly.
+        payment.capture_before = charge.capture_before or payment.capture_before
     elif contradicts and not hint:
         log.error("payment.contradicted", payment_id=payment.id, gateway_status=charge.status)
         ask_for_review(session, by, order, payment)

@@ -65,7 +65,7 @@ class AdyenGateway(Gateway):
     """A gateway that answers "received": outcomes come by notification and cannot be read."""
 
     name = "adyen"
-    capabilities = Capabilities(payment_types=frozenset({"card"}), completes=True)
+    capabilities = Capabilities(payment_types=frozenset({"card"}), wants_returned=True)
     needs: ClassVar[tuple[str, ...]] = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
 
     def __init__(
@@ -77,13 +77,18 @@ class AdyenGateway(Gateway):
         self._hmac_keys = hmac_keys
 
     @classmethod
-    def build(cls, settings: Settings, engine: Engine) -> Self:
-        """Raises ConfigurationError, which names the variables and never their values."""
-        missing = [name.upper() for name in cls.needs if getattr(settings, name) is None]
+    def check(cls, settings: Settings) -> None:
+        super().check(settings)
         if settings.production and settings.adyen_api_base is None:
-            missing.append("ADYEN_API_BASE (live endpoints have a prefix of your own)")
-        if missing:
-            raise ConfigurationError(f"adyen needs {' and '.join(missing)}")
+            raise ConfigurationError(
+                "GATEWAYS names adyen, which needs ADYEN_API_BASE in production: live endpoints"
+                " have a prefix of your own; see docs/adyen.md"
+            )
+        assert settings.adyen_hmac_key is not None
+        _hmac_keys(settings.adyen_hmac_key.get_secret_value())
+
+    @classmethod
+    def build(cls, settings: Settings, engine: Engine) -> Self:
         assert settings.adyen_api_key is not None
         assert settings.adyen_merchant_account is not None
         assert settings.adyen_hmac_key is not None

@@ -5,6 +5,7 @@ A charge is an order of one purchase unit, and `Charge.reference` is always its 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -60,6 +61,7 @@ AUTHORIZATIONS: Final = "/v2/payments/authorizations"
 CAPTURES: Final = "/v2/payments/captures"
 REFUNDS: Final = "/v2/payments/refunds"
 TOKENS: Final = "/v3/vault/payment-tokens"
+SETUP_TOKEN: Final = re.compile(r"[0-9A-Z_-]{1,36}")  # as PayPal's specification has it
 
 LIVE_API: Final = "https://api-m.paypal.com"
 SANDBOX_API: Final = "https://api-m.sandbox.paypal.com"
@@ -111,6 +113,7 @@ class PayPalGateway(Gateway):
     """PayPal wallets: approved by the payer each time, or kept in PayPal's vault."""
 
     name = "paypal"
+    needs = ("paypal_client_id", "paypal_client_secret")
     capabilities = Capabilities(payment_types=frozenset({"paypal"}))
 
     def __init__(
@@ -127,15 +130,20 @@ class PayPalGateway(Gateway):
         self._now = now
 
     @classmethod
-    def build(cls, settings: Settings, engine: sa.Engine) -> PayPalGateway:
-        """Raises ConfigurationError, which names what is missing."""
-        client_id, secret = settings.paypal_client_id, settings.paypal_client_secret
-        if not client_id or not secret:
-            values = {"PAYPAL_CLIENT_ID": client_id, "PAYPAL_CLIENT_SECRET": secret}
-            missing = [name for name, value in values.items() if not value]
+    def check(cls, settings: Settings) -> None:
+        super().check(settings)
+        if settings.production and settings.paypal_webhook_id is None:
             raise ConfigurationError(
-                f"{' and '.join(missing)} not set; the gateway paypal needs it"
+                "GATEWAYS names paypal, which needs PAYPAL_WEBHOOK_ID in production: without it"
+                " no event can be verified; see docs/paypal.md"
             )
+        _ca_file(settings.paypal_ca_file)
+
+    @classmethod
+    def build(cls, settings: Settings, engine: sa.Engine) -> PayPalGateway:
+        client_id, secret = settings.paypal_client_id, settings.paypal_client_secret
+        assert client_id is not None
+        assert secret is not None
         base_url = settings.paypal_api_base or (LIVE_API if settings.production else SANDBOX_API)
         return cls(
             Client(base_url, client_id, secret.get_secret_value(), settings.gateway_timeout),
@@ -166,6 +174,8 @@ class PayPalGateway(Gateway):
         try:
             answer = self.client.get(f"{TOKENS}/{request.token}")
         except (NotFound, Rejected):
+            if not SETUP_TOKEN.fullmatch(request.token):
+                raise _token_unknown() from None
             answer = self._exchange_setup_token(request.token)
         return _saved_method(answer)
 

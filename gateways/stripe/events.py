@@ -64,6 +64,7 @@ def _charge(intent: Fields) -> dict[str, Any]:
     return {
         "payment_id": states.our_id(intent, "payment_id"),
         "reference": states.text(intent, "id"),
+        "key": _key(intent),
         "charge": states.charge(intent),
     }
 
@@ -100,6 +101,12 @@ def _method_updated(method: Fields) -> dict[str, Any]:
 
 def _method_gone(method: Fields) -> dict[str, Any]:
     return {**NOTHING, "method": MethodChange(states.text(method, "id"), None)}
+
+
+def _key(intent: Fields) -> str | None:
+    """Which of the systems that share an account has made the charge."""
+    found = states.part(intent, "metadata", "key")
+    return found if isinstance(found, str) else None
 
 
 def _of_intent(fields: Fields) -> dict[str, Any]:

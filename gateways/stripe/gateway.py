@@ -87,6 +87,7 @@ class StripeGateway(Gateway):
     """Cards by PaymentIntents: created and confirmed in one request."""
 
     name = "stripe"
+    needs = ("stripe_api_key", "stripe_webhook_secret")
 
     def __init__(
         self,
@@ -106,28 +107,22 @@ class StripeGateway(Gateway):
         self._stripe = connect(api_key, base_url, self._wire).v1
 
     @classmethod
-    def build(cls, settings: Settings, engine: Engine) -> StripeGateway:
-        """Raises ConfigurationError, which names the variables and never their values."""
-        key, secret = settings.stripe_api_key, settings.stripe_webhook_secret
-        api_key = key.get_secret_value() if key else ""
-        secrets = split_keys(secret.get_secret_value()) if secret else []
-        missing = [
-            name
-            for name, value in {"STRIPE_API_KEY": api_key, "STRIPE_WEBHOOK_SECRET": secrets}.items()
-            if not value
-        ]
-        if missing:
-            raise ConfigurationError(
-                f"{' and '.join(missing)} not set; the gateway stripe needs it, see docs/stripe.md"
-            )
+    def check(cls, settings: Settings) -> None:
+        super().check(settings)
         if os.environ.get("STRIPE_LOG") in ("debug", "info"):
             raise ConfigurationError(
                 "STRIPE_LOG is set; with it the SDK prints what must not be kept, cards included"
             )
+
+    @classmethod
+    def build(cls, settings: Settings, engine: Engine) -> StripeGateway:
+        key, secret = settings.stripe_api_key, settings.stripe_webhook_secret
+        assert key is not None
+        assert secret is not None
         return cls(
-            api_key,
+            key.get_secret_value(),
             base_url=settings.stripe_api_base,
-            webhook_secrets=secrets,
+            webhook_secrets=split_keys(secret.get_secret_value()),
             raw_cards=settings.stripe_raw_cards,
             timeout=settings.gateway_timeout,
         )

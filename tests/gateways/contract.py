@@ -431,8 +431,9 @@ def a_gateway_that_stays_busy_has_charged_nothing(stand: Stand) -> None:
     client = stand.shopper()
     stand.save(client)
     order = stand.place(client)
-    stand.arm("status_before", "charge", status=429, times=3)
+    stand.arm("status_before", "charge", status=429, times=100)
     answer = stand.pay(client, order)
+    stand.proxy.disarm()
     problem = ok(answer, 502)
     assert problem["code"] == "gateway_unavailable"
     payment = stand.payment(problem["payment_id"])
@@ -498,11 +499,16 @@ def the_same_request_with_its_key_is_answered_once_it_is_known(stand: Stand) -> 
 # Webhooks ---------------------------------------------------------------------------------------
 
 
-def told(stand: Stand, payment: dict[str, Any]) -> Sequence[Delivery]:
-    """What the gateway has sent about a payment, once it has sent something."""
+def told(stand: Stand, *about: dict[str, Any], at_least: int = 1) -> Sequence[Delivery]:
+    """What the gateway has sent about a payment and its refunds, once it is so much."""
     stand.need_webhooks()
-    reference = payment["gateway_reference"]
-    return stand.until(lambda: stand.relay.about(reference), f"a webhook about {reference}")
+    references = [resource["gateway_reference"] for resource in about]
+
+    def look() -> Sequence[Delivery] | None:
+        found = stand.relay.about(*references)
+        return found if len(found) >= at_least else None
+
+    return stand.until(look, f"{at_least} webhooks about {references}")
 
 
 @scenario
@@ -571,11 +577,12 @@ def webhooks_in_every_order_end_in_the_same_state(stand: Stand) -> None:
         ok_or_accepted = stand.post(stand.manager, f"/payments/{payment['id']}/capture")
         assert ok_or_accepted.status_code in (200, 202)
         if ok_or_accepted.status_code == 202:  # only a webhook will tell
-            _deliver_all(stand, payment, turn, at_least=2)
+            _deliver_all(stand, turn, told(stand, payment, at_least=2))
         payment = stand.becomes(payment["id"], "captured")
-        answer = stand.post(stand.manager, f"/payments/{payment['id']}/refunds", amount=200)
-        refund = answer.json()
-        _deliver_all(stand, payment, turn, at_least=3)
+        path = f"/payments/{payment['id']}/refunds"
+        stand.post(stand.manager, path, amount=200)
+        refund = _known_refund(stand, path)
+        _deliver_all(stand, turn, told(stand, payment, refund, at_least=3))
         stand.refund_settled(payment["id"], refund["id"])
         after = stand.settled(payment["id"])
         assert (after["status"], after["amount_captured"]) == ("partially_refunded", 700)
@@ -584,10 +591,19 @@ def webhooks_in_every_order_end_in_the_same_state(stand: Stand) -> None:
         stand.agree(after)
 
 
-def _deliver_all(stand: Stand, payment: dict[str, Any], turn: int, *, at_least: int) -> None:
-    """Each webhook about this payment so far: as sent in turn 0, reversed in turn 5."""
-    stand.until(lambda: len(told(stand, payment)) >= at_least, "the gateway tells what it did")
-    orders = list(itertools.permutations(told(stand, payment)))
+def _known_refund(stand: Stand, path: str) -> dict[str, Any]:
+    """The only refund of a payment, once the gateway has a name for it."""
+
+    def look() -> dict[str, Any] | None:
+        (refund,) = ok(stand.manager.get(path), 200)
+        return refund if refund["gateway_reference"] else None
+
+    return stand.until(look, "the gateway has a name for the refund")
+
+
+def _deliver_all(stand: Stand, turn: int, deliveries: Sequence[Delivery]) -> None:
+    """In the order of this turn: as they were sent in the first, reversed in the last."""
+    orders = list(itertools.permutations(deliveries))
     for delivery in orders[turn * (len(orders) - 1) // (TURNS - 1)]:
         assert stand.relay.post(delivery).status_code == 200
 

@@ -157,22 +157,14 @@ class Stand:
         return answer
 
     def save(self, client: httpx.Client, kind: Any = "good") -> dict[str, Any]:
-        return ok(self.post(client, "/payment-methods", **self.bench.method(kind)), 201)
+        return dict(ok(self.post(client, "/payment-methods", **self.bench.method(kind)), 201))
 
     def place(
         self, client: httpx.Client, amount: int = 1099, currency: str = "USD"
     ) -> dict[str, Any]:
-        return ok(
-            self.post(
-                client,
-                "/orders",
-                product_id="sku-1",
-                quantity=1,
-                total_amount=amount,
-                currency=currency,
-            ),
-            201,
-        )
+        order: dict[str, Any] = {"product_id": "sku-1", "quantity": 1}
+        answer = self.post(client, "/orders", **order, total_amount=amount, currency=currency)
+        return dict(ok(answer, 201))
 
     def pay(self, client: httpx.Client, order: Mapping[str, Any], **body: Any) -> httpx.Response:
         return self.post(client, f"/orders/{order['id']}/payments", **body)
@@ -191,13 +183,13 @@ class Stand:
     # What became of it --------------------------------------------------------------------------
 
     def payment(self, payment_id: int) -> dict[str, Any]:
-        return ok(self.manager.get(f"/payments/{payment_id}"), 200)
+        return dict(ok(self.manager.get(f"/payments/{payment_id}"), 200))
 
     def order(self, order_id: int) -> dict[str, Any]:
-        return ok(self.manager.get(f"/orders/{order_id}"), 200)
+        return dict(ok(self.manager.get(f"/orders/{order_id}"), 200))
 
     def refund(self, payment_id: int, refund_id: int) -> dict[str, Any]:
-        return ok(self.manager.get(f"/payments/{payment_id}/refunds/{refund_id}"), 200)
+        return dict(ok(self.manager.get(f"/payments/{payment_id}/refunds/{refund_id}"), 200))
 
     def events(self, order_id: int) -> list[str]:
         """The types of what happened to an order, the oldest first."""

@@ -63,6 +63,7 @@ class Scripted(Double):
 def build(timeout: float = 5, **values: Any) -> AdyenGateway:
     settings = {**doubles.AdyenDouble.settings(Mock(base_url="http://127.0.0.1:1")), **values}
     made = Settings(_env_file=None, gateway_timeout=timeout, **settings)
+    AdyenGateway.check(made)
     return AdyenGateway.build(made, Mock())
 
 

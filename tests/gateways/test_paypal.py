@@ -70,7 +70,9 @@ def strict(double: PaypalDouble) -> Iterator[None]:
 
 
 def built(settings: Mapping[str, Any]) -> PayPalGateway:
-    return PayPalGateway.build(Settings(_env_file=None, **settings), ENGINE)
+    made = Settings(_env_file=None, **settings)
+    PayPalGateway.check(made)
+    return PayPalGateway.build(made, ENGINE)
 
 
 @pytest.fixture(scope="module")
@@ -1162,7 +1164,7 @@ def test_a_request_refused_at_the_door_twice_is_not_tried_again(
 def test_missing_settings_are_named() -> None:
     with pytest.raises(ConfigurationError, match="PAYPAL_CLIENT_ID and PAYPAL_CLIENT_SECRET"):
         built({})
-    with pytest.raises(ConfigurationError, match=r"^PAYPAL_CLIENT_SECRET"):
+    with pytest.raises(ConfigurationError, match="needs PAYPAL_CLIENT_SECRET;"):
         built({"paypal_client_id": "id"})
     with pytest.raises(ConfigurationError, match="PAYPAL_CA_FILE"):
         built(
@@ -1182,7 +1184,7 @@ def test_missing_settings_are_named() -> None:
     ],
 )
 def test_production_talks_to_the_live_api(environment: str, base: str) -> None:
-    keys = {"paypal_client_id": "id", "paypal_client_secret": "secret"}
+    keys = {"paypal_client_id": "id", "paypal_client_secret": "secret", "paypal_webhook_id": "W"}
     gateway = built({**keys, "environment": environment})
     assert str(gateway.client.transport._client.base_url).rstrip("/") == base
     gateway.close()

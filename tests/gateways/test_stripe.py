@@ -1101,14 +1101,12 @@ def test_the_gateway_is_built_from_the_settings(double: StripeDouble) -> None:
 
 
 @pytest.mark.parametrize("missing", ["stripe_api_key", "stripe_webhook_secret"])
-@pytest.mark.parametrize("value", [None, SecretStr(" , ")])
+@pytest.mark.parametrize("value", [None, SecretStr("")])
 def test_a_setting_that_is_missing_is_named(missing: str, value: SecretStr | None) -> None:
-    if missing == "stripe_api_key" and value is not None:
-        value = SecretStr("")
     given = {"stripe_api_key": SecretStr("sk_1"), "stripe_webhook_secret": SecretStr("whsec_1")}
     settings = Settings(_env_file=None).model_copy(update={**given, missing: value})
     with pytest.raises(ConfigurationError) as caught:
-        StripeGateway.build(settings, sa.create_engine("sqlite://"))
+        StripeGateway.check(settings)
     assert missing.upper() in str(caught.value)
     assert "_1" not in str(caught.value)
 
@@ -1117,7 +1115,7 @@ def test_a_loud_sdk_is_refused(double: StripeDouble, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("STRIPE_LOG", "debug")
     settings = Settings(_env_file=None, **double.settings())
     with pytest.raises(ConfigurationError, match="STRIPE_LOG"):
-        StripeGateway.build(settings, sa.create_engine("sqlite://"))
+        StripeGateway.check(settings)
 
 
 # Webhooks ---------------------------------------------------------------------------------------
