@@ -70,6 +70,15 @@ def prove(arguments: argparse.Namespace) -> int:
     return 0 if report.holds else 1
 
 
+def check_gateway(arguments: argparse.Namespace) -> int:
+    """Run the contract of gateways against one adapter, tell of each scenario."""
+    try:
+        from tests.gateways.check import check  # needs nothing of what the other commands need
+    except ImportError as error:
+        raise ConfigurationError(f"this needs the whole repository: {error}") from None
+    return 0 if check(arguments.module, arguments.words).holds else 1
+
+
 @contextmanager
 def _service() -> Iterator[tuple[Session, Gateways]]:
     settings = get_settings()
@@ -110,6 +119,17 @@ def parser() -> argparse.ArgumentParser:
         help="take one guard away: the proof must fail",
     )
     command.set_defaults(run=prove)
+
+    command = subcommands.add_parser("gateway", help="about the adapters of gateways")
+    about = command.add_subparsers(required=True, metavar="command")
+    command = about.add_parser("check", help="run the contract of gateways against an adapter")
+    command.add_argument(
+        "module",
+        help="the module of its bench (docs/add-a-gateway.md), module:Class, or"
+        " sandbox, stripe, paypal, adyen",
+    )
+    command.add_argument("-k", dest="words", default="", help="only scenarios with these words")
+    command.set_defaults(run=check_gateway)
     return commands
 
 

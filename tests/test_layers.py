@@ -37,7 +37,7 @@ FLOORS = {
     "postgres_server": 0,
 }
 OUTSIDE = {"tests", "migrations", "benchmarks", "proof", "deploy", "docs"}
-COMMANDS = {("cli", "proof")}  # but for the commands that start them
+COMMANDS = {("cli", "proof"), ("cli", "tests")}  # but for the commands that start them
 
 # Equals do not import each other: the packages below hold many of a kind, and their modules build
 # on these of their own only. Inside the other packages modules may build on each other, as parts

@@ -36,6 +36,7 @@ class Bench(ABC):
     keyless: frozenset[Step] = frozenset()  # steps for which the gateway has no keys
     off_session: bool = True  # declines what would need a shopper who is not there
     signs_all: bool = True  # its signature covers the whole body, and stands in a header
+    reads_back: bool = True  # its books can be read; else only webhooks tell of changes
     # A gateway inside the service has no network to break: faults as its header takes them.
     fault_headers: Mapping[str, str] | None = None
     zero_decimals: tuple[int, str] | None = None  # an amount that is charged as it is

@@ -75,6 +75,7 @@ class AdyenBench(DoubleBench):
     key_header = "Idempotency-Key"
     off_session = False
     signs_all = False
+    reads_back = False
     zero_decimals = (500, "JPY")
     other_decimals = (500, "ISK")
 
