@@ -35,9 +35,11 @@ log = get_logger()
 # Ten in a row are no bad luck. Five seconds later one more call finds out whether it is over.
 FAILURES: Final = 10
 PAUSE: Final = timedelta(seconds=5)
-# Who finds all slots taken waits this long for one: enough for a burst at a gateway that answers,
-# too short for requests to pile up before one that does not.
-WAIT_FOR_SLOT: Final = timedelta(seconds=1)
+# Who finds all slots taken waits for one, with so many others for each slot at most: enough for a
+# burst at a gateway that answers, few enough that one that does not leaves the others their
+# threads (see routers/route.py). Half of the time is kept for the call itself.
+WAITING_PER_SLOT: Final = 5
+SHARE_FOR_WAITING: Final = 0.5
 ATTEMPTS: Final = 3  # of a request that surely was not done
 FIRST_PAUSE: Final = 0.1  # seconds before the second attempt, doubled before the third
 LONGEST_PAUSE: Final = 2.0  # seconds, whatever a gateway's Retry-After says
@@ -49,6 +51,7 @@ class GatewayGuard:
     def __init__(self, name: str, *, timeout: float, concurrency: int) -> None:
         self._name = name
         self._timeout = timeout
+        self._places = threading.BoundedSemaphore(concurrency * (1 + WAITING_PER_SLOT))
         self._slots = threading.BoundedSemaphore(concurrency)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"gateway-{name}")
         self._breaker = CircuitBreaker(
@@ -69,7 +72,12 @@ class GatewayGuard:
             wait=_pause,
             reraise=True,
         )
-        result: T = attempts(self._attempt, call, deadline)
+        if not self._places.acquire(blocking=False):
+            raise NotDone("too many calls to this gateway are waiting")
+        try:
+            result: T = attempts(self._attempt, call, deadline)
+        finally:
+            self._places.release()
         return result
 
     def close(self) -> None:
@@ -79,9 +87,9 @@ class GatewayGuard:
     def _attempt(self, call: Callable[[], T], deadline: float) -> T:
         if self._breaker.opened:
             raise NotDone("the circuit breaker is open")
-        wait = min(WAIT_FOR_SLOT.total_seconds(), deadline - time.monotonic())
+        wait = (deadline - time.monotonic()) * SHARE_FOR_WAITING
         if wait <= 0 or not self._slots.acquire(timeout=wait):
-            raise NotDone("too many calls to this gateway are waiting")
+            raise NotDone("no call to this gateway has ended in time")
         # The slot is the thread's: a call that we do not wait for any longer still holds it.
         running = self._threads.submit(contextvars.copy_context().run, call)
         running.add_done_callback(lambda _: self._slots.release())

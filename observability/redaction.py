@@ -10,6 +10,8 @@ SECRET_NAMES: Final = frozenset(
     {
         "account_holder",
         "authorization",
+        "access_token",
+        "api_key",
         "card_number",
         "client_secret",
         "cvc",
@@ -30,14 +32,19 @@ HIDDEN: Final = "[redacted]"
 _CARD = re.compile(r"(?<![0-9A-Za-z])(?:[0-9][ -]?){11,18}[0-9](?![0-9A-Za-z])")
 _BEARER = re.compile(r"(?i)(bearer\s+)[A-Za-z0-9._~+/=-]+")
 _JWT = re.compile(r"eyJ[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]*")
+# Keys of gateways, secrets of webhooks, client secrets of payment intents, PayPal's access tokens.
+_GATEWAY_SECRET = re.compile(
+    r"\b(?:[sr]k_(?:test|live)_|whsec_|A21AA)[A-Za-z0-9_-]{6,}|\b(?:pi|seti)_\w+_secret_\w+"
+)
 _URL_PASSWORD = re.compile(r"(://[^/\s:@]+:)[^@\s/]+@")
 
 
 def redact(text: str) -> str:
-    """The text without card numbers, bearer tokens and passwords in URLs."""
+    """The text without card numbers, tokens, gateways' secrets, and passwords in URLs."""
     text = _CARD.sub(lambda match: HIDDEN if _luhn(match.group()) else match.group(), text)
     text = _BEARER.sub(rf"\1{HIDDEN}", text)
     text = _JWT.sub(HIDDEN, text)
+    text = _GATEWAY_SECRET.sub(HIDDEN, text)
     return _URL_PASSWORD.sub(rf"\1{HIDDEN}@", text)
 
 

@@ -34,7 +34,8 @@ from services.context import Answer, Context
 DATABASE_THREADS = POOL_SIZE
 # Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
 # stalls takes nothing from the requests that only read.
-GATEWAY_THREADS = 64
+# One gateway's guard takes 120 of them at most (see gateways/guard.py), so two may stall at once.
+GATEWAY_THREADS = 256
 
 # A limiter belongs to its event loop.
 _limiters: RunVar[dict[int, CapacityLimiter]] = RunVar("limiters")

@@ -10,7 +10,7 @@ import pytest
 
 from gateways import guard as guards
 from gateways.base import Busy, CannotTell, NotDone, Refused, Unknown
-from gateways.guard import ATTEMPTS, FAILURES, GatewayGuard
+from gateways.guard import ATTEMPTS, FAILURES, WAITING_PER_SLOT, GatewayGuard
 
 Make = Callable[..., GatewayGuard]
 
@@ -95,10 +95,7 @@ def test_without_any_time_left_nothing_is_asked(make: Make) -> None:
     assert call.count == 0
 
 
-def test_who_finds_all_slots_taken_is_told_that_nothing_was_done(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards, "WAIT_FOR_SLOT", timedelta(milliseconds=20))
+def test_who_finds_all_slots_taken_is_told_that_nothing_was_done(make: Make) -> None:
     guard, release = make(concurrency=2), threading.Event()
     started = threading.Semaphore(0)
 
@@ -113,8 +110,8 @@ def test_who_finds_all_slots_taken_is_told_that_nothing_was_done(
         for _ in threads:
             assert started.acquire(timeout=10)
         call = Calls()
-        with pytest.raises(NotDone, match="too many"):
-            guard.run(call)
+        with pytest.raises(NotDone, match="ended in time"):
+            guard.run(call, seconds=0.05)
         assert call.count == 0
     finally:
         release.set()
@@ -123,16 +120,37 @@ def test_who_finds_all_slots_taken_is_told_that_nothing_was_done(
     assert guard.run(Calls()) == "done"
 
 
-def test_a_call_that_nobody_waits_for_any_more_still_holds_its_slot(
-    make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(guards, "WAIT_FOR_SLOT", timedelta(milliseconds=20))
+def test_no_more_than_a_few_wait_for_a_slot(make: Make) -> None:
+    guard, release = make(concurrency=1), threading.Event()
+    here = 1 + WAITING_PER_SLOT
+    threads = [
+        threading.Thread(target=guard.run, args=(lambda: release.wait(30),)) for _ in range(here)
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        call, refused = Calls(), threading.Event()
+        while not refused.is_set():  # ends with the first that finds no place
+            try:
+                guard.run(call, seconds=0.01)
+            except NotDone as error:
+                if "too many" in str(error):
+                    refused.set()
+        assert call.count == 0
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join(10)
+    assert guard.run(Calls()) == "done"
+
+
+def test_a_call_that_nobody_waits_for_any_more_still_holds_its_slot(make: Make) -> None:
     guard, release = make(concurrency=1), threading.Event()
     try:
         with pytest.raises(Unknown):
             guard.run(lambda: release.wait(30), seconds=0.05)
-        with pytest.raises(NotDone, match="too many"):
-            guard.run(Calls())
+        with pytest.raises(NotDone, match="ended in time"):
+            guard.run(Calls(), seconds=0.05)
     finally:
         release.set()
 
