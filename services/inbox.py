@@ -41,7 +41,8 @@ def receive(
         raise NotFound
     try:
         event = gateway.parse_webhook(headers, body)
-    except SignatureInvalid:
+    except SignatureInvalid as error:
+        log.warning("webhook.refused", gateway=name, why=str(error))
         raise InvalidSignature from None
     except (NotDone, Unknown) as error:  # it had to be asked, and did not answer
         log.warning("webhook.not_read", gateway=name, why=str(error))

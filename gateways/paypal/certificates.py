@@ -24,7 +24,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from cryptography.utils import CryptographyDeprecationWarning
 
-from gateways.base import SignatureInvalid, Unknown
+from gateways.base import SignatureInvalid
 
 DOMAIN: Final = "paypal.com"
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})  # doubles, which have no TLS
@@ -53,7 +53,8 @@ class Certificates:
     def key(self, url: str, now: datetime) -> RSAPublicKey:
         """The key that may sign webhooks now.
 
-        Raises SignatureInvalid, or Unknown when the certificate's host does not answer.
+        Raises SignatureInvalid, also when the certificate cannot be had: anybody may send us an
+        address, and PayPal sends an event again that was refused.
         """
         self._check_url(url)
         leaf = self._cached(url)
@@ -93,7 +94,7 @@ class Certificates:
             raise SignatureInvalid
 
     def _fetch(self, url: str) -> bytes:
-        """Raises Unknown for a host that does not answer, SignatureInvalid for a wrong answer."""
+        """Raises SignatureInvalid for a host that does not answer, or answers with anything else."""
         deadline = time.monotonic() + self._seconds
         found = b""
         try:
@@ -102,7 +103,7 @@ class Certificates:
                 client.stream("GET", url) as answer,
             ):
                 if answer.status_code >= 500 or answer.status_code == 429:
-                    raise Unknown(f"certificate: HTTP {answer.status_code}")
+                    raise SignatureInvalid(f"certificate: HTTP {answer.status_code}")
                 if answer.status_code != 200:
                     raise SignatureInvalid
                 for part in answer.iter_raw():  # as sent: nothing small unpacks into much
@@ -110,11 +111,11 @@ class Certificates:
                     if len(found) > MAX_BYTES:
                         raise SignatureInvalid
                     if time.monotonic() > deadline:
-                        raise Unknown("certificate: no answer in time")
+                        raise SignatureInvalid("certificate: no answer in time")
         except httpx.InvalidURL:
             raise SignatureInvalid from None
         except httpx.HTTPError as error:
-            raise Unknown(f"certificate: {type(error).__name__}") from None
+            raise SignatureInvalid(f"certificate: {type(error).__name__}") from None
         return found
 
     def _trusted(self, pem: bytes, now: datetime) -> x509.Certificate:

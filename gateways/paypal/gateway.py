@@ -385,7 +385,7 @@ class PayPalGateway(Gateway):
 
     def _find_capture(self, capture_id: str) -> Object | None:
         try:
-            return self.client.get(f"{CAPTURES}/{capture_id}")
+            return self.guard.run(lambda: self.client.get(f"{CAPTURES}/{capture_id}"))
         except NotFound:
             return None
         except NotDone as error:

@@ -37,7 +37,7 @@ def verify(
     body: bytes,
     now: datetime,
 ) -> None:
-    """Raises SignatureInvalid, or Unknown when the certificate could not be had.
+    """Raises SignatureInvalid, also when the certificate could not be had.
 
     The cheap checks come first: nobody makes us fetch a certificate with a header out of shape.
     """
