@@ -84,8 +84,10 @@ def _service() -> Iterator[tuple[Session, Gateways]]:
     settings = get_settings()
     logs.configure(settings.log_level, json=settings.production)
     engine = database.open_database(settings)
+    gateways = Gateways.from_settings(settings, engine)
     with database.new_session(engine) as session:
-        yield session, Gateways.from_settings(settings, engine)
+        yield session, gateways
+    gateways.close()
     engine.dispose()
 
 

@@ -29,7 +29,7 @@ def create_order(
         "total_amount": data.total_amount,
         "currency": currency,
         "payment_method_id": data.payment_method_id,
-        "metadata": data.metadata,
+        "metadata_": data.metadata,
         "last_sequence": 1,  # the event of its creation, written right after
     }
     if data.payment_method_id is not None:

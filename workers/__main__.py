@@ -21,11 +21,13 @@ def main() -> None:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    workers = Workers(Resources(engine, Gateways.from_settings(settings, engine)))
+    gateways = Gateways.from_settings(settings, engine)
+    workers = Workers(Resources(engine, gateways))
     workers.start()
     logs.get_logger().info("workers.started")
     stop.wait()
     workers.stop()
+    gateways.close()
     engine.dispose()
 
 

@@ -94,7 +94,7 @@ class Certificates:
             raise SignatureInvalid
 
     def _fetch(self, url: str) -> bytes:
-        """Raises SignatureInvalid for a host that does not answer, or answers with anything else."""
+        """Raises SignatureInvalid for a host that does not answer, or says anything else."""
         deadline = time.monotonic() + self._seconds
         found = b""
         try:
