@@ -422,14 +422,17 @@ class InternalError(ServiceError):
 
 
 class GatewayUnavailable(ServiceError):
-    """The payment gateway cannot be reached.
+    """The payment gateway did nothing.
 
-    The gateway was surely not asked, or surely did nothing: no money has moved.
+    It was surely not reached, or refused the request: no money has moved.
     """
 
     status = 502
     code = "gateway_unavailable"
-    hint = "Nothing was charged; try again, or offer the shopper another payment method."
+    hint = (
+        "Nothing was charged; if it is `retryable` try again, else offer the shopper another"
+        " payment method."
+    )
     retryable = True
     keeps_key = True
     example: ClassVar[Mapping[str, Any]] = {"payment_id": 12}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import Table, func, select, update
+from sqlalchemy import ColumnElement, Table, func, select, true, update
 
 from models import Payment, Refund
 
@@ -17,7 +17,19 @@ def after(seconds: Any) -> Any:
     return func.now() + func.make_interval(0, 0, 0, 0, 0, 0, seconds)
 
 
-def take_due(model: type[Payment] | type[Refund], limit: int, ids: Sequence[int] | None) -> Any:
+def is_at(of: str | None, but: Sequence[str] | None) -> ColumnElement[bool]:
+    """Payments of one gateway, of all but these, or of all."""
+    if of is not None:
+        return Payment.gateway == of
+    return true() if but is None else Payment.gateway.not_in(but)
+
+
+def take_due(
+    model: type[Payment] | type[Refund],
+    limit: int,
+    ids: Sequence[int] | None,
+    at_gateway: ColumnElement[bool],
+) -> Any:
     """Take rows that are due, and put off their next look-up by twice the last pause.
 
     Others skip what is taken (SKIP LOCKED), so any number of workers may do this at once.
@@ -28,7 +40,7 @@ def take_due(model: type[Payment] | type[Refund], limit: int, ids: Sequence[int]
     due = columns.check_at <= func.now() if ids is None else columns.id.in_(ids)
     taken = (
         select(columns.id)
-        .where(columns.check_at.is_not(None), due)
+        .where(columns.check_at.is_not(None), due, at_gateway)
         .order_by(columns.check_at)
         .limit(limit)
         .with_for_update(skip_locked=True)

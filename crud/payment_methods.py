@@ -82,6 +82,20 @@ def get_gateway_customer(session: Session, user_id: str, gateway: str) -> str | 
     )
 
 
+def is_token_of_another(session: Session, gateway: str, token: str, user_id: str) -> bool:
+    """Whether another user has, or had, a method with this token."""
+    found = session.scalar(
+        select(METHOD_COLUMNS.id)
+        .where(
+            METHOD_COLUMNS.gateway == gateway,
+            METHOD_COLUMNS.gateway_token == token,
+            METHOD_COLUMNS.user_id != user_id,
+        )
+        .limit(1)
+    )
+    return found is not None
+
+
 def list_methods_of_token(session: Session, gateway: str, token: str) -> Sequence[Row[Any]]:
     """The active methods behind a gateway's token."""
     return session.execute(

@@ -11,7 +11,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 import schemas
-from crud.due import after, take_due
+from crud.due import after, is_at, take_due
 from crud.paging import is_id, page_of
 from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod
 from errors import NotFound
@@ -145,6 +145,20 @@ def find_payment(
     return session.execute(query).one_or_none()
 
 
+def has_unreferenced_payment(session: Session, gateway: str) -> bool:
+    """Whether this gateway has been asked for a charge whose reference we have not heard yet."""
+    found = session.scalar(
+        select(PAYMENT_COLUMNS.id)
+        .where(
+            PAYMENT_COLUMNS.status == "pending",
+            PAYMENT_COLUMNS.gateway == gateway,
+            PAYMENT_COLUMNS.gateway_reference.is_(None),
+        )
+        .limit(1)
+    )
+    return found is not None
+
+
 def get_payment_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
     """The payment whose charge, capture or void carries this key."""
     return session.execute(
@@ -158,10 +172,18 @@ def get_payment_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
 
 
 def take_due_payments(
-    session: Session, limit: int, ids: Sequence[int] | None = None
+    session: Session,
+    limit: int,
+    ids: Sequence[int] | None = None,
+    *,
+    of: str | None = None,
+    but: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Payments whose gateway is to be asked now; see `crud.due.take_due`."""
-    return session.execute(take_due(Payment, limit, ids)).all()
+    """Payments whose gateway is to be asked now; see `crud.due.take_due`.
+
+    Of all gateways, of one, or of all but these.
+    """
+    return session.execute(take_due(Payment, limit, ids, is_at(of, but))).all()
 
 
 def count_open(session: Session) -> int:

@@ -6,11 +6,11 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, insert, select
+from sqlalchemy import ColumnElement, Row, insert, select, true
 from sqlalchemy.orm import Session
 
 import schemas
-from crud.due import after, take_due
+from crud.due import after, is_at, take_due
 from crud.paging import is_id, page_of
 from errors import NotFound
 from models import Payment, Refund
@@ -96,7 +96,15 @@ def list_refunds(session: Session, payment_id: int, page: schemas.Page) -> Seque
 
 
 def take_due_refunds(
-    session: Session, limit: int, ids: Sequence[int] | None = None
+    session: Session,
+    limit: int,
+    ids: Sequence[int] | None = None,
+    *,
+    of: str | None = None,
+    but: Sequence[str] | None = None,
 ) -> Sequence[Row[Any]]:
-    """Refunds whose gateway is to be asked now; see `crud.due.take_due`."""
-    return session.execute(take_due(Refund, limit, ids)).all()
+    """Refunds whose gateway is to be asked now; see `take_due_payments`."""
+    at_gateway: ColumnElement[bool] = true()
+    if of is not None or but is not None:
+        at_gateway = REFUND_COLUMNS.payment_id.in_(select(Payment.id).where(is_at(of, but)))
+    return session.execute(take_due(Refund, limit, ids, at_gateway)).all()

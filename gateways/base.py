@@ -26,6 +26,7 @@ from sqlalchemy import Engine
 from typing_extensions import Self
 
 from config import ConfigurationError, Settings
+from domain.money import EXPONENTS, MAX_AMOUNT
 
 T = TypeVar("T")
 
@@ -97,6 +98,22 @@ class SignatureInvalid(GatewayError):
     """A webhook is not from the gateway."""
 
 
+MAX_TEXT = 255  # characters of an id or a word of a gateway's
+MAX_URL = 4096
+
+
+def _require_text(text: str | None, most: int = MAX_TEXT) -> None:
+    """Raises Unknown for what no id or word can be, and no database can hold, whoever sent it."""
+    if text is not None and not (0 < len(text) <= most and text.isprintable()):
+        raise Unknown("an answer with a text that cannot be one")
+
+
+def _require_shown(value: Any) -> None:
+    """Raises Unknown for a name or the like that no database can hold."""
+    if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
+        raise Unknown("an answer with a text that cannot be one")
+
+
 @dataclass(frozen=True, slots=True)
 class Capabilities:
     """What a gateway can do. The service asks before it calls."""
@@ -135,6 +152,12 @@ class SavedMethod:
     # The gateway's own identity of the card or account behind a token, if it tells.
     identity: str | None = field(default=None, repr=False)
     customer: str | None = None  # the gateway's own id of this user
+
+    def __post_init__(self) -> None:
+        _require_text(self.token)
+        _require_text(self.customer)
+        for value in self.details.values():
+            _require_shown(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,10 +249,7 @@ class Decline:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge as the gateway's books show it now.
-
-    The reference may be another one until the charge is decided, and no longer then.
-    """
+    """A charge as the gateway's books show it now."""
 
     reference: str
     status: ChargeStatus
@@ -239,6 +259,11 @@ class Charge:
     capture_before: datetime | None = None
     redirect_url: str | None = None
     decline: Decline | None = None
+    replaces: str | None = None  # a reference that the gateway had for it before
+
+    def __post_init__(self) -> None:
+        _require_text(self.reference)
+        _require_text(self.redirect_url, MAX_URL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +274,9 @@ class Refund:
     status: RefundState
     amount: int
     currency: str
+
+    def __post_init__(self) -> None:
+        _require_text(self.reference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,6 +289,12 @@ class Dispute:
     currency: str
     reason: str
 
+    def __post_init__(self) -> None:
+        _require_text(self.reference)
+        _require_text(self.reason)
+        if self.currency not in EXPONENTS or not 0 <= self.amount <= MAX_AMOUNT:
+            raise Unknown("the dispute's amount is none that we know")
+
 
 @dataclass(frozen=True, slots=True)
 class MethodChange:
@@ -268,6 +302,11 @@ class MethodChange:
 
     token: str = field(repr=False)
     details: Mapping[str, Any] | None  # what is new of it; None: it is gone
+
+    def __post_init__(self) -> None:
+        _require_text(self.token)
+        for value in (self.details or {}).values():
+            _require_shown(value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,9 +327,24 @@ class GatewayEvent:
     dispute: Dispute | None = None
     key: str | None = None  # ours, of the charge, where the gateway shows it
     method: MethodChange | None = None
-    # The key of a capture or void that was taken on ("processing") and then not done.
+    # The key of a capture or void that was taken on ("processing") and is done now, or is not.
+    done_key: str | None = None
     failed_key: str | None = None
     ask: bool = False
+
+    def __post_init__(self) -> None:
+        try:
+            for text in (
+                self.id,
+                self.type,
+                self.reference,
+                self.key,
+                self.done_key,
+                self.failed_key,
+            ):
+                _require_text(text)
+        except Unknown as error:
+            raise SignatureInvalid(str(error)) from None
 
 
 class Guard(Protocol):

@@ -8,6 +8,7 @@ tried again, the very same request. Nothing else ever is: that is the reconciler
 
 from __future__ import annotations
 
+import contextlib
 import contextvars
 import threading
 import time
@@ -17,7 +18,7 @@ from concurrent.futures import TimeoutError as NoResult
 from datetime import timedelta
 from typing import Final, TypeVar
 
-from circuitbreaker import CircuitBreaker
+from circuitbreaker import STATE_HALF_OPEN, STATE_OPEN, CircuitBreaker
 from tenacity import (
     RetryCallState,
     Retrying,
@@ -54,10 +55,11 @@ class GatewayGuard:
         self._places = threading.BoundedSemaphore(concurrency * (1 + WAITING_PER_SLOT))
         self._slots = threading.BoundedSemaphore(concurrency)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"gateway-{name}")
+        self._probe = threading.Lock()  # held by the one call that finds out whether it is over
         self._breaker = CircuitBreaker(
             failure_threshold=FAILURES,
             recovery_timeout=PAUSE.total_seconds(),
-            expected_exception=_is_failure,
+            expected_exception=(Unknown, Busy),
             name=name,
         )
 
@@ -85,29 +87,46 @@ class GatewayGuard:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _attempt(self, call: Callable[[], T], deadline: float) -> T:
-        if self._breaker.opened:
+        state = self._breaker.state
+        probes = state == STATE_HALF_OPEN
+        if state == STATE_OPEN or (probes and not self._probe.acquire(blocking=False)):
             raise NotDone("the circuit breaker is open")
+        try:
+            return self._call(call, deadline)
+        finally:
+            if probes:
+                self._probe.release()
+
+    def _call(self, call: Callable[[], T], deadline: float) -> T:
         wait = (deadline - time.monotonic()) * SHARE_FOR_WAITING
         if wait <= 0 or not self._slots.acquire(timeout=wait):
             raise NotDone("no call to this gateway has ended in time")
         # The slot is the thread's: a call that we do not wait for any longer still holds it.
         running = self._threads.submit(contextvars.copy_context().run, call)
         running.add_done_callback(lambda _: self._slots.release())
-        was_closed = self._breaker.closed
         try:
-            with self._breaker:
-                try:
-                    return running.result(max(0.0, deadline - time.monotonic()))
-                except NoResult:
-                    raise Unknown("no answer in time") from None
-        finally:
-            if was_closed and not self._breaker.closed:
-                log.error("gateway.circuit_open", gateway=self._name, seconds=PAUSE.seconds)
+            result = running.result(max(0.0, deadline - time.monotonic()))
+        except NoResult:
+            self._count(error := Unknown("no answer in time"))
+            raise error from None
+        except (CannotTell, NotDone) as error:
+            if isinstance(error, Busy):
+                self._count(error)
+            raise  # the others may not even have asked, and say nothing about its health
+        except Exception as error:
+            self._count(error)
+            raise
+        self._count(None)
+        return result
 
-
-def _is_failure(_: type[BaseException], error: BaseException) -> bool:
-    """What says that the gateway is not well."""
-    return isinstance(error, Unknown | Busy) and not isinstance(error, CannotTell)
+    def _count(self, error: Exception | None) -> None:
+        """Tell the breaker how a call ended."""
+        was_closed = self._breaker.closed
+        with contextlib.suppress(Exception), self._breaker:
+            if error is not None:
+                raise error
+        if was_closed and not self._breaker.closed:
+            log.error("gateway.circuit_open", gateway=self._name, seconds=PAUSE.seconds)
 
 
 def _pause(state: RetryCallState) -> float:

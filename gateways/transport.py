@@ -7,6 +7,7 @@ Whatever fails before the first byte of the request was sent is `Busy`; everythi
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ CONNECT_SECONDS = 3.05  # just over TCP's first retransmission
 # Idle connections are dropped before gateways drop them: a request on a connection that was just
 # closed would be an unknown outcome.
 KEEPALIVE_SECONDS = 4.0
+MAX_BYTES = 8_000_000  # a list of a hundred charges has less than one
 
 # The connection was never made, so nothing was sent.
 NOT_SENT = (
@@ -44,6 +46,7 @@ class Transport:
     """A connection pool to one gateway."""
 
     def __init__(self, base_url: str, *, timeout: float) -> None:
+        self._timeout = timeout
         self._client = httpx.Client(
             base_url=base_url.rstrip("/"),
             timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
@@ -66,30 +69,50 @@ class Transport:
     ) -> Reply:
         """Raises Busy when nothing was sent, or for 429; Unknown for everything but a whole JSON
         answer below 300 or between 400 and 499."""
+        status, answered, content = fetch(
+            self._client,
+            self._timeout,
+            method,
+            path,
+            headers=dict(headers or {}),
+            json=body,
+            data=form,
+            auth=auth or httpx.USE_CLIENT_DEFAULT,
+        )
+        if status == 429:
+            raise Busy("HTTP 429", retry_after(answered.get("retry-after")))
+        if status >= 500 or 300 <= status < 400:
+            raise Unknown(f"HTTP {status}")
         try:
-            answer = self._client.request(
-                method,
-                path,
-                headers=dict(headers or {}),
-                json=body,
-                data=form,
-                auth=auth or httpx.USE_CLIENT_DEFAULT,
-            )
-        except NOT_SENT as error:
-            raise Busy(type(error).__name__) from None
-        except httpx.HTTPError as error:
-            raise Unknown(type(error).__name__) from None
-        if answer.status_code == 429:
-            raise Busy("HTTP 429", retry_after(answer.headers.get("retry-after")))
-        if answer.status_code >= 500 or 300 <= answer.status_code < 400:
-            raise Unknown(f"HTTP {answer.status_code}")
-        try:
-            found = json.loads(answer.content) if answer.content else {}
+            found = json.loads(content) if content else {}
         except (ValueError, RecursionError):
             raise Unknown("the answer is not JSON") from None
         if not isinstance(found, dict):
             raise Unknown("the answer is not a JSON object")
-        return Reply(answer.status_code, found, answer.headers)
+        return Reply(status, found, answered)
+
+
+def fetch(
+    client: httpx.Client, seconds: float, method: str, url: str, **request: Any
+) -> tuple[int, Mapping[str, str], bytes]:
+    """The status, headers and body of a whole answer, in about so many seconds.
+
+    Raises Busy when nothing was sent; Unknown when something was and no whole answer came.
+    """
+    deadline, content = time.monotonic() + seconds, bytearray()
+    try:
+        with client.stream(method, url, **request) as answer:
+            for part in answer.iter_bytes():
+                content += part
+                if len(content) > MAX_BYTES:
+                    raise Unknown("an answer that does not end")
+                if time.monotonic() > deadline:  # the client's own limit is for each part
+                    raise Unknown("an answer that trickles")
+            return answer.status_code, answer.headers, bytes(content)
+    except NOT_SENT as error:
+        raise Busy(type(error).__name__) from None
+    except httpx.HTTPError as error:
+        raise Unknown(type(error).__name__) from None
 
 
 def retry_after(value: str | None) -> float | None:

@@ -122,7 +122,7 @@ def _refund_reservation() -> None:
 def _reconciler() -> None:
     from services import reconcile
 
-    _replace(reconcile, run_once=lambda *_: 0)
+    _replace(reconcile, run_once=lambda *_, **__: 0)
 
 
 GUARDS: Final[Mapping[str, Guard]] = {

@@ -38,7 +38,7 @@ DATABASE_THREADS = POOL_SIZE
 GATEWAY_THREADS = 256
 
 # A limiter belongs to its event loop.
-_limiters: RunVar[dict[int, CapacityLimiter]] = RunVar("limiters")
+_limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("limiters")
 
 
 class ServiceRoute(APIRoute):
@@ -76,25 +76,28 @@ def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any
     waits_for_gateway = any(
         parameter.annotation in (GatewaysDep, AskingDep) for parameter in parameters
     )
-    threads = GATEWAY_THREADS if waits_for_gateway else DATABASE_THREADS
+    kind, threads = (
+        ("gateways", GATEWAY_THREADS) if waits_for_gateway else ("database", DATABASE_THREADS)
+    )
 
     @functools.wraps(endpoint)
     async def run(**arguments: Any) -> Any:
         return await anyio.to_thread.run_sync(
-            functools.partial(_call, endpoint, arguments), limiter=_limiter(threads)
+            functools.partial(_call, endpoint, arguments), limiter=limiter(kind, threads)
         )
 
     return run
 
 
-def _limiter(threads: int) -> CapacityLimiter:
+def limiter(kind: str, threads: int) -> CapacityLimiter:
+    """The threads that requests of this kind share."""
     try:
         limiters = _limiters.get()
     except LookupError:
         _limiters.set(limiters := {})
-    if threads not in limiters:
-        limiters[threads] = CapacityLimiter(threads)
-    return limiters[threads]
+    if kind not in limiters:
+        limiters[kind] = CapacityLimiter(threads)
+    return limiters[kind]
 
 
 def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+import anyio.to_thread
 from fastapi import APIRouter, Request
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel
 
 from database import new_session
-from errors import BodyTooLarge, GatewayUnavailable, InvalidSignature, NotFound
+from errors import (
+    BodyTooLarge,
+    GatewayUnavailable,
+    InvalidSignature,
+    NotFound,
+    PaymentInProgress,
+)
 from routers.problems import problems
-from routers.route import PublicRoute
+from routers.route import PublicRoute, limiter
 from services import inbox
+
+WEBHOOK_THREADS = 16  # of each gateway
 
 router = APIRouter(prefix="/webhooks", tags=["Webhooks"], route_class=PublicRoute)
 
@@ -26,12 +34,24 @@ class Received(BaseModel):
     response_model=Received,
     operation_id="receiveWebhook",
     summary="For gateways: an event",
-    responses=problems(InvalidSignature, NotFound, BodyTooLarge, GatewayUnavailable, public=True),
+    responses=problems(
+        InvalidSignature,
+        NotFound,
+        PaymentInProgress,
+        BodyTooLarge,
+        GatewayUnavailable,
+        public=True,
+    ),
 )
 async def receive_webhook(request: Request, gateway: str) -> Any:
     """A duplicate is 200 and changes nothing."""
     body = await request.body()
-    await run_in_threadpool(_receive, request, gateway, body)
+    if request.app.state.gateways.get(gateway) is None:
+        raise NotFound
+    # Threads of its own, for an event may have to be asked about: one gateway's wait for no other.
+    await anyio.to_thread.run_sync(
+        _receive, request, gateway, body, limiter=limiter(f"webhooks {gateway}", WEBHOOK_THREADS)
+    )
     return Received(received=True)
 
 

@@ -7,6 +7,7 @@ twice, late, or before the answer it belongs to moves nothing back.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Row
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 
 import crud
 from database import phase
-from errors import GatewayUnavailable, InvalidSignature, NotFound
+from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from gateways.base import GatewayEvent, MethodChange, NotDone, SignatureInvalid, Unknown
 from gateways.registry import Gateways
 from models import Order, Payment
@@ -54,8 +55,10 @@ def receive(
         found = crud.find_payment(session, name, event.payment_id, event.reference)
         if found is None or not _is_about(event, found):
             log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
-            crud.add_gateway_event(session, name, event.id, event.type, None)
-            return
+            if event.reference is not None and crud.has_unreferenced_payment(session, name):
+                # It may be that one's: its answer, which will tell, is still to come.
+                raise PaymentInProgress("It may be about a payment under way; send it again")
+            return  # not stored: if it is sent again it may be known by then
         # The locks come first: storing the event locks the payment a little, for its foreign key.
         order, payment = payments.lock(session, found.order_id, found.id)
         if crud.add_gateway_event(session, name, event.id, event.type, payment.id):
@@ -66,14 +69,25 @@ def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
     """Whether it is our payment: systems that share an account have the same small ids."""
     if event.key is not None:
         return bool(event.key == payment.gateway_key)
+    operation = event.done_key or event.failed_key
+    if operation is not None and operation == payment.operation_key:
+        return True  # whatever the gateway calls the charge by now
     if event.charge is not None or event.reference is None:
-        return True  # of a charge the settlement sees to it that there is only one
+        return True  # the settlement sees to it that there is only one charge
     return payment.gateway_reference in (None, event.reference)
 
 
 def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment, by: By) -> None:
-    if event.charge is not None:
-        settle_charge(session, by, order, payment, event.charge, hint=True)
+    if event.done_key is not None and _was_given_up(event.done_key, payment):
+        # It was told as failed before: whether the money was taken is for a person to find out.
+        log.error("webhook.contradicts", gateway=payment.gateway, gateway_event=event.id)
+        ask_for_review(session, by, order, payment)
+    elif event.charge is not None:
+        charge = event.charge
+        if event.done_key is not None and event.done_key == payment.operation_key:
+            # The outcome of our own request, whatever the gateway calls the charge by now.
+            charge = replace(charge, replaces=payment.gateway_reference)
+        settle_charge(session, by, order, payment, charge, hint=True)
     if event.refund is not None:
         if event.refund_id is not None:
             refund = crud.lock_refund(session, event.refund_id, payment.id)
@@ -95,6 +109,11 @@ def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment
         crud.check_now(session, payment)
         for refund in crud.lock_pending_refunds(session, payment.id):
             crud.check_now(session, refund)
+
+
+def _was_given_up(key: str, payment: Payment) -> bool:
+    """Whether a capture or void that a gateway tells as done is none that we wait for."""
+    return key != payment.operation_key and payment.status in ("authorized", "requires_action")
 
 
 def _change_methods(session: Session, name: str, event: GatewayEvent, change: MethodChange) -> None:

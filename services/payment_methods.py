@@ -67,6 +67,8 @@ def create(
     fingerprints = _fingerprints(fingerprint_keys, identity) if identity is not None else []
     with phase(session):
         crud.lock_user(session, user_id)
+        if gateway.remote and request.token is not None:
+            _refuse_another_users(session, user_id, gateway, saved.token)
         _refuse_duplicate(session, user_id, fingerprints)
         current = crud.get_default_payment_method(session, user_id)
         if current is not None and data.is_default:
@@ -244,6 +246,14 @@ def _refuse_duplicate(session: Session, user_id: str, fingerprints: Sequence[str
     existing: Row[Any] | None = crud.find_payment_method(session, user_id, fingerprints)
     if existing is not None:
         raise DuplicatePaymentMethod(payment_method_id=existing.id)
+
+
+def _refuse_another_users(session: Session, user_id: str, gateway: Gateway, token: str) -> None:
+    """A token that leaked must not let somebody else pay with it; the first to save it keeps it."""
+    if crud.is_token_of_another(session, gateway.name, token, user_id):
+        raise InvalidRequest.of(
+            "details.token", "token_unknown", "Send a token that was made for this user"
+        )
 
 
 def _take_default(session: Session, context: Context, user_id: str) -> None:

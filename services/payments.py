@@ -29,7 +29,7 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from gateways.base import ChangeRequest, Gateway, NotDone
+from gateways.base import ChangeRequest, Charge, Gateway, NotDone
 from models import Order, Payment
 from services import questions
 from services.calling import UNKNOWN, Asking, ask, settling, state_of
@@ -88,16 +88,18 @@ def pay(
             payment, method, service_url=asking.service_url, fault=asking.fault
         )
         unknown = charged(payment, context.request_id)
+        claimed = payment.check_at
     charge = ask(gateway, "charge", lambda: gateway.charge(request), asking.seconds)  # call
     if charge is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
         order, payment = lock(session, order_id, payment.id)
         by = By.gateway(payment.gateway, context.request_id)
-        if isinstance(charge, NotDone):
-            outcome.answer = charge_not_done(session, by, order, payment)
-        else:
+        if not isinstance(charge, NotDone):
             outcome.answer = settle_charge(session, by, order, payment, charge)
+        elif payment.check_at == claimed:
+            outcome.answer = charge_not_done(session, by, order, payment, charge)
+        # Else a look-up is under way, which may have sent the request where we could not.
     return outcome.answer
 
 
@@ -166,7 +168,9 @@ def confirm(
         complete(session, gateway, by, order.id, request, asking.seconds)
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
-    return Answer.resource(202 if shown.status == "pending" else 200, shown)
+        if shown.status == "pending":
+            return Answer.resource(202, shown)  # a repeat asks again
+        return context.answer(session, Answer.resource(200, shown))
 
 
 def complete(
@@ -232,24 +236,36 @@ def _operate(
             else schemas.Payment.model_validate(payment)
         )
         unknown = Answer.resource(202, shown)
+        claimed = payment.check_at
     change = gateway.capture if operation == "capture" else gateway.void
-    charge = ask(gateway, operation, lambda: change(request), asking.seconds)  # call
-    if isinstance(charge, NotDone):
+    asked = ask(gateway, operation, lambda: change(request), asking.seconds)  # call
+    if asked is UNKNOWN:
+        return unknown
+    charge = state_of(asked)
+    if charge is None:
         # Refused, or not reached? If its books can be read, what they show now decides.
         seen = ask(gateway, "look_up", lambda: gateway.look_up(question), asking.seconds)
-        charge = state_of(seen) or charge
-    if charge is UNKNOWN or (not isinstance(charge, NotDone) and charge.status == "processing"):
-        return unknown  # or the gateway has only received it
+        charge = state_of(seen)
     with settling(session, unknown) as outcome:
         order, payment = lock(session, order.id, payment_id)
         by = By.caller(context)
-        if not isinstance(charge, NotDone):
+        if charge is not None and charge.status == "declined" and operation == "capture":
+            outcome.answer = settle_charge(session, by, order, payment, charge)
+        elif charge is not None:
             settle_charge(session, by, order, payment, charge)
         if payment.operation_key == key:
-            outcome.answer = operation_not_done(session, by, payment)
-        else:
+            sure = isinstance(asked, NotDone) and payment.check_at == claimed
+            if sure and _undecided(charge):
+                outcome.answer = operation_not_done(session, by, payment)
+        elif outcome.answer is unknown:
             outcome.answer = operated(order, payment, operation, context.request_id)
+        # Else it was only received, or somebody looks it up, or the books contradict us.
     return outcome.answer
+
+
+def _undecided(charge: Charge | None) -> bool:
+    """Whether the books show, or cannot show, a charge as it was before it was to be changed."""
+    return charge is None or charge.status in ("authorized", "requires_action")
 
 
 def refuse_amount(gateway: Gateway, amount: int | None, currency: str) -> None:

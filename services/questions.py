@@ -104,7 +104,7 @@ def refund_request(
 
 def about_charge(payment: Payment | Row[Any], method: Row[Any]) -> LookUp:
     """What became of the charge?"""
-    return LookUp(charge_request(payment, method), payment.gateway_reference, payment.asked_at)
+    return LookUp(charge_request(payment, method), payment.gateway_reference, payment.created_at)
 
 
 def about_operation(payment: Payment | Row[Any]) -> LookUp:
@@ -114,4 +114,6 @@ def about_operation(payment: Payment | Row[Any]) -> LookUp:
 
 def about_refund(payment: Row[Any], refund: Row[Any]) -> RefundLookUp:
     """What became of the refund?"""
-    return RefundLookUp(refund_request(payment, refund), refund.gateway_reference, refund.asked_at)
+    return RefundLookUp(
+        refund_request(payment, refund), refund.gateway_reference, refund.created_at
+    )

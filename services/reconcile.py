@@ -6,7 +6,7 @@ to a person; it is never failed by a timer and never charged again to be sure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -19,7 +19,7 @@ from gateways.base import Gateway, NotDone
 from gateways.registry import Gateways
 from observability.logs import get_logger
 from services import payments, questions, refunds
-from services.calling import UNKNOWN, ask
+from services.calling import UNKNOWN, ask, state_of
 from services.history import By, ask_for_review
 from services.settlement import (
     charge_not_done,
@@ -36,12 +36,22 @@ REVIEW_AFTER = timedelta(hours=24)  # longer than any gateway's own reports take
 BY = By.service("reconciler")
 
 
-def run_once(session: Session, gateways: Gateways) -> int:
-    """Look up what is due. Returns how many payments and refunds were looked up."""
+def run_once(
+    session: Session,
+    gateways: Gateways,
+    *,
+    of: str | None = None,
+    but: Sequence[str] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> int:
+    """Look up what is due at all gateways, at one, or at all but these.
+
+    Returns how many payments and refunds were taken.
+    """
     with phase(session):
-        due_payments = crud.take_due_payments(session, BATCH)
-        due_refunds = crud.take_due_refunds(session, BATCH)
-    _look_up_all(session, gateways, due_payments, due_refunds)
+        due_payments = crud.take_due_payments(session, BATCH, of=of, but=but)
+        due_refunds = crud.take_due_refunds(session, BATCH, of=of, but=but)
+    _look_up_all(session, gateways, due_payments, due_refunds, stopping)
     return len(due_payments) + len(due_refunds)
 
 
@@ -50,10 +60,13 @@ def _look_up_all(
     gateways: Gateways,
     due_payments: Sequence[Row[Any]],
     due_refunds: Sequence[Row[Any]],
+    stopping: Callable[[], bool] = lambda: False,
 ) -> None:
     """One that fails does not keep the others waiting; its own next look-up is set already."""
     for look_up, due in ((look_up_payment, due_payments), (look_up_refund, due_refunds)):
         for row in due:
+            if stopping():
+                return
             try:
                 look_up(session, gateways, row)
             except Exception as error:
@@ -71,6 +84,22 @@ def _review_if_old(session: Session, seen: Row[Any], payment_id: int) -> None:
             ask_for_review(session, BY, order, payment)
 
 
+def _hand_over(
+    session: Session, order_id: int, payment_id: int, refund_id: int | None = None
+) -> None:
+    """The gateway tells of money that we gave up, and we have no name to ask for it: a person's."""
+    with phase(session):
+        order, payment = payments.lock(session, order_id, payment_id)
+        ask_for_review(session, BY, order, payment)
+        if refund_id is None:
+            payment.check_at = None
+        else:
+            refund = crud.lock_refund(session, refund_id, payment_id)
+            assert refund is not None
+            refund.check_at = None
+        session.flush()
+
+
 def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
     """Ask the gateway about one payment, and apply what it says if the question still stands."""
     gateway = gateways.get(seen.gateway)
@@ -79,7 +108,15 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
         _review_if_old(session, seen, seen.id)
         return
     with phase(session):
+        # Others of the batch may have taken long, and to ask may be to do (see ADR 4).
+        fresh = crud.require_payment(session, seen.id, None)
+        if (fresh.status, fresh.operation_key) != (seen.status, seen.operation_key):
+            return
+        seen = fresh
         method = crud.get_charged_payment_method(session, seen.payment_method_id)
+    if seen.status != "pending" and seen.gateway_reference is None:
+        _hand_over(session, seen.order_id, seen.id)  # there is nothing to ask about
+        return
     question = questions.about_charge(seen, method)
     not_done = False
     if seen.operation_key is not None:
@@ -96,7 +133,10 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         if (payment.status, payment.operation_key) != (seen.status, seen.operation_key):
-            return  # settled while we asked
+            state = state_of(answer)
+            if state is not None:  # settled while we asked; then it is as good as a webhook
+                settle_charge(session, BY, order, payment, state, hint=True)
+            return
         if answer is UNKNOWN or isinstance(answer, NotDone):
             operation_not_done(session, BY, payment)
             return
@@ -107,20 +147,30 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
         if not_done and payment.operation_key == seen.operation_key:
             operation_not_done(session, BY, payment)
         log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
+        is_open = payment.status == "pending" or payment.operation is not None
         approved = answer.status == "approved" and payment.status == "pending"
         request = questions.completion_request(payment) if approved else None
     if request is not None:
         payments.complete(session, gateway, BY, seen.order_id, request)
+    elif is_open:
+        _review_if_old(session, seen, seen.id)
 
 
 def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
     """Ask the gateway about one refund, and apply what it says if the question still stands."""
     with phase(session):
         of = crud.require_payment(session, seen.payment_id, None)
+        fresh = crud.require_refund(session, seen.payment_id, seen.id)
+        if fresh.status != seen.status:
+            return
+        seen = fresh
     gateway = gateways.get(of.gateway)
     if gateway is None:
         log.warning("reconcile.gateway_off", payment_id=of.id, gateway=of.gateway)
         _review_if_old(session, seen, of.id)
+        return
+    if seen.status != "pending" and seen.gateway_reference is None:
+        _hand_over(session, of.order_id, of.id, refund_id=seen.id)
         return
     question = questions.about_refund(of, seen)
     answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(question))
@@ -129,12 +179,12 @@ def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None
         return
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, seen.id)
-        if refund.status == seen.status:
-            if answer is None:
-                refund_not_done(session, BY, order, payment, refund)
-            else:
-                settle_refund(session, BY, order, payment, refund, answer)
-            log.info("reconcile.refund", refund_id=refund.id, status=refund.status)
+        if answer is not None:
+            late = refund.status != seen.status  # settled while we asked; as good as a webhook
+            settle_refund(session, BY, order, payment, refund, answer, hint=late)
+        elif refund.status == seen.status:
+            refund_not_done(session, BY, order, payment, refund)
+        log.info("reconcile.refund", refund_id=refund.id, status=refund.status)
 
 
 def reconcile(session: Session, gateways: Gateways) -> dict[str, Any]:

@@ -47,15 +47,17 @@ def refund(
         context.link(session, row.gateway_key)
         request = questions.refund_request(payment, row, asking.fault)
         unknown = refunded(row)
+        claimed = row.check_at
     state = ask(gateway, "refund", lambda: gateway.refund(request), asking.seconds)  # call
     if state is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
         order, payment, row = lock(session, order.id, payment_id, row.id)
-        if isinstance(state, NotDone):
-            outcome.answer = refund_not_done(session, by, order, payment, row)
-        else:
+        if not isinstance(state, NotDone):
             outcome.answer = settle_refund(session, by, order, payment, row, state)
+        elif row.check_at == claimed:
+            outcome.answer = refund_not_done(session, by, order, payment, row, state)
+        # Else a look-up is under way, which may have sent the request where we could not.
     return outcome.answer
 
 

@@ -54,6 +54,7 @@ MONEY_HELD: Final = ("authorized", "captured")
 # webhook may ever tell that the shopper has acted.
 ACTION_CHECK_SECONDS: Final = 5
 NOT_CHARGED: Final = "not_charged"
+REFUSED: Final = "The gateway refuses this request by its own rules; nothing was charged."
 
 
 # Charges ----------------------------------------------------------------------------------------
@@ -73,20 +74,24 @@ def settle_charge(
     A `hint` (a webhook) may be old news: where it contradicts us, the gateway is asked instead.
     Returns the answer to the request that opened the payment.
     """
-    undecided = payment.status in ("pending", "requires_action")
-    if payment.gateway_reference is None or (undecided and payment.operation is None):
-        payment.gateway_reference = charge.reference
     target = _target(payment, charge)
+    if payment.gateway_reference in (None, charge.replaces):
+        payment.gateway_reference = charge.reference
     ours = _is_ours(payment, charge)
     given_up = payment.status in DEAD_PAYMENT_STATUSES
     moves = target is not None and (payment.status, target) in CHARGE_MOVES
     gone = charge.status in ("declined", "voided") and not given_up and not moves
     contradicts = not ours or gone or (given_up and charge.status in MONEY_HELD)
-    if charge.reference != payment.gateway_reference and charge.status in MONEY_HELD:
-        # A second charge for this payment. No look-up of the first will show it.
+    if charge.reference != payment.gateway_reference:
+        # Another charge than the one we know of. If it holds money, the shopper is charged twice,
+        # and no look-up of the first will show it.
         log.error("payment.charged_twice", payment_id=payment.id, other=charge.reference)
-        ask_for_review(session, by, order, payment)
+        if charge.status in MONEY_HELD:
+            ask_for_review(session, by, order, payment)
         return charged(payment, by.request_id or "")
+    declined = charge.status == "declined" and payment.operation == "capture"
+    if declined and payment.status == "authorized" and not hint:
+        return operation_not_done(session, by, payment)  # the money is held as before
     # That a gateway works on it may be old news by now; that the shopper agreed never is.
     asks = hint and (contradicts or (moves and charge.status == "processing"))
     if ours and moves and target is not None and not asks:
@@ -117,13 +122,17 @@ def expect_completion(session: Session, by: By, order: Order, payment: Payment) 
     crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)
 
 
-def charge_not_done(session: Session, by: By, order: Order, payment: Payment) -> Answer:
+def charge_not_done(
+    session: Session, by: By, order: Order, payment: Payment, why: base.NotDone | None = None
+) -> Answer:
     """The gateway surely never took this charge, and never will: the order may be paid again."""
     if payment.status == "pending":
+        refused = isinstance(why, base.Refused)
         payment.failure = {
             "code": NOT_CHARGED,
             "decline_code": None,
-            "message": "The gateway was not reached; nothing was charged.",
+            "message": REFUSED if refused else "The gateway was not reached; nothing was charged.",
+            "retryable": not refused,
         }
         move_payment(session, by, order, payment, "failed")
     _schedule(session, payment, moved=True)
@@ -148,7 +157,12 @@ def charged(payment: Payment, request_id: str) -> Answer:
     """What the request that opened this payment is told."""
     if payment.status == "failed" and payment.failure is not None:
         if payment.failure["code"] == NOT_CHARGED:
-            return Answer.problem(GatewayUnavailable(payment_id=payment.id), request_id)
+            not_charged = GatewayUnavailable(
+                payment.failure["message"],
+                payment_id=payment.id,
+                retryable=payment.failure.get("retryable", True),
+            )
+            return Answer.problem(not_charged, request_id)
         declined = PaymentDeclined(
             payment.failure["message"],
             decline_code=payment.failure["decline_code"],
@@ -220,6 +234,8 @@ def _target(payment: Payment, charge: base.Charge) -> PaymentStatus | None:
         # Once the shopper has acted the outcome is open; unless we are giving the payment up.
         waits = payment.status == "requires_action" and payment.operation is None
         return "pending" if waits else None
+    if charge.status == "requires_action" and payment.gateway_reference is not None:
+        return None  # the shopper has acted since; a gateway that cannot be read says it again
     if charge.status == "voided" and payment.status != "authorized":
         return "canceled"
     return TARGETS[charge.status]
@@ -305,14 +321,19 @@ def settle_refund(
             crud.check_now(session, refund)
         else:
             ask_for_review(session, by, order, payment)
-    elif refund.status != "pending":
+    elif refund.status != "pending" and not hint:  # old news calls no look-up off
         refund.check_at = None
     session.flush()
     return conclude(session, refund.gateway_key, by.request_id, lambda id: refunded(refund))
 
 
 def refund_not_done(
-    session: Session, by: By, order: Order, payment: Payment, refund: Refund
+    session: Session,
+    by: By,
+    order: Order,
+    payment: Payment,
+    refund: Refund,
+    why: base.NotDone | None = None,
 ) -> Answer:
     """The gateway surely never made this refund; its amount is free again."""
     if refund.status == "pending":
@@ -323,6 +344,7 @@ def refund_not_done(
         "The gateway did not do it; nothing was refunded",
         payment_id=payment.id,
         refund_id=refund.id,
+        retryable=not isinstance(why, base.Refused),
     )
     return conclude(
         session, refund.gateway_key, by.request_id, lambda id: Answer.problem(problem, id)

@@ -6,7 +6,7 @@ import random
 import threading
 
 from observability.logs import get_logger
-from workers.roles import ROLES, Resources, Role
+from workers.roles import Resources, Role, roles
 
 log = get_logger()
 
@@ -18,10 +18,10 @@ class Workers:
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
-        self._stopping = threading.Event()
+        self._stopping = resources.stopping
         self._threads = [
             threading.Thread(target=self._run, args=(name, role), name=f"worker-{name}")
-            for name, role in ROLES.items()
+            for name, role in roles(resources).items()
         ]
 
     def start(self) -> None:

@@ -6,9 +6,10 @@ applied is applied once.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from functools import partial
 
 import sqlalchemy
 from sqlalchemy.orm import Session
@@ -30,6 +31,7 @@ class Resources:
 
     engine: sqlalchemy.Engine
     gateways: Gateways
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def session(self) -> Session:
         return new_session(self.engine)
@@ -43,10 +45,19 @@ class Role:
     pause: float
 
 
-def reconcile(resources: Resources) -> int:
-    """Ask gateways what became of what nobody answered, and what has expired."""
+def reconcile(resources: Resources, gateway: str | None) -> int:
+    """Ask a gateway what became of what nobody answered, and what has expired.
+
+    A loop for each, so that one that stalls keeps only its own waiting; None: all that are off.
+    """
     with resources.session() as session:
-        return reconciling.run_once(session, resources.gateways)
+        return reconciling.run_once(
+            session,
+            resources.gateways,
+            of=gateway,
+            but=list(resources.gateways.by_name) if gateway is None else None,
+            stopping=resources.stopping.is_set,
+        )
 
 
 def run_sandbox(resources: Resources) -> int:
@@ -74,8 +85,14 @@ def reap_keys(resources: Resources) -> int:
         return crud.delete_expired_keys(session, limit=500)
 
 
-ROLES: Final[Mapping[str, Role]] = {
-    "reconcile": Role(reconcile, pause=0.5),
-    "sandbox": Role(run_sandbox, pause=0.2),
-    "reap_keys": Role(reap_keys, pause=300.0),
-}
+def roles(resources: Resources) -> Mapping[str, Role]:
+    """Every role, by name."""
+    looking_up = {
+        f"reconcile-{name or 'off'}": Role(partial(reconcile, gateway=name), pause=0.5)
+        for name in (*resources.gateways.by_name, None)
+    }
+    return {
+        **looking_up,
+        "sandbox": Role(run_sandbox, pause=0.2),
+        "reap_keys": Role(reap_keys, pause=300.0),
+    }

@@ -101,6 +101,7 @@ def charge_of(answer: Mapping[str, Any], expected: Expected) -> Charge:
         amount_captured=amount[0] if status == "captured" else 0,
         redirect_url=url,
         decline=decline,
+        replaces=expected.reference if decided and reference else None,
     )
 
 

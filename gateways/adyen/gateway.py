@@ -99,6 +99,9 @@ class AdyenGateway(Gateway):
             hmac_keys=_hmac_keys(settings.adyen_hmac_key.get_secret_value()),
         )
 
+    def close(self) -> None:
+        self._transport.close()
+
     def refuse_amount(self, amount: int, currency: str) -> str | None:
         if amount_object(amount, currency) is None:
             return f"Adyen cannot move {format_money(amount, currency)}: it takes no decimals there"
@@ -227,7 +230,7 @@ class AdyenGateway(Gateway):
             state = _repeat(lambda: change[request.operation](request), query.asked_at)
             waits = request.operation == "complete"
         if state is None and waits:  # None would say that the charge itself never was
-            raise Unknown("the repeat was refused; the charge waits on")
+            raise CannotTell("the repeat was refused; the charge waits on")
         return state
 
     def look_up_refund(self, query: RefundLookUp) -> Refund | None:

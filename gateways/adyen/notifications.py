@@ -205,7 +205,7 @@ def _capture(found: Notification) -> GatewayEvent:
     if ours is None or ours.charged is None or amount is None:
         return _event(found, ask=True)  # not captured through us: how much was authorized?
     captured = Charge(found.payment, "captured", ours.charged, amount[1], amount_captured=amount[0])
-    return _event(found, charge=captured)
+    return _event(found, charge=captured, done_key=ours.key)
 
 
 def _failed(found: Notification) -> GatewayEvent:
@@ -295,8 +295,17 @@ def _charge(
     decline: Decline | None = None,
 ) -> GatewayEvent:
     captured = amount[0] if status == "captured" else 0
-    state = Charge(found.payment, status, *amount, amount_captured=captured, decline=decline)
-    return _event(found, charge=state)
+    ours = found.ours
+    of_charge = ours is not None and ours.capture is not None
+    state = Charge(
+        found.payment,
+        status,
+        *amount,
+        amount_captured=captured,
+        decline=decline,
+        replaces=found.merchant_reference if of_charge else None,
+    )
+    return _event(found, charge=state, done_key=ours.key if ours is not None else None)
 
 
 def _event(found: Notification, **said: Any) -> GatewayEvent:

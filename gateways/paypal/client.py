@@ -52,6 +52,7 @@ class Client:
         self._lock = threading.Lock()  # one fetch of a token at a time; the others wait for it
         self._token: str | None = None
         self._token_until = 0.0  # by time.monotonic()
+        self._tries = 0  # to fetch a token
 
     def get(self, path: str) -> Mapping[str, Any]:
         """Raises NotFound, NotDone or Unknown."""
@@ -96,9 +97,13 @@ class Client:
 
     def _access_token(self, *, instead_of: str | None = None) -> str:
         """A token that is valid for a while. Raises NotDone: without one nothing is asked."""
+        tried = self._tries
         with self._lock:
             fresh = time.monotonic() < self._token_until
             if self._token is None or not fresh or self._token == instead_of:
+                if self._tries != tried:  # another's try failed while this one waited for it
+                    raise Busy("access token: there is none at the moment")
+                self._tries += 1
                 self._token, seconds = self._fetch_token()
                 self._token_until = time.monotonic() + seconds - TOKEN_MARGIN_SECONDS
             return self._token

@@ -39,6 +39,7 @@ Handler = Callable[[Object, FindCapture, datetime], Fields]
 CAPTURE_PATH: Final = re.compile(r"/v2/payments/captures/([A-Za-z0-9_-]{1,64})$", re.ASCII)
 ORDER_PATH: Final = re.compile(r"/v2/checkout/orders/([A-Za-z0-9_-]{1,64})$", re.ASCII)
 MAX_TYPE: Final = 100  # characters
+KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 
 
 def refund_custom_id(payment: int, refund: int) -> str:
@@ -72,12 +73,8 @@ def parse(body: bytes, find_capture: FindCapture, now: datetime) -> GatewayEvent
 def _order(resource: Object, _: FindCapture, now: datetime) -> Fields:
     with _reading():
         charge = charge_of_order(read_order(resource), now)
-    custom_id = first_object(resource.get("purchase_units")).get("custom_id")
-    return {
-        "payment_id": payment_id(custom_id),
-        "reference": charge.reference,
-        "charge": charge,
-    }
+    unit = first_object(resource.get("purchase_units"))
+    return {**_identity(unit), "reference": charge.reference, "charge": charge}
 
 
 def _authorization(resource: Object, _: FindCapture, now: datetime) -> Fields:
@@ -137,7 +134,7 @@ def _reversal(resource: Object, find_capture: FindCapture, _: datetime) -> Field
     with _reading():
         refund = replace(read_refund(resource), status="succeeded")
     identity = _identity(resource)
-    if all(value is None for value in identity.values()):
+    if identity["payment_id"] is None and identity["reference"] is None:
         identity = _identity_of_capture(_capture_id(resource), find_capture)
     return identity | {"refund": refund}
 
@@ -180,7 +177,12 @@ HANDLERS: Final[Mapping[str, Handler]] = {
 
 
 def _identity(resource: Object) -> Fields:
-    return {"payment_id": _payment_id(resource), "reference": _order_id(resource)}
+    """Our payment by both its id and its key, or by PayPal's order alone."""
+    key = resource.get("invoice_id")
+    if not (isinstance(key, str) and KEY.fullmatch(key)):
+        return {"payment_id": None, "reference": _order_id(resource)}
+    payment = _payment_id(resource)
+    return {"payment_id": payment, "reference": _order_id(resource), "key": key}
 
 
 def _identity_of_capture(capture_id: str | None, find_capture: FindCapture) -> Fields:

@@ -18,6 +18,8 @@ from config import ConfigurationError, Settings
 from domain.declines import PAYPAL, normalized
 from domain.masking import mask_email
 from gateways.base import (
+    Busy,
+    CannotTell,
     Capabilities,
     ChangeRequest,
     Charge,
@@ -335,9 +337,9 @@ class PayPalGateway(Gateway):
             unpaid = request.token == REDIRECT  # else it was paid at once, or not at all
             if unpaid and self._now() - query.asked_at > UNPAID_ORDER_LIFE:
                 return Charge(reference, "voided", request.amount, request.currency)
-            raise Unknown(str(gone)) from None
+            raise CannotTell(str(gone)) from None
         except NotDone as error:
-            raise Unknown(str(error)) from None
+            raise _untold(error) from None
 
     def _look_up_change(self, request: ChangeRequest, asked_at: datetime) -> Charge | None:
         state = self._current_state(request.reference)
@@ -356,7 +358,7 @@ class PayPalGateway(Gateway):
         try:
             return read_refund(self.client.get(f"{REFUNDS}/{_path_id(query.reference)}"))
         except NotDone as error:
-            raise Unknown(str(error)) from None
+            raise _untold(error) from None
 
     def _repeat(
         self, ask: Callable[[R], T], request: R, asked_at: datetime, lifetime: timedelta
@@ -366,13 +368,13 @@ class PayPalGateway(Gateway):
         None if PayPal's own checks refuse it: then the first had no effect either.
         """
         if self._now() - asked_at > lifetime:
-            raise Unknown("asked too long ago to be asked again")
+            raise CannotTell("asked too long ago to be asked again")
         try:
             return ask(request)
         except Refused:
             return None
         except NotDone as error:  # that says nothing about the first request
-            raise Unknown(str(error)) from None
+            raise _untold(error) from None
 
     # Webhooks -----------------------------------------------------------------------------------
 
@@ -441,6 +443,9 @@ def _order_body(request: ChargeRequest) -> dict[str, Any]:
             {
                 "amount": amounts.write(request.amount, request.currency),
                 "custom_id": str(request.payment_id),
+                # Which system made it, should others use the account; and PayPal takes no second
+                # payment for it, where the account is set so.
+                "invoice_id": request.key,
             }
         ],
         "payment_source": {"paypal": wallet},
@@ -477,6 +482,11 @@ def _saved_method(answer: Object) -> SavedMethod:
         identity=plain_id(wallet.get("account_id")) or plain_id(wallet.get("payer_id")) or token,
         customer=plain_id(customer.get("id")) if isinstance(customer, Mapping) else None,
     )
+
+
+def _untold(error: NotDone) -> Unknown:
+    """A question that PayPal refuses says nothing about the request, and nothing against PayPal."""
+    return Unknown(str(error)) if isinstance(error, Busy) else CannotTell(str(error))
 
 
 def _token_unknown() -> MethodInvalid:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final, Literal
 
@@ -77,6 +77,8 @@ class Authorization:
     """One authorization of an order. A reauthorization is another one."""
 
     id: str
+    amount: int
+    currency: str
     status: str  # PayPal's word
     created: datetime | None
     expires: datetime | None
@@ -129,8 +131,11 @@ def read_order(answer: Object) -> Order:
 
 
 def read_authorization(answer: Object) -> Authorization:
+    amount, currency = amounts.read(answer.get("amount"))
     return Authorization(
         id=_id(answer),
+        amount=amount,
+        currency=currency,
         status=_word(answer.get("status")),
         created=moment(answer.get("create_time")),
         expires=moment(answer.get("expiration_time")),
@@ -174,10 +179,11 @@ def charge_of_order(order: Order, now: datetime) -> Charge:
         return _charge(order, "processing")
     if captured:
         return _charge(order, "captured", amount_captured=sum(one.amount for one in captured))
-    if failed := order.capture("declined"):
-        return _charge(order, "declined", decline=failed.decline)
-    if (authorization := order.authorization) is not None:
+    authorization, failed = order.authorization, order.capture("declined")
+    if authorization is not None and not (failed and authorization.over):
         return _charge_of_authorization(order, authorization, now)
+    if failed:  # and no authorization holds the money any more
+        return _charge(order, "declined", decline=failed.decline)
     if order.status in WAITS_FOR_PAYER:
         return _charge(order, "requires_action", redirect_url=order.redirect_url)
     if order.status == "APPROVED":
@@ -196,7 +202,9 @@ def _charge_of_authorization(order: Order, one: Authorization, now: datetime) ->
     if one.status in ("VOIDED", "EXPIRED") or (one.status == "CREATED" and expired):
         return _charge(order, "voided")
     if one.status == "CREATED":
-        return _charge(order, "authorized", capture_before=one.expires)
+        # What is held is told as it is: the service compares it with what was asked for.
+        held = replace(order, amount=one.amount, currency=one.currency)
+        return _charge(held, "authorized", capture_before=one.expires)
     return _charge(order, "processing")
 
 

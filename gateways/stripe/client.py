@@ -15,7 +15,7 @@ import stripe
 
 from domain.declines import STRIPE, normalized
 from gateways.base import Busy, Decline, GatewayError, NotDone, Refused, Unknown
-from gateways.transport import CONNECT_SECONDS, KEEPALIVE_SECONDS, NOT_SENT, retry_after
+from gateways.transport import CONNECT_SECONDS, KEEPALIVE_SECONDS, fetch, retry_after
 
 Fields = Mapping[str, Any]
 
@@ -59,6 +59,7 @@ class Wire(stripe.HTTPClient):
 
     def __init__(self, timeout: float) -> None:
         super().__init__()
+        self._timeout = timeout
         self._client = httpx.Client(
             timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
             limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
@@ -77,13 +78,10 @@ class Wire(stripe.HTTPClient):
 
         Raises Busy when nothing was sent, Unknown when something was.
         """
-        try:
-            answer = self._client.request(method, url, headers=headers, content=post_data)
-        except NOT_SENT as error:
-            raise Busy(type(error).__name__) from None
-        except httpx.HTTPError as error:
-            raise Unknown(type(error).__name__) from None
-        return answer.content, answer.status_code, answer.headers
+        status, answered, content = fetch(
+            self._client, self._timeout, method, url, headers=headers, content=post_data
+        )
+        return content, status, answered
 
     def close(self) -> None:
         self._client.close()

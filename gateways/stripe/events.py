@@ -61,10 +61,13 @@ def read(body: bytes) -> GatewayEvent:
 
 
 def _charge(intent: Fields) -> dict[str, Any]:
+    key = _key(intent)
+    if key is None:
+        return NOTHING  # every charge of ours carries one; somebody else uses this account too
     return {
         "payment_id": states.our_id(intent, "payment_id"),
         "reference": states.text(intent, "id"),
-        "key": _key(intent),
+        "key": key,
         "charge": states.charge(intent),
     }
 
@@ -72,7 +75,8 @@ def _charge(intent: Fields) -> dict[str, Any]:
 def _expired(gateway_charge: Fields) -> dict[str, Any]:
     if not _intent(gateway_charge):
         return NOTHING
-    return {**_of_intent(gateway_charge), "charge": states.expired(gateway_charge)}
+    of = {**_of_intent(gateway_charge), "key": _key(gateway_charge)}
+    return {**of, "charge": states.expired(gateway_charge)}
 
 
 def _refund(refund: Fields) -> dict[str, Any]:

@@ -27,7 +27,6 @@ from gateways.base import (
     Capabilities,
     ChangeRequest,
     Charge,
-    ChargeOperation,
     ChargeRequest,
     ChargeStatus,
     Gateway,
@@ -77,7 +76,7 @@ REFUND_REASONS: Final[Mapping[str, RefundReason]] = {
     "requested_by_customer": "requested_by_customer",
 }
 MAX_METADATA: Final = 500  # characters of a value
-DONE: Final[Mapping[ChargeOperation, ChargeStatus]] = {"capture": "captured", "void": "voided"}
+UNDECIDED: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "requires_action"})
 
 # Which authorization ends when is told by the charge behind a PaymentIntent.
 EXPAND: Final = ["latest_charge"]
@@ -274,7 +273,7 @@ class StripeGateway(Gateway):
                 return self._read(query.reference)
             return self._look_up_charge(query.request, query.asked_at)
         except NotDone as error:  # of our question; it says nothing about the request
-            raise Unknown(str(error)) from None
+            raise _untold(error) from None
 
     def _look_up_charge(self, request: ChargeRequest, asked_at: datetime) -> Charge | None:
         return _again(
@@ -285,8 +284,10 @@ class StripeGateway(Gateway):
 
     def _look_up_change(self, request: ChangeRequest, query: LookUp) -> Charge | None:
         found = self._read(query.reference or request.reference)
-        if request.operation == "complete" or found.status == DONE[request.operation]:
+        if found.status not in UNDECIDED:
             return found
+        if _is_over(query.asked_at):
+            return None  # nothing of ours can still arrive, and the books show that nothing has
         change = self.capture if request.operation == "capture" else self.void
         return _again(lambda: change(request), query.asked_at, lambda: None)
 
@@ -295,13 +296,15 @@ class StripeGateway(Gateway):
         try:
             if reference is not None:
                 return states.refund(ask(lambda: self._stripe.refunds.retrieve(reference)))
+            if _is_over(query.asked_at):
+                return self._find_refund(request)  # None: it was never made
             return _again(
                 lambda: self.refund(request),
                 query.asked_at,
                 lambda: self._find_refund(request),
             )
         except NotDone as error:
-            raise Unknown(str(error)) from None
+            raise _untold(error) from None
 
     def _read(self, reference: str) -> Charge:
         return states.charge(
@@ -342,6 +345,8 @@ class StripeGateway(Gateway):
         for found in _listed(listed):
             if states.our_id(found, "refund_id") == request.refund_id:
                 return states.refund(found)
+        if listed.get("has_more"):
+            raise CannotTell("more refunds than one list holds")
         return None
 
     # Webhooks -----------------------------------------------------------------------------------
@@ -367,7 +372,7 @@ def _again(call: Callable[[], T], asked_at: datetime, find: Callable[[], T | Non
     None: Stripe refuses it by its own checks, so under this key nothing ever happened. Raises
     NotDone and Unknown.
     """
-    if datetime.now(timezone.utc) - asked_at < KEY_LIFE:
+    if not _is_over(asked_at):
         try:
             return call()
         except Refused:
@@ -378,6 +383,16 @@ def _again(call: Callable[[], T], asked_at: datetime, find: Callable[[], T | Non
     if found is None:
         raise CannotTell("no trace of the request")
     return found
+
+
+def _is_over(asked_at: datetime) -> bool:
+    """Whether Stripe may have forgotten the key; nor is a request still under way then."""
+    return datetime.now(timezone.utc) - asked_at >= KEY_LIFE
+
+
+def _untold(error: NotDone) -> Unknown:
+    """A question that Stripe refuses says nothing about the request, and nothing against Stripe."""
+    return Unknown(str(error)) if isinstance(error, Busy) else CannotTell(str(error))
 
 
 def _mark(request: ChargeRequest) -> dict[str, str]:

@@ -306,7 +306,10 @@ class TestCharges:
     ) -> None:
         charge = gateway.charge(charge_request(token))
         entry = only_entry(double)
-        assert charge == Charge(entry.reference, "captured", 1099, "EUR", amount_captured=1099)
+        ours = "payment-17-1099-sale"
+        assert charge == Charge(
+            entry.reference, "captured", 1099, "EUR", amount_captured=1099, replaces=ours
+        )
         assert last_body(double) == {
             "merchantAccount": doubles.MERCHANT_ACCOUNT,
             "amount": {"value": 1099, "currency": "EUR"},
@@ -1029,8 +1032,11 @@ class TestEvents:
         sale = self.event(built).charge
         held = self.event(built, merchantReference="payment-17-1099-auth").charge
         psp = "QFQTPCQ8HXSKGK82"
-        assert sale == Charge(psp, "captured", 1099, "EUR", amount_captured=1099)
-        assert held == Charge(psp, "authorized", 1099, "EUR")
+        ours = "payment-17-1099"
+        assert sale == Charge(
+            psp, "captured", 1099, "EUR", amount_captured=1099, replaces=f"{ours}-sale"
+        )
+        assert held == Charge(psp, "authorized", 1099, "EUR", replaces=f"{ours}-auth")
 
     @pytest.mark.parametrize(
         ("reason", "decline"),
@@ -1108,7 +1114,8 @@ class TestEvents:
             merchantReference="payment-17-1099-auth",
             amount={"currency": "EUR", "value": 600},
         )
-        assert told.charge == Charge("P", "voided", 1099, "EUR")
+        ours = "payment-17-1099-auth"
+        assert told.charge == Charge("P", "voided", 1099, "EUR", replaces=ours)
 
     def test_a_payment_canceled_by_hand_is_void(self, built: AdyenGateway) -> None:
         told = self.event(

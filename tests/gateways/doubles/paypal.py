@@ -379,6 +379,7 @@ class PaypalDouble(Double):
             "amount": amount,
             "currency": currency,
             "custom_id": self._custom_id(unit.get("custom_id")),
+            "invoice_id": unit.get("invoice_id"),
             "return_url": context.get("return_url"),
             "cancel_url": context.get("cancel_url"),
             "funding": "COMPLETED",
@@ -461,6 +462,7 @@ class PaypalDouble(Double):
             "amount": amount,
             "currency": order["currency"],
             "custom_id": order["custom_id"],
+            "invoice_id": order["invoice_id"],
             "code": order["funding"] if order["funding"].isdigit() else None,
         }
         kind[str(one["id"])] = one
@@ -611,6 +613,7 @@ class PaypalDouble(Double):
             "reference_id": "default",
             "amount": _money(order["amount"], order["currency"]),
             "custom_id": order["custom_id"],
+            "invoice_id": order["invoice_id"],
             "payments": {kind: found for kind, found in payments.items() if found},
         }
         links = [_link(self.base_url, f"/v2/checkout/orders/{order['id']}", "self")]
@@ -819,6 +822,7 @@ def _payment(one: dict[str, Any]) -> dict[str, Any]:
         "status": one["status"],
         "amount": _money(one["amount"], one["currency"]),
         "custom_id": one["custom_id"],
+        "invoice_id": one["invoice_id"],
         "create_time": _time(one["created"]),
     }
     if one["code"] is not None:
