@@ -55,7 +55,8 @@ def receive(
         found = crud.find_payment(session, name, event.payment_id, event.reference)
         if found is None or not _is_about(event, found):
             log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
-            if event.reference is not None and crud.has_unreferenced_payment(session, name):
+            unclear = event.key is None and event.reference is not None
+            if unclear and crud.has_unreferenced_payment(session, name):
                 # It may be that one's: its answer, which will tell, is still to come.
                 raise PaymentInProgress("It may be about a payment under way; send it again")
             return  # not stored: if it is sent again it may be known by then
@@ -74,7 +75,7 @@ def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
         return True  # whatever the gateway calls the charge by now
     if event.charge is not None or event.reference is None:
         return True  # the settlement sees to it that there is only one charge
-    return payment.gateway_reference in (None, event.reference)
+    return bool(event.reference == payment.gateway_reference)
 
 
 def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment, by: By) -> None:

@@ -1,0 +1,676 @@
+"""What gateways tell us beside the life of a payment: changed methods, refunds that were made
+without us, second charges, charges of systems that share the account, and nothing at all."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from tests.gateways.benches import PaypalBench, StripeBench
+from tests.gateways.doubles.paypal import PaypalDouble
+from tests.gateways.doubles.stripe import StripeDouble
+from tests.gateways.proxy import Delivery
+from tests.gateways.stand import Stand, ok, together
+
+# What looking up changes, and the time.
+VOLATILE = ("check_at", "checks", "asked_at", "updated_at")
+
+
+@pytest.fixture(scope="module")
+def stripe_stand(
+    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stand]:
+    with Stand(StripeBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
+        yield stand
+
+
+@pytest.fixture
+def stripe(stripe_stand: Stand) -> Iterator[Stand]:
+    """A service with Stripe's double. Afterwards all invariants hold."""
+    stripe_stand.relay.holds = False
+    yield stripe_stand
+    stripe_stand.check()
+
+
+@pytest.fixture(scope="module")
+def paypal_stand(
+    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stand]:
+    bench = PaypalBench(tmp_path_factory.mktemp("gateway"))
+    with Stand(bench, make_database(), tmp_path_factory.mktemp("data")) as stand:
+        yield stand
+
+
+@pytest.fixture
+def paypal(paypal_stand: Stand) -> Iterator[Stand]:
+    """A service with PayPal's double. Afterwards all invariants hold."""
+    paypal_stand.relay.holds = False
+    yield paypal_stand
+    paypal_stand.check()
+
+
+def stripe_double(stand: Stand) -> StripeDouble:
+    assert isinstance(stand.bench, StripeBench)
+    assert isinstance(stand.bench.double, StripeDouble)
+    return stand.bench.double
+
+
+def paypal_double(stand: Stand) -> PaypalDouble:
+    assert isinstance(stand.bench, PaypalBench)
+    assert isinstance(stand.bench.double, PaypalDouble)
+    return stand.bench.double
+
+
+def sql(stand: Stand, query: str, **values: Any) -> list[dict[str, Any]]:
+    with stand.engine.begin() as connection:
+        result = connection.execute(sa.text(query), values)
+        return [dict(row) for row in result.mappings()] if result.returns_rows else []
+
+
+def books(stand: Stand, payment: dict[str, Any]) -> dict[str, Any]:
+    """All that we know of a payment: its row, its order, its history, its refunds, disputes."""
+    row = sql(stand, "SELECT * FROM payments WHERE id = :id", id=payment["id"])[0]
+    return {
+        "payment": {name: value for name, value in row.items() if name not in VOLATILE},
+        "order": stand.order(payment["order_id"])["status"],
+        "events": stand.events(payment["order_id"]),
+        "refunds": sql(stand, "SELECT * FROM refunds WHERE payment_id = :id", id=payment["id"]),
+        "disputes": sql(stand, "SELECT * FROM disputes WHERE payment_id = :id", id=payment["id"]),
+    }
+
+
+def tell_stripe(stand: Stand, kind: str, found: dict[str, Any]) -> Delivery:
+    """An event of Stripe's, signed as the double signs."""
+    event = {
+        "id": f"evt_{secrets.token_hex(12)}",
+        "object": "event",
+        "type": kind,
+        "data": {"object": found},
+    }
+    return Delivery(*stand.bench.forge({"Content-Type": "application/json"}, encode(event)))
+
+
+def tell_paypal(stand: Stand, kind: str, resource: dict[str, Any]) -> Delivery:
+    event = {
+        "id": f"WH-{secrets.token_hex(12)}",
+        "event_version": "1.0",
+        "event_type": kind,
+        "resource": resource,
+    }
+    return Delivery(*stand.bench.forge({}, encode(event)))
+
+
+def encode(event: dict[str, Any]) -> bytes:
+    return json.dumps(event).encode()
+
+
+def taken(stand: Stand, delivery: Delivery) -> None:
+    answer = stand.relay.post(delivery)
+    assert answer.status_code == 200, answer.text
+
+
+def sent(stand: Stand, kind: str, *words: str) -> Delivery:
+    """The newest webhook of this type with all of these words in it, once the gateway sent it."""
+    marks = [f'"{kind}"', *words]
+
+    def look() -> Delivery | None:
+        found = [
+            one for one in stand.relay.deliveries if all(w.encode() in one.body for w in marks)
+        ]
+        return found[-1] if found else None
+
+    return stand.until(look, f"{kind} is sent")
+
+
+# Methods ----------------------------------------------------------------------------------------
+
+
+def save(stand: Stand, client: httpx.Client, kind: str = "good") -> tuple[dict[str, Any], str]:
+    """A saved method, and the gateway's token of it."""
+    body = stand.bench.method(kind)  # type: ignore[arg-type]
+    method = ok(stand.post(client, "/payment-methods", **body), 201)
+    return method, body["details"]["token"]
+
+
+def shown(client: httpx.Client, method: dict[str, Any]) -> dict[str, Any] | None:
+    answer = client.get(f"/payment-methods/{method['id']}")
+    return None if answer.status_code == 404 else dict(ok(answer, 200))
+
+
+def method_events(stand: Stand, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """What was told of a method after it was created, and by whom."""
+    rows = sql(
+        stand,
+        "SELECT type, actor, data FROM events WHERE type LIKE 'payment_method.%'"
+        " AND type <> 'payment_method.created' AND (data->>'id')::bigint = :id ORDER BY id",
+        id=method["id"],
+    )
+    assert all(row["actor"] == {"type": "gateway", "id": stand.gateway} for row in rows)
+    return [(row["type"], row["data"]) for row in rows]
+
+
+NEW_CARD = {"brand": "mastercard", "last4": "0077", "exp_month": 3, "exp_year": 2041}
+
+
+def test_a_card_that_the_bank_replaced_is_shown_as_the_new_one(stripe: Stand) -> None:
+    client = stripe.shopper()
+    method, token = save(stripe, client)
+    stripe_double(stripe).replace_card(token, **NEW_CARD)
+    stripe.until(lambda: bool(method_events(stripe, method)), "the change is told")
+    after = shown(client, method)
+    assert after is not None
+    assert after["details"] == {**method["details"], **NEW_CARD}
+    assert {**after, "details": 0, "updated_at": 0} == {**method, "details": 0, "updated_at": 0}
+    ((kind, told),) = method_events(stripe, method)
+    assert kind == "payment_method.updated"
+    assert told["details"] == after["details"]
+
+
+def test_an_older_change_of_a_card_that_is_told_again_changes_nothing(stripe: Stand) -> None:
+    client = stripe.shopper()
+    method, token = save(stripe, client)
+    double = stripe_double(stripe)
+    double.replace_card(token, last4="1111")
+    stripe.until(lambda: len(method_events(stripe, method)) == 1, "the first change is told")
+    first = sent(stripe, "payment_method.automatically_updated", token)
+    double.replace_card(token, last4="2222")
+    stripe.until(lambda: len(method_events(stripe, method)) == 2, "the second change is told")
+    assert [a.status_code for a in together(5, lambda _: stripe.relay.post(first))] == [200] * 5
+    after = shown(client, method)
+    assert after is not None
+    assert after["details"]["last4"] == "2222"
+    assert len(method_events(stripe, method)) == 2
+
+
+def test_a_change_that_changes_nothing_is_not_told(stripe: Stand) -> None:
+    client = stripe.shopper()
+    method, token = save(stripe, client)
+    double = stripe_double(stripe)
+    with double.lock:
+        same = json.loads(json.dumps(double.methods[token]))
+    taken(stripe, tell_stripe(stripe, "payment_method.automatically_updated", same))
+    assert method_events(stripe, method) == []
+
+
+def test_a_detached_card_is_gone_and_another_one_becomes_the_default(stripe: Stand) -> None:
+    client = stripe.shopper()
+    first, token = save(stripe, client)
+    second, _ = save(stripe, client, "good_too")
+    assert (first["is_default"], second["is_default"]) == (True, False)
+    stripe_double(stripe).detach(token)
+    stripe.until(lambda: shown(client, first) is None, "the card is gone")
+    (left,) = ok(client.get("/payment-methods"), 200)
+    assert (left["id"], left["is_default"]) == (second["id"], True)
+    event = sent(stripe, "payment_method.detached", token)
+    assert {a.status_code for a in together(10, lambda _: stripe.relay.post(event))} == {200}
+    assert [kind for kind, _ in method_events(stripe, first)] == ["payment_method.deleted"]
+    ((kind, told),) = method_events(stripe, second)
+    assert (kind, told["is_default"]) == ("payment_method.updated", True)
+    order = stripe.place(client)
+    assert ok(stripe.pay(client, order), 201)["payment_method_id"] == second["id"]
+
+
+def test_a_detached_card_that_is_not_the_default_leaves_the_default(stripe: Stand) -> None:
+    client = stripe.shopper()
+    first, _ = save(stripe, client)
+    second, token = save(stripe, client, "good_too")
+    stripe_double(stripe).detach(token)
+    stripe.until(lambda: shown(client, second) is None, "the card is gone")
+    (left,) = ok(client.get("/payment-methods"), 200)
+    assert (left["id"], left["is_default"]) == (first["id"], True)
+    assert method_events(stripe, first) == []
+
+
+def test_a_method_event_is_about_the_methods_of_its_own_gateway_only(stripe: Stand) -> None:
+    client = stripe.shopper()
+    method, token = save(stripe, client)
+    sql(
+        stripe,
+        "UPDATE payment_methods SET gateway = 'paypal' WHERE id = :id",
+        id=method["id"],
+    )
+    stripe_double(stripe).detach(token)
+    event = sent(stripe, "payment_method.detached", token)
+    taken(stripe, event)  # surely processed now, whichever came first
+    assert shown(client, method) is not None
+
+
+@pytest.mark.parametrize(
+    "kind", ["payment_method.detached", "payment_method.automatically_updated"]
+)
+def test_a_card_that_nobody_saved_here_changes_nothing(stripe: Stand, kind: str) -> None:
+    client = stripe.shopper()
+    method, _ = save(stripe, client)
+    before = shown(client, method)
+    foreign = stripe_double(stripe).method("good")
+    assert foreign is not None
+    with stripe_double(stripe).lock:
+        found = dict(stripe_double(stripe).methods[foreign["details"]["token"]])
+    taken(stripe, tell_stripe(stripe, kind, found))
+    assert shown(client, method) == before
+
+
+def test_a_vault_token_that_the_payer_deleted_is_gone(paypal: Stand) -> None:
+    client = paypal.shopper()
+    method, token = save(paypal, client)
+    other, _ = save(paypal, client, "good_too")
+    paypal_double(paypal).delete_vault_token(token)
+    paypal.until(lambda: shown(client, method) is None, "the method is gone")
+    taken(paypal, sent(paypal, "VAULT.PAYMENT-TOKEN.DELETED", token))
+    (left,) = ok(client.get("/payment-methods"), 200)
+    assert (left["id"], left["is_default"]) == (other["id"], True)
+    assert [kind for kind, _ in method_events(paypal, method)] == ["payment_method.deleted"]
+    assert [kind for kind, _ in method_events(paypal, other)] == ["payment_method.updated"]
+
+
+# Money that moved without us --------------------------------------------------------------------
+
+
+def reviewed_and_nothing_else(
+    stand: Stand, payment: dict[str, Any], before: dict[str, Any]
+) -> dict[str, Any]:
+    """Waits for the review; it is told once, and everything else is as before."""
+    stand.until(lambda: stand.payment(payment["id"])["needs_review"], "a person is asked")
+    after = books(stand, payment)
+    assert after["payment"] == {**before["payment"], "needs_review": True}
+    assert after["events"] == [*before["events"], "payment.needs_review"]
+    assert (after["order"], after["refunds"]) == (before["order"], before["refunds"])
+    return after
+
+
+def test_a_refund_in_stripes_dashboard_is_for_a_person(stripe: Stand) -> None:
+    _, payment = stripe.paid(1000)
+    before = books(stripe, payment)
+    refund = stripe_double(stripe).refund_by_hand(payment["gateway_reference"], 300)
+    reviewed_and_nothing_else(stripe, payment, before)
+    for kind in ("refund.created", "charge.refunded"):
+        taken(stripe, sent(stripe, kind, payment["gateway_reference"]))
+    stripe_double(stripe).fail_refund(refund)
+    taken(stripe, sent(stripe, "refund.failed", refund))
+    after = reviewed_and_nothing_else(stripe, payment, before)
+    assert after["payment"]["amount_refunded"] == 0
+    assert after["payment"]["status"] == "captured"
+
+
+def test_our_own_refund_is_not_for_a_person(stripe: Stand) -> None:
+    _, payment = stripe.paid(1000)
+    answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=300)
+    refund = stripe.refund_settled(payment["id"], answer.json()["id"])
+    for kind in ("refund.created", "charge.refunded"):
+        taken(stripe, sent(stripe, kind, payment["gateway_reference"]))
+    after = stripe.payment(payment["id"])
+    assert refund["status"] == "succeeded"
+    assert (after["needs_review"], after["amount_refunded"]) == (False, 300)
+
+
+@pytest.mark.parametrize("how", ["by hand", "reversed"])
+def test_money_that_went_back_at_paypal_is_for_a_person(paypal: Stand, how: str) -> None:
+    _, payment = paypal.paid(1000)
+    before = books(paypal, payment)
+    reference = payment["gateway_reference"]
+    double = paypal_double(paypal)
+    with double.lock:
+        capture = next(one for one in double.captures.values() if one["order"] == reference)
+    if how == "by hand":
+        double.refund_by_hand(reference, Decimal("3.00"))
+        kind = "PAYMENT.CAPTURE.REFUNDED"
+    else:
+        double.reverse(reference)
+        kind = "PAYMENT.CAPTURE.REVERSED"
+    reviewed_and_nothing_else(paypal, payment, before)
+    taken(paypal, sent(paypal, kind, capture["id"]))
+    after = reviewed_and_nothing_else(paypal, payment, before)
+    assert after["payment"]["amount_refunded"] == 0
+    assert after["payment"]["status"] == "captured"
+
+
+# Charges that are not ours ----------------------------------------------------------------------
+
+
+def intent_of(stand: Stand, payment: dict[str, Any]) -> dict[str, Any]:
+    double = stripe_double(stand)
+    with double.lock:
+        found: dict[str, Any] = json.loads(json.dumps(double.intents[payment["gateway_reference"]]))
+    return found
+
+
+def succeeded(intent: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    whole = {"status": "succeeded", "amount_received": intent["amount"], "amount_capturable": 0}
+    return {**intent, **whole, **changes}
+
+
+@pytest.mark.parametrize("state", ["authorized", "captured"])
+def test_a_second_charge_of_a_payment_is_for_a_person_and_never_applied(
+    stripe: Stand, state: str
+) -> None:
+    _, payment = stripe.authorized(1000) if state == "authorized" else stripe.paid(1000)
+    before = books(stripe, payment)
+    second = succeeded(intent_of(stripe, payment), id=f"pi_{secrets.token_hex(12)}")
+    taken(stripe, tell_stripe(stripe, "payment_intent.succeeded", second))
+    reviewed_and_nothing_else(stripe, payment, before)
+    # Whatever else is told of it, and however often: it is never applied.
+    taken(stripe, tell_stripe(stripe, "payment_intent.succeeded", second))
+    held = {**second, "status": "requires_capture", "amount_received": 0}
+    taken(stripe, tell_stripe(stripe, "payment_intent.amount_capturable_updated", held))
+    after = reviewed_and_nothing_else(stripe, payment, before)
+    assert after["payment"]["gateway_reference"] == payment["gateway_reference"]
+    assert after["payment"]["status"] == state
+
+
+def capture_of_order(payment: dict[str, Any], key: str) -> dict[str, Any]:
+    """All of a payment, captured at PayPal for another order than the one we know of."""
+    return {
+        "id": secrets.token_hex(8).upper(),
+        "status": "COMPLETED",
+        "amount": {"currency_code": "USD", "value": "10.00"},
+        "custom_id": str(payment["id"]),
+        "invoice_id": key,
+        "supplementary_data": {"related_ids": {"order_id": secrets.token_hex(8).upper()}},
+    }
+
+
+def test_a_second_order_of_a_payment_at_paypal_is_for_a_person(paypal: Stand) -> None:
+    _, payment = paypal.authorized(1000)
+    before = books(paypal, payment)
+    capture = capture_of_order(payment, before["payment"]["gateway_key"])
+    taken(paypal, tell_paypal(paypal, "PAYMENT.CAPTURE.COMPLETED", capture))
+    taken(paypal, tell_paypal(paypal, "PAYMENT.CAPTURE.COMPLETED", capture))
+    reviewed_and_nothing_else(paypal, payment, before)
+
+
+@pytest.mark.parametrize("kind", ["COMPLETED", "DECLINED", "REFUNDED"])
+def test_what_another_system_captured_at_paypal_under_our_id_changes_nothing(
+    paypal: Stand, kind: str
+) -> None:
+    _, payment = paypal.authorized(1000)
+    before = books(paypal, payment)
+    capture = capture_of_order(payment, "another-systems-key") | {"status": kind}
+    taken(paypal, tell_paypal(paypal, f"PAYMENT.CAPTURE.{kind}", capture))
+    assert books(paypal, payment) == before
+
+
+def foreign_charge(intent: dict[str, Any]) -> dict[str, Any]:
+    """The charge of a PaymentIntent; its metadata are copies of the intent's."""
+    return {
+        "id": f"ch_{secrets.token_hex(12)}",
+        "object": "charge",
+        "amount": intent["amount"],
+        "captured": False,
+        "currency": intent["currency"],
+        "metadata": intent["metadata"],
+        "payment_intent": intent["id"],
+    }
+
+
+def foreign_refund(intent: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"re_{secrets.token_hex(12)}",
+        "object": "refund",
+        "amount": intent["amount"],
+        "currency": intent["currency"],
+        "metadata": {"payment_id": intent["metadata"]["payment_id"], "refund_id": "1"},
+        "payment_intent": intent["id"],
+        "status": "succeeded",
+    }
+
+
+def foreign_dispute(intent: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": f"du_{secrets.token_hex(12)}",
+        "object": "dispute",
+        "amount": intent["amount"],
+        "currency": intent["currency"],
+        "metadata": intent["metadata"],
+        "payment_intent": intent["id"],
+        "reason": "fraudulent",
+        "status": "needs_response",
+    }
+
+
+FOREIGN: list[tuple[str, Callable[[dict[str, Any]], dict[str, Any]]]] = [
+    ("payment_intent.succeeded", succeeded),
+    ("payment_intent.processing", lambda intent: {**intent, "status": "processing"}),
+    (
+        "payment_intent.amount_capturable_updated",
+        lambda intent: {**intent, "status": "requires_capture", "amount_received": 0},
+    ),
+    (
+        "payment_intent.payment_failed",
+        lambda intent: {**intent, "status": "requires_payment_method", "amount_received": 0},
+    ),
+    ("payment_intent.canceled", lambda intent: {**intent, "status": "canceled"}),
+    ("charge.refunded", foreign_charge),
+    ("charge.dispute.created", foreign_dispute),
+    ("refund.created", foreign_refund),
+    ("charge.expired", foreign_charge),
+]
+
+
+WITH_A_KEY = {kind for kind, _ in FOREIGN if kind.startswith("payment_intent.")} | {
+    "charge.expired"
+}
+
+
+def of_another_system(intent: dict[str, Any], payment: dict[str, Any]) -> dict[str, Any]:
+    """The PaymentIntent of a system that shares the account, and has a payment with our id."""
+    metadata = {"payment_id": str(payment["id"]), "order_id": "1", "key": "another-systems-key"}
+    return {**intent, "id": f"pi_{secrets.token_hex(12)}", "metadata": metadata}
+
+
+@pytest.mark.parametrize("state", ["authorized", "captured"])
+@pytest.mark.parametrize(("kind", "make"), FOREIGN, ids=[kind for kind, _ in FOREIGN])
+def test_what_another_system_charged_under_our_id_changes_nothing(
+    stripe: Stand, kind: str, make: Callable[[dict[str, Any]], dict[str, Any]], state: str
+) -> None:
+    _, payment = stripe.authorized(1000) if state == "authorized" else stripe.paid(1000)
+    before = books(stripe, payment)
+    theirs = of_another_system(intent_of(stripe, payment), payment)
+    taken(stripe, tell_stripe(stripe, kind, make(theirs)))
+    assert books(stripe, payment) == before
+
+
+def test_what_another_system_charged_under_the_id_of_an_open_payment_changes_nothing(
+    stripe: Stand,
+) -> None:
+    _, model = stripe.paid()
+    (payment,) = open_payments(stripe, 1)
+    before = books(stripe, payment)
+    believed, refused = [], []
+    for kind, make in FOREIGN:
+        found = make(of_another_system(intent_of(stripe, model), payment))
+        answer = stripe.relay.post(tell_stripe(stripe, kind, found))
+        # One without a key may yet turn out to be about the open payment; one with another key
+        # never will.
+        if answer.status_code != 200 and (answer.status_code != 409 or kind in WITH_A_KEY):
+            refused.append((kind, answer.status_code))
+        after = books(stripe, payment)
+        believed += [kind] if after != before else []
+        before = after
+    stripe.proxy.disarm()
+    stripe.agree(stripe.becomes(payment["id"], "captured"))
+    assert (believed, refused) == ([], [])
+
+
+def order_of_another_system(stand: Stand, payment: dict[str, Any]) -> str:
+    """An order at PayPal that a system made which shares the account and has our id, too."""
+    double = paypal_double(stand)
+    with double.lock:
+        double.access_tokens.add("another-systems-token")
+    body = {
+        "intent": "CAPTURE",
+        "purchase_units": [
+            {
+                "amount": {"currency_code": "USD", "value": "10.99"},
+                "custom_id": str(payment["id"]),
+                "invoice_id": "another-systems-key",
+            }
+        ],
+        "payment_source": {
+            "paypal": {
+                "experience_context": {
+                    "return_url": "https://another.example/",
+                    "cancel_url": "https://another.example/",
+                }
+            }
+        },
+    }
+    answer = httpx.post(
+        f"{double.base_url}/v2/checkout/orders",
+        json=body,
+        headers={
+            "Authorization": "Bearer another-systems-token",
+            "PayPal-Request-Id": secrets.token_hex(12),
+        },
+        trust_env=False,
+    )
+    return str(ok(answer, 201)["id"])
+
+
+def test_what_the_payer_of_another_system_approved_under_our_id_pays_nothing_of_ours(
+    paypal: Stand,
+) -> None:
+    client = paypal.shopper()
+    save_by_email = paypal.bench.method("action")
+    ok(paypal.post(client, "/payment-methods", **save_by_email), 201)
+    payment = ok(paypal.pay(client, paypal.place(client)), 201)
+    assert payment["status"] == "requires_action"
+    before = books(paypal, payment)
+    theirs = order_of_another_system(paypal, payment)
+    paypal.relay.holds = True
+    paypal.bench.approve(theirs, yes=True)
+    taken(paypal, sent(paypal, "CHECKOUT.ORDER.APPROVED", theirs))
+    assert books(paypal, payment) == before
+    # Nor is the reconciler led to their order, whenever it asks.
+    sql(paypal, "UPDATE payments SET check_at = now() WHERE id = :id", id=payment["id"])
+    paypal.until(
+        lambda: sql(
+            paypal,
+            "SELECT 1 AS asked FROM payments WHERE id = :id AND check_at > now()",
+            id=payment["id"],
+        ),
+        "the reconciler has taken it",
+    )
+    assert ok(client.get(f"/payments/{payment['id']}"), 200)["status"] == "requires_action"
+    asked = [one.path for one in paypal.proxy.log]
+    assert f"/v2/checkout/orders/{theirs}/capture" not in asked
+
+
+# Nothing ----------------------------------------------------------------------------------------
+
+
+def open_payments(stand: Stand, count: int) -> list[dict[str, Any]]:
+    """Payments that the gateway never heard of, and that have no reference yet.
+
+    No repeat of them reaches the gateway either, until the faults are disarmed.
+    """
+    payments = []
+    stand.arm("drop_before", "charge", times=1000)
+    for _ in range(count):
+        client = stand.shopper()
+        stand.save(client)
+        payment = ok(stand.pay(client, stand.place(client)), 202)
+        assert (payment["status"], payment["gateway_reference"]) == ("pending", None)
+        payments.append(payment)
+    return payments
+
+
+NOTHING_OF_STRIPE: list[tuple[str, dict[str, Any]]] = [
+    ("payment_intent.created", {"id": "pi_somebody", "object": "payment_intent"}),
+    ("unheard.of", {}),
+    ("customer.updated", {"id": "cus_1", "object": "customer", "metadata": {}}),
+    (
+        "payment_method.automatically_updated",
+        {"id": "pm_1", "object": "payment_method", "type": "sepa_debit"},
+    ),
+    (
+        "charge.expired",
+        {"id": "ch_1", "amount": 1099, "currency": "usd", "metadata": {}, "payment_intent": None},
+    ),
+    ("charge.refunded", {"id": "ch_1", "amount": 1099, "currency": "usd", "metadata": {}}),
+    (
+        "refund.created",
+        {"id": "re_1", "amount": 1099, "currency": "usd", "status": "succeeded", "metadata": {}},
+    ),
+    (
+        "charge.dispute.created",
+        {"id": "du_1", "amount": 1099, "currency": "usd", "status": "lost", "metadata": {}},
+    ),
+    (
+        "payment_intent.succeeded",
+        {
+            "id": "pi_by_hand",
+            "amount": 1099,
+            "amount_received": 1099,
+            "currency": "usd",
+            "status": "succeeded",
+            "metadata": {},
+        },
+    ),
+]
+
+
+def test_an_event_about_nothing_of_ours_changes_no_open_payment_of_stripe(stripe: Stand) -> None:
+    payments = open_payments(stripe, 2)
+    before = [books(stripe, payment) for payment in payments]
+    for kind, found in NOTHING_OF_STRIPE:
+        answer = stripe.relay.post(tell_stripe(stripe, kind, found))
+        assert answer.status_code == 200, f"{kind}: {answer.text}"
+        assert [books(stripe, payment) for payment in payments] == before, kind
+    stripe.proxy.disarm()
+    for payment in payments:
+        stripe.agree(stripe.becomes(payment["id"], "captured"))
+
+
+NOTHING_OF_PAYPAL: list[tuple[str, dict[str, Any]]] = [
+    ("BILLING.PLAN.CREATED", {"id": "P-1"}),
+    ("PAYMENT.AUTHORIZATION.VOIDED", {"id": "A-1"}),
+    ("CHECKOUT.PAYMENT-APPROVAL.REVERSED", {}),
+    (
+        "PAYMENT.CAPTURE.COMPLETED",
+        {"id": "C-1", "status": "COMPLETED", "amount": {"currency_code": "USD", "value": "10.99"}},
+    ),
+    (
+        "PAYMENT.CAPTURE.REFUNDED",
+        {"id": "R-1", "status": "COMPLETED", "amount": {"currency_code": "USD", "value": "10.99"}},
+    ),
+    (
+        "CUSTOMER.DISPUTE.CREATED",
+        {
+            "dispute_id": "PP-D-1",
+            "status": "OPEN",
+            "dispute_amount": {"currency_code": "USD", "value": "10.99"},
+        },
+    ),
+]
+
+
+def test_an_event_about_nothing_of_ours_changes_no_open_payment_of_paypal(paypal: Stand) -> None:
+    payments = open_payments(paypal, 2)
+    before = [books(paypal, payment) for payment in payments]
+    for kind, resource in NOTHING_OF_PAYPAL:
+        answer = paypal.relay.post(tell_paypal(paypal, kind, resource))
+        assert answer.status_code == 200, f"{kind}: {answer.text}"
+        assert [books(paypal, payment) for payment in payments] == before, kind
+    paypal.proxy.disarm()
+    for payment in payments:
+        paypal.agree(paypal.becomes(payment["id"], "captured"))
+
+
+def test_an_event_about_what_nobody_knows_is_sent_again_while_a_payment_has_no_reference_yet(
+    paypal: Stand,
+) -> None:
+    (payment,) = open_payments(paypal, 1)
+    before = books(paypal, payment)
+    event = tell_paypal(paypal, "CHECKOUT.PAYMENT-APPROVAL.REVERSED", {"order_id": "NOBODYSORDER"})
+    assert ok(paypal.relay.post(event), 409)["code"] == "payment_in_progress"
+    assert books(paypal, payment) == before
+    paypal.proxy.disarm()
+    paypal.becomes(payment["id"], "captured")
+    taken(paypal, event)
