@@ -331,6 +331,7 @@ class GatewayEvent:
     done_key: str | None = None
     failed_key: str | None = None
     ask: bool = False
+    review: bool = False  # only a person can find out what it means
 
     def __post_init__(self) -> None:
         try:

@@ -106,6 +106,8 @@ def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment
             operation_not_done(session, by, payment)
         elif payment.amount_captured:  # it was done, days ago, and is undone now
             ask_for_review(session, by, order, payment)
+    if event.review:
+        ask_for_review(session, by, order, payment)
     if event.ask:
         crud.check_now(session, payment)
         for refund in crud.lock_pending_refunds(session, payment.id):

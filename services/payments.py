@@ -38,6 +38,7 @@ from services.history import By
 from services.settlement import (
     charge_not_done,
     charged,
+    expect_action,
     expect_completion,
     operated,
     operation_not_done,
@@ -151,6 +152,7 @@ def confirm(
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
         question = questions.about_charge(payment, method)
         by = By.gateway(payment.gateway, context.request_id)
+        page = payment.next_action
         if completes:
             if waits:
                 expect_completion(session, by, order, payment)
@@ -165,7 +167,12 @@ def confirm(
                 completes = state.status == "approved" and payment.status == "pending"
                 request = questions.completion_request(payment)
     if completes:
-        complete(session, gateway, by, order.id, request, asking.seconds)
+        not_done = complete(session, gateway, by, order.id, request, asking.seconds)
+        if not_done and page is not None:  # with something else than this payment's
+            with phase(session):
+                order, payment = lock(session, order.id, payment_id)
+                if payment.status == "pending":
+                    expect_action(session, by, order, payment, page)
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
         if shown.status == "pending":
@@ -180,15 +187,16 @@ def complete(
     order_id: int,
     request: ChangeRequest,
     seconds: float | None = None,
-) -> None:
+) -> bool:
     """Go on with a charge that its shopper has approved. The payment is `pending`: that is the
-    claim, and so nobody else gives it up meanwhile."""
-    charge = state_of(ask(gateway, "complete", lambda: gateway.complete(request), seconds))  # call
-    if charge is None:
-        return  # the reconciler asks again
-    with phase(session):
-        order, payment = lock(session, order_id, request.payment_id)
-        settle_charge(session, by, order, payment, charge)
+    claim, and so nobody else gives it up meanwhile. Returns whether surely nothing was done."""
+    asked = ask(gateway, "complete", lambda: gateway.complete(request), seconds)  # call
+    charge = state_of(asked)
+    if charge is not None:  # else the reconciler asks again
+        with phase(session):
+            order, payment = lock(session, order_id, request.payment_id)
+            settle_charge(session, by, order, payment, charge)
+    return isinstance(asked, NotDone)
 
 
 def refuse_unpayable(session: Session, order: Order) -> None:
@@ -249,16 +257,12 @@ def _operate(
     with settling(session, unknown) as outcome:
         order, payment = lock(session, order.id, payment_id)
         by = By.caller(context)
-        if charge is not None and charge.status == "declined" and operation == "capture":
-            outcome.answer = settle_charge(session, by, order, payment, charge)
-        elif charge is not None:
+        if charge is not None:
             settle_charge(session, by, order, payment, charge)
-        if payment.operation_key == key:
-            sure = isinstance(asked, NotDone) and payment.check_at == claimed
-            if sure and _undecided(charge):
-                outcome.answer = operation_not_done(session, by, payment)
-        elif outcome.answer is unknown:
+        if payment.operation_key != key:
             outcome.answer = operated(order, payment, operation, context.request_id)
+        elif isinstance(asked, NotDone) and payment.check_at == claimed and _undecided(charge):
+            outcome.answer = operation_not_done(session, by, payment)
         # Else it was only received, or somebody looks it up, or the books contradict us.
     return outcome.answer
 

@@ -8,7 +8,7 @@ changes nothing; one that contradicts ours, or an amount that is not ours, goes 
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
@@ -122,6 +122,15 @@ def expect_completion(session: Session, by: By, order: Order, payment: Payment) 
     crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)
 
 
+def expect_action(
+    session: Session, by: By, order: Order, payment: Payment, page: dict[str, Any]
+) -> None:
+    """The shopper has not acted on this payment after all."""
+    payment.next_action = page
+    move_payment(session, by, order, payment, "requires_action")
+    crud.schedule_check(session, payment, ACTION_CHECK_SECONDS)
+
+
 def charge_not_done(
     session: Session, by: By, order: Order, payment: Payment, why: base.NotDone | None = None
 ) -> Answer:
@@ -147,10 +156,14 @@ def operation_not_done(session: Session, by: By, payment: Payment) -> Answer:
     payment.operation = payment.operation_key = payment.operation_amount = None
     _schedule(session, payment, moved=True)
     session.flush()
-    problem = GatewayUnavailable(
+    problem = _not_operated(payment)
+    return conclude(session, key, by.request_id, lambda id: Answer.problem(problem, id))
+
+
+def _not_operated(payment: Payment) -> GatewayUnavailable:
+    return GatewayUnavailable(
         "The gateway did not do it; the payment is as it was", payment_id=payment.id
     )
-    return conclude(session, key, by.request_id, lambda id: Answer.problem(problem, id))
 
 
 def charged(payment: Payment, request_id: str) -> Answer:
@@ -180,6 +193,8 @@ def operated(
 ) -> Answer:
     """What the request for a capture, a void, or a cancellation is told once it is decided."""
     done = ("captured",) if operation == "capture" else ("voided", "canceled")
+    if payment.status == "authorized":  # the gateway has told that it was not done
+        return Answer.problem(_not_operated(payment), request_id)
     if payment.status not in done:
         problem = InvalidStatusTransition(
             f"The payment is {payment.status}", current_status=payment.status, allowed_statuses=[]
@@ -315,7 +330,9 @@ def settle_refund(
         if payment.status != "refunded" and order.status == "refunded":
             # The money came back to us after the order had ended; what to do is a person's call.
             ask_for_review(session, by, order, payment)
-    elif refund.status == "failed" and state.status == "succeeded":
+    elif refund.status == "failed" and (
+        state.status == "succeeded" or (state.status == "pending" and not hint)
+    ):  # money may have gone back all the same; a gateway that cannot be read never says more
         refund.check_at = None
         if hint:
             crud.check_now(session, refund)

@@ -209,10 +209,17 @@ def _capture(found: Notification) -> GatewayEvent:
 
 
 def _failed(found: Notification) -> GatewayEvent:
-    """A capture or void was not done, or undone by the bank days after it was told as done."""
+    """A capture or void was not done."""
     if found.ours is not None and found.ours.key is not None:
         return _event(found, failed_key=found.ours.key)
     return _event(found, ask=True)
+
+
+def _capture_undone(found: Notification) -> GatewayEvent:
+    """The bank did not pay after all: before or after the capture was told as done."""
+    if found.ours is not None and found.ours.key is not None:
+        return _event(found, failed_key=found.ours.key)
+    return _event(found, review=True)  # which capture it is about it does not say
 
 
 def _cancellation(found: Notification) -> GatewayEvent:
@@ -276,7 +283,7 @@ def _dispute(found: Notification) -> GatewayEvent:
 MEANINGS: Final[Mapping[str, Callable[[Notification], GatewayEvent]]] = {
     "AUTHORISATION": _authorization,
     "CAPTURE": _capture,
-    "CAPTURE_FAILED": _failed,
+    "CAPTURE_FAILED": _capture_undone,
     "CANCELLATION": _cancellation,
     "TECHNICAL_CANCEL": _cancellation,  # the cancel of a payment without a reference of Adyen's
     "EXPIRE": _gone,

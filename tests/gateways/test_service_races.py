@@ -1,0 +1,325 @@
+"""Who asks a gateway at the same time, or too late: handlers, look-ups, and Adyen's notifications.
+
+A look-up may do what it asks about, so what it hears is never dropped, and nobody overrules it.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+import crud
+import database
+from database import phase
+from gateways.base import Busy, Charge, ChargeRequest, NotDone, Refund, RefundRequest
+from services import reconcile
+from tests.gateways.benches import AdyenBench, StripeBench
+from tests.gateways.doubles.adyen import AdyenDouble
+from tests.gateways.proxy import Delivery
+from tests.gateways.stand import Stand, ok
+
+
+@pytest.fixture(scope="module")
+def stripe_stand(
+    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stand]:
+    with Stand(StripeBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
+        yield stand
+
+
+@pytest.fixture
+def stripe(stripe_stand: Stand) -> Iterator[Stand]:
+    """A service with Stripe's double, whose webhooks get lost. Afterwards all invariants hold."""
+    stripe_stand.relay.holds = True
+    yield stripe_stand
+    stripe_stand.check()
+
+
+@pytest.fixture(scope="module")
+def adyen_stand(
+    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Stand]:
+    with Stand(AdyenBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
+        yield stand
+
+
+@pytest.fixture
+def adyen(adyen_stand: Stand) -> Iterator[Stand]:
+    adyen_stand.relay.holds = False
+    yield adyen_stand
+    adyen_stand.check()
+
+
+def sql(stand: Stand, query: str, **values: Any) -> list[Any]:
+    with stand.engine.begin() as connection:
+        result = connection.execute(sa.text(query), values)
+        return list(result.all()) if result.returns_rows else []
+
+
+def order_with_card(stand: Stand) -> tuple[httpx.Client, dict[str, Any]]:
+    client = stand.shopper()
+    stand.save(client)
+    return client, stand.place(client)
+
+
+class Overtaken:
+    """The first to ask is told that it was not reached, once the second has been answered there;
+    the second hears its answer only when the first has ended."""
+
+    def __init__(self, real: Callable[[Any], Any]) -> None:
+        self.real, self.first_asked = real, threading.Event()
+        self.second_is_done, self.first_has_ended = threading.Event(), threading.Event()
+
+    def __call__(self, request: Any) -> Any:
+        if not self.first_asked.is_set():
+            self.first_asked.set()
+            assert self.second_is_done.wait(20)
+            raise NotDone("not reached")
+        answer = self.real(request)
+        self.second_is_done.set()
+        assert self.first_has_ended.wait(20)
+        return answer
+
+
+def test_a_charge_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
+    stripe: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, order = order_with_card(stripe)
+    gateway = stripe.app.state.gateways.get("stripe")
+    race = Overtaken(gateway.charge)
+    monkeypatch.setattr(gateway, "charge", race)
+    answer = stripe.pay(client, order)
+    race.first_has_ended.set()
+    assert ok(answer, 202)["status"] == "pending"
+    payment = stripe.becomes(answer.json()["id"], "captured")
+    stripe.agree(payment)
+    assert ok(stripe.pay(client, order), 409)["code"] == "order_already_paid"
+
+
+def test_a_refund_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
+    stripe: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, payment = stripe.paid(1000)
+    gateway = stripe.app.state.gateways.get("stripe")
+    race = Overtaken(gateway.refund)
+    monkeypatch.setattr(gateway, "refund", race)
+    answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=400)
+    race.first_has_ended.set()
+    refund = stripe.refund_settled(payment["id"], ok(answer, 202)["id"])
+    assert refund["status"] == "succeeded"
+    stripe.agree(stripe.payment(payment["id"]))
+
+
+def test_a_capture_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
+    stripe: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, payment = stripe.authorized()
+    gateway = stripe.app.state.gateways.get("stripe")
+    race = Overtaken(gateway.capture)
+    monkeypatch.setattr(gateway, "capture", race)
+    answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/capture")
+    race.first_has_ended.set()
+    assert answer.status_code in (200, 202), answer.text
+    stripe.agree(stripe.becomes(payment["id"], "captured"))
+
+
+def test_a_stale_look_up_asks_nothing(stripe: Stand) -> None:
+    """Its batch took long; by now the payment is failed, and to ask would be to charge."""
+    client, order = order_with_card(stripe)
+    stripe.arm("status_before", "charge", status=429, times=3)
+    with database.new_session(stripe.engine) as session:
+        answer = stripe.pay(client, order)
+        payment_id = (answer.json().get("payment_id")) or answer.json()["id"]
+        stripe.proxy.disarm()
+        payment = stripe.settled(payment_id)
+        with phase(session):
+            row = crud.require_payment(session, payment_id, None)
+        asked = len(stripe.proxy.log)
+        stale: Any = SimpleNamespace(**{**row._mapping, "status": "pending"})  # as it was read once
+        reconcile.look_up_payment(session, stripe.app.state.gateways, stale)
+    assert len(stripe.proxy.log) == asked
+    assert stripe.payment(payment_id) == payment
+
+
+def test_a_payment_that_was_given_up_is_never_asked_for_again(stripe: Stand) -> None:
+    """An event may let us look it up; without a reference that would send the charge once more."""
+    client, order = order_with_card(stripe)
+    gateway = stripe.app.state.gateways.get("stripe")
+
+    def not_reached(request: ChargeRequest) -> Charge:
+        raise Busy("refused")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "charge", not_reached)
+        patch.setattr(gateway, "look_up", lambda query: None)
+        payment_id = stripe.pay(client, order).json()
+        payment_id = payment_id.get("payment_id") or payment_id["id"]
+        assert stripe.becomes(payment_id, "failed")["failure"]["code"] == "not_charged"
+    asked = len(stripe.proxy.log)
+    sql(stripe, "UPDATE payments SET check_at = now() WHERE id = :id", id=payment_id)
+    stripe.until(lambda: stripe.payment(payment_id)["needs_review"], "a person is asked")
+    assert len(stripe.proxy.log) == asked
+    assert stripe.charges(payment_id) == []
+
+
+def test_a_refund_that_was_given_up_is_never_asked_for_again(stripe: Stand) -> None:
+    _, payment = stripe.paid(1000)
+    gateway = stripe.app.state.gateways.get("stripe")
+
+    def not_reached(request: RefundRequest) -> Refund:
+        raise Busy("refused")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "refund", not_reached)
+        patch.setattr(gateway, "look_up_refund", lambda query: None)
+        stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=300)
+        (refund,) = ok(stripe.manager.get(f"/payments/{payment['id']}/refunds"), 200)
+        assert stripe.refund_settled(payment["id"], refund["id"])["status"] == "failed"
+    sql(stripe, "UPDATE refunds SET check_at = now() WHERE id = :id", id=refund["id"])
+    stripe.until(lambda: stripe.payment(payment["id"])["needs_review"], "a person is asked")
+    assert stripe.charges(payment["id"])[0].amount_refunded == 0
+
+
+def test_a_capture_that_answers_another_amount_stays_open_for_a_person(stripe: Stand) -> None:
+    _, payment = stripe.authorized(1000)
+    stripe.arm(
+        "replace_after", "capture", old=b'"amount_received": 1000', new=b'"amount_received": 900'
+    )
+    answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/capture")
+    assert answer.status_code == 202, answer.text
+    assert stripe.becomes(payment["id"], "captured")["amount_captured"] == 1000
+    assert stripe.payment(payment["id"])["needs_review"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"id": "evt_\0"},
+        {"type": "charge.dispute.created\ud800"},
+        {"data": {"object": {"id": "dp_1", "payment_intent": "pi_\0", "amount": 1}}},
+        {
+            "type": "charge.dispute.created",
+            "data": {
+                "object": {
+                    "id": "dp_1",
+                    "payment_intent": "pi_1",
+                    "amount": 10**20,
+                    "currency": "usd",
+                    "status": "needs_response",
+                    "reason": "fraudulent",
+                }
+            },
+        },
+    ],
+    ids=["id", "type", "reference", "amount"],
+)
+def test_a_signed_webhook_with_what_no_database_holds_is_400(
+    stripe: Stand, changes: dict[str, Any]
+) -> None:
+    event = {"id": "evt_1", "object": "event", "type": "charge.dispute.created"} | changes
+    delivery = Delivery(*stripe.bench.forge({}, json.dumps(event).encode()))
+    answer = stripe.relay.post(delivery)
+    assert answer.status_code == 400, answer.text
+
+
+# Adyen: what only notifications tell ------------------------------------------------------------
+
+
+def adyen_double(stand: Stand) -> AdyenDouble:
+    assert isinstance(stand.bench, AdyenBench)
+    assert isinstance(stand.bench.double, AdyenDouble)
+    return stand.bench.double
+
+
+def waiting(stand: Stand) -> dict[str, Any]:
+    client = stand.shopper()
+    stand.save(client, "action")
+    answer = stand.pay(client, stand.place(client), return_url="https://shop.example/")
+    assert ok(answer, 201)["status"] == "requires_action"
+    return dict(answer.json())
+
+
+def told(stand: Stand, payment: dict[str, Any], code: str) -> Delivery:
+    """The notification of this kind about a payment, once it was sent."""
+
+    def look() -> Delivery | None:
+        about = stand.relay.about(payment["gateway_reference"])
+        return next((one for one in about if f'"{code}"'.encode() in one.body), None)
+
+    return stand.until(look, f"{code} is told")
+
+
+def test_a_wrong_redirect_result_does_not_stand_in_the_way_of_the_right_one(adyen: Stand) -> None:
+    payment, other = waiting(adyen), waiting(adyen)
+    for one in (payment, other):
+        adyen.bench.approve(one["gateway_reference"], yes=True)
+    path = f"/payments/{payment['id']}/confirm"
+    wrong = adyen.bench.returned(other["gateway_reference"])
+    answer = adyen.post(adyen.manager, path, returned=wrong)
+    assert ok(answer, 200)["status"] == "requires_action"
+    assert answer.json()["next_action"] == payment["next_action"]
+    right = adyen.bench.returned(payment["gateway_reference"])
+    adyen.post(adyen.manager, path, returned=right)
+    adyen.agree(adyen.becomes(payment["id"], "captured"))
+
+
+def test_a_payment_that_is_captured_while_its_order_is_canceled_is_captured(adyen: Stand) -> None:
+    payment = waiting(adyen)
+    adyen.bench.approve(payment["gateway_reference"], yes=True)
+    returned = adyen.bench.returned(payment["gateway_reference"])
+    adyen.relay.holds = True
+    adyen.arm("drop_after", "complete")
+    path = f"/payments/{payment['id']}/confirm"
+    assert adyen.post(adyen.manager, path, returned=returned).status_code == 202
+    status = {"status": "canceled"}
+    answer = adyen.manager.put(f"/orders/{payment['order_id']}/status", json=status)
+    assert ok(answer, 409)["code"] == "payment_in_progress"
+    adyen.relay.holds = False
+    for delivery in list(adyen.relay.deliveries):
+        adyen.relay.post(delivery)
+    adyen.agree(adyen.becomes(payment["id"], "captured"))
+
+
+def test_a_capture_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: Stand) -> None:
+    _, payment = adyen.authorized(1000)
+    adyen.relay.holds = True
+    assert adyen.post(adyen.manager, f"/payments/{payment['id']}/capture").status_code == 202
+    done = told(adyen, payment, "CAPTURE")
+    adyen_double(adyen).fail_capture(payment["gateway_reference"])
+    failed = told(adyen, payment, "CAPTURE_FAILED")
+    for delivery in (failed, done):
+        assert adyen.relay.post(delivery).status_code == 200
+    assert adyen.settled(payment["id"])["needs_review"]
+
+
+def test_a_capture_of_which_no_notification_tells_goes_to_a_person_after_a_day(
+    adyen: Stand,
+) -> None:
+    _, payment = adyen.authorized(1000)
+    adyen.relay.holds = True
+    assert adyen.post(adyen.manager, f"/payments/{payment['id']}/capture").status_code == 202
+    older = "UPDATE payments SET asked_at = now() - interval '30 hours', check_at = now()"
+    sql(adyen, f"{older} WHERE id = :id", id=payment["id"])
+    adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
+    assert adyen.payment(payment["id"])["status"] == "authorized"
+
+
+def test_a_refund_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: Stand) -> None:
+    _, payment = adyen.paid(1000)
+    adyen.relay.holds = True
+    answer = adyen.post(adyen.manager, f"/payments/{payment['id']}/refunds", amount=400)
+    refund = adyen.refund(payment["id"], answer.json()["id"])
+    done = told(adyen, payment, "REFUND")
+    adyen_double(adyen).fail_refund(refund["gateway_reference"])
+    failed = told(adyen, payment, "REFUND_FAILED")
+    for delivery in (failed, done):
+        assert adyen.relay.post(delivery).status_code == 200
+    adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
+    assert adyen.payment(payment["id"])["amount_refunded"] == 0
