@@ -9,6 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Final, Literal, TypeVar
 
@@ -140,7 +141,10 @@ class StripeGateway(Gateway):
         try:
             if request.card_number is not None:
                 method = self._create_method(request)
-                return self._attach(states.text(method, "id"), method, request)
+                saved = self._attach(states.text(method, "id"), method, request)
+                # Nobody but us needs the name, so Stripe is not told.
+                name = request.details.get("cardholder_name")
+                return replace(saved, details={**saved.details, "cardholder_name": name})
             token = request.token or ""
             return self._attach(token, self._find_method(token), request)
         except CardDeclined as error:
@@ -157,8 +161,6 @@ class StripeGateway(Gateway):
         }
         if request.cvc is not None:
             params["card"]["cvc"] = request.cvc
-        if request.details.get("cardholder_name"):
-            params["billing_details"] = {"name": str(request.details["cardholder_name"])}
         return ask(lambda: self._stripe.payment_methods.create(params))
 
     def _find_method(self, token: str) -> Fields:
