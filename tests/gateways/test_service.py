@@ -37,37 +37,6 @@ CHARGE = "/v1/payment_intents"
 ORDERS = "/v2/checkout/orders"
 
 
-@pytest.fixture(scope="module")
-def stripe_stand(
-    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    with Stand(StripeBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
-
-
-@pytest.fixture
-def stripe(stripe_stand: Stand) -> Iterator[Stand]:
-    """A service with Stripe's double. Afterwards all invariants hold."""
-    yield stripe_stand
-    stripe_stand.check()
-
-
-@pytest.fixture(scope="module")
-def paypal_stand(
-    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    bench = PaypalBench(tmp_path_factory.mktemp("gateway"))
-    with Stand(bench, make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
-
-
-@pytest.fixture
-def paypal(paypal_stand: Stand) -> Iterator[Stand]:
-    """A service with PayPal's double. Afterwards all invariants hold."""
-    yield paypal_stand
-    paypal_stand.check()
-
-
 def double_of(stand: Stand) -> Double:
     assert isinstance(stand.bench, StripeBench | PaypalBench)
     return stand.bench.double

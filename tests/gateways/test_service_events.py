@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from decimal import Decimal
 from typing import Any
 
@@ -21,39 +21,6 @@ from tests.gateways.stand import Stand, ok, together
 
 # What looking up changes, and the time.
 VOLATILE = ("check_at", "checks", "asked_at", "updated_at")
-
-
-@pytest.fixture(scope="module")
-def stripe_stand(
-    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    with Stand(StripeBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
-
-
-@pytest.fixture
-def stripe(stripe_stand: Stand) -> Iterator[Stand]:
-    """A service with Stripe's double. Afterwards all invariants hold."""
-    stripe_stand.relay.holds = False
-    yield stripe_stand
-    stripe_stand.check()
-
-
-@pytest.fixture(scope="module")
-def paypal_stand(
-    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    bench = PaypalBench(tmp_path_factory.mktemp("gateway"))
-    with Stand(bench, make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
-
-
-@pytest.fixture
-def paypal(paypal_stand: Stand) -> Iterator[Stand]:
-    """A service with PayPal's double. Afterwards all invariants hold."""
-    paypal_stand.relay.holds = False
-    yield paypal_stand
-    paypal_stand.check()
 
 
 def stripe_double(stand: Stand) -> StripeDouble:

@@ -20,18 +20,10 @@ import database
 from database import phase
 from gateways.base import Busy, Charge, ChargeRequest, NotDone, Refund, RefundRequest
 from services import reconcile
-from tests.gateways.benches import AdyenBench, StripeBench
+from tests.gateways.benches import AdyenBench
 from tests.gateways.doubles.adyen import AdyenDouble
 from tests.gateways.proxy import Delivery
 from tests.gateways.stand import Stand, ok
-
-
-@pytest.fixture(scope="module")
-def stripe_stand(
-    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    with Stand(StripeBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
 
 
 @pytest.fixture
@@ -40,21 +32,6 @@ def stripe(stripe_stand: Stand) -> Iterator[Stand]:
     stripe_stand.relay.holds = True
     yield stripe_stand
     stripe_stand.check()
-
-
-@pytest.fixture(scope="module")
-def adyen_stand(
-    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    with Stand(AdyenBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
-
-
-@pytest.fixture
-def adyen(adyen_stand: Stand) -> Iterator[Stand]:
-    adyen_stand.relay.holds = False
-    yield adyen_stand
-    adyen_stand.check()
 
 
 def sql(stand: Stand, query: str, **values: Any) -> list[Any]:
