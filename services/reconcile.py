@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 import crud
 from database import phase
+from domain.states import DEAD_PAYMENT_STATUSES
 from gateways.base import Gateway, NotDone
 from gateways.registry import Gateways
 from observability.logs import get_logger
@@ -76,8 +77,12 @@ def _look_up_all(
 
 
 def _review_if_old(session: Session, seen: Row[Any], payment_id: int) -> None:
-    """Hand over to a person what could not be settled for a day."""
-    if datetime.now(timezone.utc) - seen.asked_at > REVIEW_AFTER:
+    """Hand over to a person what could not be settled for a day.
+
+    At once, if it was given up here and the gateway has told of it since.
+    """
+    given_up = seen.status in DEAD_PAYMENT_STATUSES
+    if given_up or datetime.now(timezone.utc) - seen.asked_at > REVIEW_AFTER:
         with phase(session):
             found = crud.require_payment(session, payment_id, None)
             order, payment = payments.lock(session, found.order_id, payment_id)

@@ -85,8 +85,8 @@ def settle_charge(
     if charge.reference != payment.gateway_reference:
         # Another charge than the one we know of. If it holds money, the shopper is charged twice,
         # and no look-up of the first will show it.
-        log.error("payment.charged_twice", payment_id=payment.id, other=charge.reference)
         if charge.status in MONEY_HELD:
+            log.error("payment.charged_twice", payment_id=payment.id, other=charge.reference)
             ask_for_review(session, by, order, payment)
         return charged(payment, by.request_id or "")
     declined = charge.status == "declined" and payment.operation == "capture"
