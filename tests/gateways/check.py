@@ -102,7 +102,7 @@ def find_bench(module: str, folder: Path) -> Bench:
     classes = [
         value
         for key, value in found.items()
-        if inspect.isclass(value)
+        if issubclass(type(value), type)  # Python 3.10 takes list[int] for a class
         and issubclass(value, Bench)
         and not inspect.isabstract(value)
         and (key == name if name else value.__module__ == path)
