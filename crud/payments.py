@@ -18,6 +18,7 @@ from errors import NotFound
 from models import Order, Payment, Refund
 
 PAYMENT_COLUMNS = Payment.__table__.c
+ANSWER_IS_DUE = 3600  # seconds in which a look-up finds nearly every charge
 
 
 def open_payment(
@@ -153,6 +154,8 @@ def has_unreferenced_payment(session: Session, gateway: str) -> bool:
             PAYMENT_COLUMNS.status == "pending",
             PAYMENT_COLUMNS.gateway == gateway,
             PAYMENT_COLUMNS.gateway_reference.is_(None),
+            # One that is never found must not let events be refused for ever.
+            PAYMENT_COLUMNS.created_at > after(-ANSWER_IS_DUE),
         )
         .limit(1)
     )

@@ -123,6 +123,7 @@ class Capabilities:
     manual_capture: bool = True
     partial_capture: bool = True
     partial_refund: bool = True
+    reads_back: bool = True  # its books can be read; else only events tell what has changed
     wants_returned: bool = False  # completes only with what it added to the return URL
 
 
@@ -189,7 +190,7 @@ class ChangeRequest:
     amount: int  # to capture
     currency: str
     charged: int  # the amount of the whole charge
-    capture: bool = True  # of a completion: False authorizes only
+    capture: bool = True  # of the charge: False if it is, or was, to be authorized only
     # Of a completion: what the gateway added to the return URL, if the storefront told us.
     returned: Mapping[str, str] = field(default_factory=dict, repr=False)
     fault: str | None = None
@@ -326,6 +327,7 @@ class GatewayEvent:
     refund_id: int | None = None
     dispute: Dispute | None = None
     key: str | None = None  # ours, of the charge, where the gateway shows it
+    refund_key: str | None = None  # ours, of the refund
     method: MethodChange | None = None
     # The key of a capture or void that was taken on ("processing") and is done now, or is not.
     done_key: str | None = None

@@ -94,7 +94,9 @@ def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment
             refund = crud.lock_refund(session, event.refund_id, payment.id)
         else:
             refund = crud.lock_refund_by_reference(session, payment.id, event.refund.reference)
-        if refund is None:  # money that went back without us
+        if refund is not None and event.refund_key not in (None, refund.gateway_key):
+            log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
+        elif refund is None:  # money that went back without us
             log.error("webhook.unknown_refund", gateway=payment.gateway, gateway_event=event.id)
             ask_for_review(session, by, order, payment)
         else:

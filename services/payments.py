@@ -152,11 +152,12 @@ def confirm(
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
         question = questions.about_charge(payment, method)
         by = By.gateway(payment.gateway, context.request_id)
-        page = payment.next_action
+        page, claimed = payment.next_action, payment.check_at
         if completes:
             if waits:
                 expect_completion(session, by, order, payment)
             request = questions.completion_request(payment, returned)
+            claimed = payment.check_at
     if waits and not completes:
         seen = ask(gateway, "look_up", lambda: gateway.look_up(question), asking.seconds)
         state = state_of(seen)
@@ -166,12 +167,13 @@ def confirm(
                 settle_charge(session, by, order, payment, state)
                 completes = state.status == "approved" and payment.status == "pending"
                 request = questions.completion_request(payment)
+                claimed = payment.check_at
     if completes:
         not_done = complete(session, gateway, by, order.id, request, asking.seconds)
         if not_done and page is not None:  # with something else than this payment's
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
-                if payment.status == "pending":
+                if payment.status == "pending" and payment.check_at == claimed:
                     expect_action(session, by, order, payment, page)
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))

@@ -64,6 +64,7 @@ def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> 
         amount=payment.operation_amount,
         currency=payment.currency,
         charged=payment.amount,
+        capture=payment.capture_method == "automatic",
         fault=fault,
     )
 

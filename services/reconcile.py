@@ -18,6 +18,7 @@ from database import phase
 from domain.states import DEAD_PAYMENT_STATUSES
 from gateways.base import Gateway, NotDone
 from gateways.registry import Gateways
+from models import Payment, Refund
 from observability.logs import get_logger
 from services import payments, questions, refunds
 from services.calling import UNKNOWN, ask, state_of
@@ -77,32 +78,33 @@ def _look_up_all(
 
 
 def _review_if_old(session: Session, seen: Row[Any], payment_id: int) -> None:
-    """Hand over to a person what could not be settled for a day.
+    """Hand over to a person what could not be settled for a day."""
+    if datetime.now(timezone.utc) - seen.asked_at > REVIEW_AFTER:
+        _hand_over(session, seen, payment_id)
 
-    At once, if it was given up here and the gateway has told of it since.
+
+def _hand_over(session: Session, seen: Row[Any], payment_id: int) -> None:
+    """A payment, or a refund of it, is a person's to settle.
+
+    What is open is looked up all the same; of what was given up nothing more can be learned.
     """
-    given_up = seen.status in DEAD_PAYMENT_STATUSES
-    if given_up or datetime.now(timezone.utc) - seen.asked_at > REVIEW_AFTER:
-        with phase(session):
-            found = crud.require_payment(session, payment_id, None)
-            order, payment = payments.lock(session, found.order_id, payment_id)
-            ask_for_review(session, BY, order, payment)
-
-
-def _hand_over(
-    session: Session, order_id: int, payment_id: int, refund_id: int | None = None
-) -> None:
-    """The gateway tells of money that we gave up, and we have no name to ask for it: a person's."""
     with phase(session):
-        order, payment = payments.lock(session, order_id, payment_id)
+        found = crud.require_payment(session, payment_id, None)
+        order, payment = payments.lock(session, found.order_id, payment_id)
         ask_for_review(session, BY, order, payment)
-        if refund_id is None:
-            payment.check_at = None
-        else:
-            refund = crud.lock_refund(session, refund_id, payment_id)
-            assert refund is not None
-            refund.check_at = None
+        row: Payment | Refund | None = payment
+        if hasattr(seen, "payment_id"):
+            row = crud.lock_refund(session, seen.id, payment_id)
+        if row is not None and row.status in DEAD_PAYMENT_STATUSES:
+            row.check_at = None
         session.flush()
+
+
+def _must_not_be_asked(gateway: Gateway, seen: Row[Any]) -> bool:
+    """Whether to ask would be to send anew what was given up here (see ADR 4)."""
+    nameless = seen.status != "pending" and seen.gateway_reference is None
+    given_up = seen.status in DEAD_PAYMENT_STATUSES
+    return nameless or (given_up and not gateway.capabilities.reads_back)
 
 
 def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
@@ -119,8 +121,8 @@ def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> Non
             return
         seen = fresh
         method = crud.get_charged_payment_method(session, seen.payment_method_id)
-    if seen.status != "pending" and seen.gateway_reference is None:
-        _hand_over(session, seen.order_id, seen.id)  # there is nothing to ask about
+    if _must_not_be_asked(gateway, seen):
+        _hand_over(session, seen, seen.id)
         return
     question = questions.about_charge(seen, method)
     not_done = False
@@ -174,8 +176,8 @@ def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None
         log.warning("reconcile.gateway_off", payment_id=of.id, gateway=of.gateway)
         _review_if_old(session, seen, of.id)
         return
-    if seen.status != "pending" and seen.gateway_reference is None:
-        _hand_over(session, of.order_id, of.id, refund_id=seen.id)
+    if _must_not_be_asked(gateway, seen):
+        _hand_over(session, seen, of.id)
         return
     question = questions.about_refund(of, seen)
     answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(question))
@@ -187,8 +189,10 @@ def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None
         if answer is not None:
             late = refund.status != seen.status  # settled while we asked; as good as a webhook
             settle_refund(session, BY, order, payment, refund, answer, hint=late)
-        elif refund.status == seen.status:
+        elif refund.status == "pending":
             refund_not_done(session, BY, order, payment, refund)
+        else:
+            refund.check_at = None  # as we have it
         log.info("reconcile.refund", refund_id=refund.id, status=refund.status)
 
 

@@ -316,7 +316,12 @@ def settle_refund(
     """Apply the state of a refund. All three rows are locked. A `hint` may be old news."""
     if refund.gateway_reference is None:
         refund.gateway_reference = state.reference
-    if (state.amount, state.currency) != (refund.amount, refund.currency):
+    if state.reference != refund.gateway_reference:
+        # Another refund than the one we know of: if it was made, the money went back twice.
+        if state.status != "failed":
+            log.error("refund.made_twice", refund_id=refund.id, other=state.reference)
+            ask_for_review(session, by, order, payment)
+    elif (state.amount, state.currency) != (refund.amount, refund.currency):
         log.error("refund.amount_differs", payment_id=payment.id, refund_id=refund.id)
         ask_for_review(session, by, order, payment)
     elif (refund.status, state.status) in REFUND_MOVES:

@@ -65,7 +65,9 @@ class AdyenGateway(Gateway):
     """A gateway that answers "received": outcomes come by notification and cannot be read."""
 
     name = "adyen"
-    capabilities = Capabilities(payment_types=frozenset({"card"}), wants_returned=True)
+    capabilities = Capabilities(
+        payment_types=frozenset({"card"}), wants_returned=True, reads_back=False
+    )
     needs: ClassVar[tuple[str, ...]] = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
 
     def __init__(
@@ -188,16 +190,14 @@ class AdyenGateway(Gateway):
         return _underway(request)
 
     def void(self, request: ChangeRequest) -> Charge:
+        # By our reference: that of Adyen may only come between this and a repeat of it.
+        payment = references.of_completed(request)
         body = {
             "merchantAccount": self._merchant_account,
+            "paymentReference": payment,
             "reference": references.of_change(request),
         }
-        if references.is_ours(request.reference):  # it waits for its shopper
-            body["paymentReference"] = request.reference
-            answer = self._post("/cancels", body, request.key)
-        else:
-            answer = self._modify("cancels", request, body)
-        received(answer, request.reference)
+        received(self._post("/cancels", body, request.key), payment)
         return _underway(request)
 
     def refund(self, request: RefundRequest) -> Refund:
@@ -235,7 +235,10 @@ class AdyenGateway(Gateway):
 
     def look_up_refund(self, query: RefundLookUp) -> Refund | None:
         """As in `look_up`; the repeat of a known refund is answered "pending" again."""
-        return _repeat(lambda: self.refund(query.request), query.asked_at)
+        state = _repeat(lambda: self.refund(query.request), query.asked_at)
+        if state is None and query.reference is not None:
+            raise CannotTell("the repeat was refused, but the refund had been received")
+        return state
 
     # Webhooks -----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import ssl
 import threading
 import time
 import warnings
@@ -28,7 +29,11 @@ from gateways.base import SignatureInvalid
 
 DOMAIN: Final = "paypal.com"
 LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})  # doubles, which have no TLS
-CERTIFICATES: Final = "/v1/notifications/certs/"  # where PayPal keeps them, on any of its hosts
+# Where PayPal keeps them, on any of its hosts.
+CERTIFICATE: Final = re.compile(r"/v1/notifications/certs/[A-Za-z0-9_-]{1,128}", re.ASCII)
+MAX_FETCHES: Final = 2  # at a time
+FAILURE_SECONDS: Final = 60.0  # until a certificate that could not be had is tried again
+MAX_FAILURES: Final = 256  # that are remembered
 AS_IT_IS: Final = {"Accept-Encoding": "identity"}  # nothing small unpacks into much
 MAX_BYTES: Final = 64 * 1024  # a chain of three is about 6 KiB
 MAX_CHAIN: Final = 6  # leaf, intermediates, root
@@ -49,7 +54,10 @@ class Certificates:
         self._ca_file = ca_file or Path(certifi.where())
         self._seconds = min(MAX_FETCH_SECONDS, timeout)
         self._roots: list[x509.Certificate] | None = None
+        self._tls = ssl.create_default_context()  # made once: it is what makes a client slow
         self._lock = threading.Lock()
+        self._fetching: dict[str, threading.Event] = {}
+        self._failed: OrderedDict[str, float] = OrderedDict()
         self._cache: OrderedDict[str, tuple[float, x509.Certificate]] = OrderedDict()
 
     def key(self, url: str, now: datetime) -> RSAPublicKey:
@@ -59,10 +67,9 @@ class Certificates:
         address, and PayPal sends an event again that was refused.
         """
         self._check_url(url)
-        leaf = self._cached(url)
-        if leaf is None or not _in_force(leaf, now):
-            leaf = self._trusted(self._fetch(url), now)
-            self._keep(url, leaf)
+        leaf = self._cached(url) or self._fetch_once(url, now)
+        if not _in_force(leaf, now):
+            raise SignatureInvalid
         key = leaf.public_key()
         if not isinstance(key, RSAPublicKey) or key.key_size < MIN_KEY_BITS:
             raise SignatureInvalid
@@ -72,6 +79,39 @@ class Certificates:
         with self._lock:
             until, leaf = self._cache.get(url, (0.0, None))
             return leaf if time.monotonic() < until else None
+
+    def _fetch_once(self, url: str, now: datetime) -> x509.Certificate:
+        """Fetched by one for all who want it, of few at a time, and not again if it failed.
+
+        Anybody may make us fetch, so it must cost little, and nothing to those in the cache.
+        """
+        with self._lock:
+            if time.monotonic() < self._failed.get(url, 0.0):
+                raise SignatureInvalid("certificate: failed a moment ago")
+            fetched = self._fetching.get(url)
+            if fetched is None and len(self._fetching) >= MAX_FETCHES:
+                raise SignatureInvalid("certificate: too many are being fetched")
+            own = self._fetching.setdefault(url, threading.Event())
+        if fetched is not None:
+            fetched.wait(self._seconds)
+            leaf = self._cached(url)
+            if leaf is None:
+                raise SignatureInvalid("certificate: could not be fetched")
+            return leaf
+        try:
+            leaf = self._trusted(self._fetch(url), now)
+            self._keep(url, leaf)
+            return leaf
+        except SignatureInvalid:
+            with self._lock:
+                self._failed[url] = time.monotonic() + FAILURE_SECONDS
+                while len(self._failed) > MAX_FAILURES:
+                    self._failed.popitem(last=False)
+            raise
+        finally:
+            with self._lock:
+                del self._fetching[url]
+            own.set()
 
     def _keep(self, url: str, leaf: x509.Certificate) -> None:
         with self._lock:
@@ -96,7 +136,7 @@ class Certificates:
             return  # a double, which development has allowed
         if parts.scheme != "https" or port not in (None, 443):
             raise SignatureInvalid
-        if not parts.path.startswith(CERTIFICATES):
+        if parts.query or parts.fragment or not CERTIFICATE.fullmatch(parts.path):
             raise SignatureInvalid
 
     def _fetch(self, url: str) -> bytes:
@@ -105,8 +145,8 @@ class Certificates:
         found = b""
         try:
             with (
-                httpx.Client(timeout=self._seconds, follow_redirects=False) as client,
-                client.stream("GET", url, headers=AS_IT_IS) as answer,
+                httpx.Client(verify=self._tls, timeout=self._seconds) as client,
+                client.stream("GET", url, headers=AS_IT_IS, follow_redirects=False) as answer,
             ):
                 if answer.status_code >= 500 or answer.status_code == 429:
                     raise SignatureInvalid(f"certificate: HTTP {answer.status_code}")

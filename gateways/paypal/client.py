@@ -21,9 +21,10 @@ TOKEN_MARGIN_SECONDS: Final = 60.0
 WORD: Final = re.compile(r"[A-Z][A-Z0-9_]{0,79}")
 DEBUG_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-# The same request id is at work right now, or has been used before: see what came of it.
+# The same request id or key is at work right now, or has been used before: something came of it.
 IN_PROGRESS: Final = frozenset(
     {
+        "DUPLICATE_INVOICE_ID",
         "DUPLICATE_REQUEST_ID",
         "ORDER_COMPLETION_IN_PROGRESS",
         "PREVIOUS_REQUEST_IN_PROGRESS",

@@ -119,12 +119,14 @@ def _refund(resource: Object, find_capture: FindCapture, _: datetime) -> Fields:
     with _reading():
         refund = read_refund(resource)
     payment, refund_id = _ours(resource.get("custom_id"))
-    if payment is not None:
+    key = resource.get("invoice_id")
+    if payment is not None and isinstance(key, str) and KEY.fullmatch(key):
         return {
             "payment_id": payment,
             "reference": _order_id(resource),
             "refund": refund,
             "refund_id": refund_id,
+            "refund_key": key,
         }
     return _identity_of_capture(_capture_id(resource), find_capture) | {"refund": refund}
 

@@ -63,6 +63,8 @@ AUTHORIZATIONS: Final = "/v2/payments/authorizations"
 CAPTURES: Final = "/v2/payments/captures"
 REFUNDS: Final = "/v2/payments/refunds"
 TOKENS: Final = "/v3/vault/payment-tokens"
+# Nothing is left to give back; a repeat that hears so may have given it back the first time.
+SPENT: Final = frozenset({"CAPTURE_FULLY_REFUNDED", "REFUND_AMOUNT_EXCEEDED"})
 SETUP_TOKEN: Final = re.compile(r"[0-9A-Z_-]{1,36}")  # as PayPal's specification has it
 
 LIVE_API: Final = "https://api-m.paypal.com"
@@ -314,6 +316,7 @@ class PayPalGateway(Gateway):
         body: dict[str, Any] = {
             "amount": money,
             "custom_id": events.refund_custom_id(request.payment_id, request.refund_id),
+            "invoice_id": request.key,
         }
         reason = request.reason
         if reason and len(reason) <= MAX_NOTE and reason.isprintable():
@@ -371,6 +374,10 @@ class PayPalGateway(Gateway):
             raise CannotTell("asked too long ago to be asked again")
         try:
             return ask(request)
+        except Rejected as refusal:
+            if refusal.issue in SPENT:  # by the first request, if its key was forgotten
+                raise CannotTell(str(refusal)) from None
+            return None
         except Refused:
             return None
         except NotDone as error:  # that says nothing about the first request

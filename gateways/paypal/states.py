@@ -37,6 +37,7 @@ DECLINES: Final = frozenset(issue for issue in PAYPAL if not issue.isdigit()) | 
 CAPTURED: Final = frozenset({"COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED"})
 CAPTURE_FAILED: Final = frozenset({"DECLINED", "DENIED", "FAILED"})
 AUTHORIZATION_OVER: Final = frozenset({"CAPTURED", "DENIED", "EXPIRED", "VOIDED"})
+SPENT: Final = frozenset({"CAPTURED", "DENIED"})  # on a capture, or for nothing
 WAITS_FOR_PAYER: Final = frozenset({"CREATED", "PAYER_ACTION_REQUIRED"})
 REDIRECTS: Final = ("payer-action", "approve")
 
@@ -180,9 +181,9 @@ def charge_of_order(order: Order, now: datetime) -> Charge:
     if captured:
         return _charge(order, "captured", amount_captured=sum(one.amount for one in captured))
     authorization, failed = order.authorization, order.capture("declined")
-    if authorization is not None and not (failed and authorization.over):
+    if authorization is not None and not (failed and authorization.status in SPENT):
         return _charge_of_authorization(order, authorization, now)
-    if failed:  # and no authorization holds the money any more
+    if failed:  # by what became of the authorization, or without one
         return _charge(order, "declined", decline=failed.decline)
     if order.status in WAITS_FOR_PAYER:
         return _charge(order, "requires_action", redirect_url=order.redirect_url)

@@ -19,6 +19,7 @@ from gateways.stripe import states
 from gateways.stripe.client import Fields
 
 TOLERANCE_SECONDS = 300  # both ways: what Stripe's SDKs allow the past
+KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 
 
@@ -110,7 +111,7 @@ def _method_gone(method: Fields) -> dict[str, Any]:
 def _key(intent: Fields) -> str | None:
     """Which of the systems that share an account has made the charge."""
     found = states.part(intent, "metadata", "key")
-    return found if isinstance(found, str) else None
+    return found if isinstance(found, str) and KEY.fullmatch(found) else None
 
 
 def _of_intent(fields: Fields) -> dict[str, Any]:

@@ -365,7 +365,10 @@ def _charged(call: Callable[[], stripe.StripeObject]) -> Charge:
     except CardDeclined as error:
         if error.intent is None:
             raise
-        return states.charge(error.intent, error.decline)
+        state = states.charge(error.intent, error.decline)
+        if state.status == "authorized":  # its capture was declined; the money is held as before
+            return replace(state, status="declined", decline=error.decline, capture_before=None)
+        return state
 
 
 def _again(call: Callable[[], T], asked_at: datetime, find: Callable[[], T | None]) -> T | None:

@@ -69,7 +69,7 @@ class AdyenBench(DoubleBench):
         "charge": r"/v\d+/payments",
         "complete": r"/v\d+/payments/details",
         "capture": r"/v\d+/payments/\w+/captures",
-        "void": r"/v\d+/payments/\w+/cancels",
+        "void": r"/v\d+/cancels",
         "refund": r"/v\d+/payments/\w+/refunds",
     }
     key_header = "Idempotency-Key"

@@ -138,6 +138,7 @@ def change_request(operation: Any, reference: str, **values: Any) -> ChangeReque
         amount=1099,
         currency="EUR",
         charged=1099,
+        capture=operation == "complete",  # of the charges that these tests change
     )
     return replace(request, **values)
 
@@ -639,7 +640,7 @@ class TestRedirects:
         self, gateway: AdyenGateway, double: AdyenDouble, request_: ChargeRequest
     ) -> None:
         waiting = gateway.charge(request_)
-        void = change_request("void", waiting.reference)
+        void = change_request("void", waiting.reference, capture=True)
         assert gateway.void(void) == Charge(waiting.reference, "processing", 1099, "EUR")
         event = last_event(gateway, double)
         assert event.charge is not None
@@ -690,7 +691,9 @@ class TestChanges:
     ) -> None:
         charge = gateway.void(change_request("void", authorized))
         assert charge == Charge(authorized, "processing", 1099, "EUR")
-        assert last_event(gateway, double).charge == Charge(authorized, "voided", 1099, "EUR")
+        event = last_event(gateway, double)
+        assert event.charge == Charge(authorized, "voided", 1099, "EUR")
+        assert event.done_key == OTHER_KEY
 
     @pytest.mark.parametrize("operation", ["capture", "void"])
     def test_a_change_that_is_not_done_names_its_key(
@@ -729,7 +732,7 @@ class TestChanges:
         event = last_event(gateway, double)
         assert (event.refund_id, event.refund) == (3, replace(refund, status="failed"))
 
-    @pytest.mark.parametrize("operation", ["capture", "void", "refund"])
+    @pytest.mark.parametrize("operation", ["capture", "refund"])
     def test_a_payment_that_adyen_does_not_know_is_refused(
         self, gateway: AdyenGateway, operation: str
     ) -> None:
@@ -822,8 +825,9 @@ class TestLookUps:
         told = len(double.sent)
         assert gateway.look_up(LookUp(request, reference, NOW)) == first
         assert len(double.sent) == told
-        never = change_request(operation, "NO", key="another-key")
-        assert gateway.look_up(LookUp(never, "NO", NOW)) is None
+        if operation == "capture":  # a void goes by our own reference, which Adyen may yet learn
+            never = change_request(operation, "NO", key="another-key")
+            assert gateway.look_up(LookUp(never, "NO", NOW)) is None
 
     def test_a_refund_is_repeated_under_its_key(
         self, gateway: AdyenGateway, double: AdyenDouble, token: str

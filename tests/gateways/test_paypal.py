@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import threading
 import uuid
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from decimal import Decimal
@@ -20,6 +22,7 @@ from cryptography import x509
 from config import ConfigurationError, Settings
 from gateways.base import (
     Busy,
+    CannotTell,
     ChangeRequest,
     Charge,
     ChargeRequest,
@@ -599,8 +602,10 @@ def test_a_lost_refund_is_found_by_asking_again(
     refund = paypal.refund(request)
     assert paypal.look_up_refund(RefundLookUp(request, None, utc_now())) == refund
     assert paypal.look_up_refund(RefundLookUp(request, refund.reference, utc_now())) == refund
+    # It may be too much because it was made before, under a key that PayPal has forgotten.
     too_much = RefundLookUp(a_refund(charge, 5000), None, utc_now())
-    assert paypal.look_up_refund(too_much) is None
+    with pytest.raises(CannotTell):
+        paypal.look_up_refund(too_much)
     with pytest.raises(Unknown):
         paypal.look_up_refund(RefundLookUp(request, None, utc_now() - PAYMENT_KEYS * 1.01))
     with pytest.raises(Unknown):
@@ -787,6 +792,7 @@ UNKNOWN = [
     error(422, "PREVIOUS_REQUEST_IN_PROGRESS"),
     error(422, "ORDER_COMPLETION_IN_PROGRESS"),
     error(422, "DUPLICATE_REQUEST_ID"),
+    error(422, "DUPLICATE_INVOICE_ID"),
     error(408),
     Answer(400, {"error": "not PayPal's words"}),
     Answer(404, {}),
@@ -1036,6 +1042,11 @@ FUTURE, PAST = "2999-01-01T00:00:00Z", "2001-01-01T00:00:00Z"
         (order(authorizations=[paid("A_WORD_OF_TOMORROW")]), "processing"),
         (order(authorizations=[paid("CAPTURED")]), "processing"),
         (order(authorizations=[paid("CAPTURED")], captures=[paid("COMPLETED")]), "captured"),
+        # A declined capture says nothing of an authorization that goes on, or has ended.
+        (order(authorizations=[paid("CREATED")], captures=[paid("DECLINED")]), "authorized"),
+        (order(authorizations=[paid("VOIDED")], captures=[paid("DECLINED")]), "voided"),
+        (order(authorizations=[paid("EXPIRED")], captures=[paid("DECLINED")]), "voided"),
+        (order(authorizations=[paid("CAPTURED")], captures=[paid("DECLINED")]), "declined"),
         (order(authorizations=[paid("CREATED"), paid("VOIDED")]), "authorized"),
         (order(authorizations=[paid("VOIDED"), paid("CREATED")]), "authorized"),
     ],
@@ -1387,18 +1398,62 @@ def test_what_is_no_certificate_makes_a_webhook_invalid(
         certificates_of(double.signer, tmp_path).key(f"{host.base_url}/cert", utc_now())
 
 
-def test_a_certificate_host_that_does_not_answer_is_asked_again_later(
-    host: CertificateHost, tmp_path: Path, double: PaypalDouble
+def test_a_certificate_that_could_not_be_had_is_asked_for_again_later(
+    host: CertificateHost,
+    tmp_path: Path,
+    double: PaypalDouble,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     certificates = certificates_of(double.signer, tmp_path)
     for status in (500, 503, 429):
         host.served = Answer(status, {})
         with pytest.raises(SignatureInvalid):
-            certificates.key(f"{host.base_url}/cert", utc_now())
+            certificates.key(f"{host.base_url}/cert/{status}", utc_now())
     with pytest.raises(SignatureInvalid):
         certificates.key("http://127.0.0.1:9/cert", utc_now())
     host.served = Answer(200, double.signer.chain)
-    assert certificates.key(f"{host.base_url}/cert", utc_now()).key_size == 2048
+    asked = len(host.requests)
+    with pytest.raises(SignatureInvalid, match="a moment ago"):
+        certificates.key(f"{host.base_url}/cert/500", utc_now())
+    assert len(host.requests) == asked
+    monkeypatch.setattr(certificates, "_failed", OrderedDict())  # a minute later
+    assert certificates.key(f"{host.base_url}/cert/500", utc_now()).key_size == 2048
+
+
+def test_a_certificate_that_many_want_is_fetched_by_one(
+    host: CertificateHost, tmp_path: Path, double: PaypalDouble
+) -> None:
+    host.served = Answer(200, double.signer.chain)
+    certificates = certificates_of(double.signer, tmp_path)
+    asked = len(host.requests)
+    start = threading.Barrier(12)
+
+    def fetch(_: int) -> int:
+        start.wait(10)
+        return certificates.key(f"{host.base_url}/cert/wanted", utc_now()).key_size
+
+    with ThreadPoolExecutor(12) as pool:
+        assert set(pool.map(fetch, range(12))) == {2048}
+    assert len(host.requests) == asked + 1
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/notifications/certs/CERT-1?x=1",
+        "/v1/notifications/certs/CERT-1#1",
+        "/v1/notifications/certs/../../oauth2/token",
+        "/v1/notifications/certs/%2e%2e/x",
+        "/v1/notifications/certs/",
+        ":81/v1/notifications/certs/CERT-1",
+        "/v1/oauth2/token",
+    ],
+)
+def test_only_paypals_certificates_are_fetched_from_its_hosts(path: str) -> None:
+    certificates = Certificates(["api.paypal.com"], None, 1.0)
+    with pytest.raises(SignatureInvalid) as caught:
+        certificates.key(f"https://api.paypal.com{path}", utc_now())
+    assert str(caught.value) == ""  # refused before anything was fetched
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import sqlalchemy as sa
 import crud
 import database
 from database import phase
-from gateways.base import Busy, Charge, ChargeRequest, NotDone, Refund, RefundRequest
+from gateways.base import Busy, Charge, ChargeRequest, NotDone, Refund, RefundRequest, Unknown
 from services import reconcile
 from tests.gateways.benches import AdyenBench
 from tests.gateways.doubles.adyen import AdyenDouble
@@ -300,3 +300,117 @@ def test_a_refund_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: 
         assert adyen.relay.post(delivery).status_code == 200
     adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
     assert adyen.payment(payment["id"])["amount_refunded"] == 0
+
+
+def test_a_charge_of_what_was_given_up_goes_to_a_person_at_once(adyen: Stand) -> None:
+    """Adyen cannot be asked what it means, and to repeat the charge would be to make it."""
+    client, order = order_with_card(adyen)
+    adyen.relay.holds = True
+    gateway = adyen.app.state.gateways.get("adyen")
+    charge = gateway.charge
+
+    def charged_after_all(request: ChargeRequest) -> Charge:
+        charge(request)
+        raise NotDone("as far as we know")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "charge", charged_after_all)
+        patch.setattr(gateway, "look_up", lambda query: None)
+        answer = adyen.pay(client, order).json()
+        payment = adyen.becomes(answer.get("payment_id") or answer["id"], "failed")
+    (made,) = adyen.charges(payment["id"])
+    event = told(adyen, {"gateway_reference": made.reference}, "AUTHORISATION")
+    assert adyen.relay.post(event).status_code == 200
+    adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
+    (row,) = sql(adyen, "SELECT check_at FROM payments WHERE id = :id", id=payment["id"])
+    assert row.check_at is None
+    mark = f'"payment-{payment["id"]}-'.encode()
+    assert len([one for one in adyen.proxy.log if mark in one.body]) == 1
+
+
+def test_a_completion_that_a_look_up_has_overtaken_stays_open(
+    adyen: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = waiting(adyen)
+    gateway = adyen.app.state.gateways.get("adyen")
+
+    def overtaken(request: Any) -> Charge:
+        later = "UPDATE payments SET check_at = now() + interval '1 hour' WHERE id = :id"
+        sql(adyen, later, id=payment["id"])
+        raise NotDone("the circuit breaker is open")
+
+    monkeypatch.setattr(gateway, "complete", overtaken)
+    path = f"/payments/{payment['id']}/confirm"
+    answer = adyen.post(adyen.manager, path, returned={"redirectResult": "X3XtfGC7"})
+    assert ok(answer, 202)["status"] == "pending"
+    monkeypatch.undo()
+    adyen.bench.approve(payment["gateway_reference"], yes=True)
+    returned = adyen.bench.returned(payment["gateway_reference"])
+    adyen.post(adyen.manager, path, returned=returned)
+    adyen.agree(adyen.becomes(payment["id"], "captured"))
+
+
+def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adyen: Stand) -> None:
+    payment = waiting(adyen)
+    adyen.arm("drop_before", "void", times=2)
+    answer = adyen.post(adyen.manager, f"/payments/{payment['id']}/void")
+    assert answer.status_code == 202, answer.text
+    sql(adyen, "UPDATE payments SET gateway_reference = 'PSP1' WHERE id = :id", id=payment["id"])
+    assert adyen.becomes(payment["id"], "canceled")["status"] == "canceled"
+    voids = [exchange for exchange in adyen.proxy.log if exchange.path.endswith("/cancels")]
+    ours = [exchange for exchange in voids if f"-{payment['id']}-".encode() in exchange.body]
+    assert len({(exchange.path, exchange.body) for exchange in ours}) == 1
+
+
+def test_another_refund_for_ours_goes_to_a_person(stripe: Stand) -> None:
+    _, payment = stripe.paid(1000)
+    answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=400)
+    refund = stripe.refund_settled(payment["id"], answer.json()["id"])
+    second = {
+        "id": "re_another",
+        "payment_intent": payment["gateway_reference"],
+        "status": "succeeded",
+        "amount": 400,
+        "currency": "usd",
+        "metadata": {"payment_id": str(payment["id"]), "refund_id": str(refund["id"])},
+    }
+    event = {"id": f"evt_{payment['id']}", "type": "refund.updated", "data": {"object": second}}
+    delivery = Delivery(*stripe.bench.forge({}, json.dumps(event).encode()))
+    assert stripe.relay.post(delivery).status_code == 200
+    after = stripe.payment(payment["id"])
+    assert (after["needs_review"], after["amount_refunded"]) == (True, 400)
+    assert stripe.refund(payment["id"], refund["id"]) == refund
+
+
+def test_a_charge_that_is_never_found_refuses_no_events_for_ever(stripe: Stand) -> None:
+    client, order = order_with_card(stripe)
+    gateway = stripe.app.state.gateways.get("stripe")
+    event = {
+        "id": "evt_foreign",
+        "type": "refund.created",
+        "data": {
+            "object": {
+                "id": "re_foreign",
+                "payment_intent": "pi_foreign",
+                "status": "succeeded",
+                "amount": 100,
+                "currency": "usd",
+            }
+        },
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gateway, "charge", _no_answer)
+        patch.setattr(gateway, "look_up", _no_answer)
+        payment = ok(stripe.pay(client, order), 202)
+        delivery = Delivery(*stripe.bench.forge({}, json.dumps(event).encode()))
+        assert stripe.relay.post(delivery).status_code == 409
+        older = "UPDATE payments SET created_at = now() - interval '2 hours' WHERE id = :id"
+        sql(stripe, older, id=payment["id"])
+        assert stripe.relay.post(delivery).status_code == 200
+        now = "UPDATE payments SET created_at = now() WHERE id = :id"
+        sql(stripe, now, id=payment["id"])
+    stripe.agree(stripe.settled(payment["id"]))
+
+
+def _no_answer(_: Any) -> Charge:
+    raise Unknown("no answer")

@@ -1009,12 +1009,13 @@ def test_what_is_not_ours_is_reported_as_it_is(scripted: Scripted) -> None:
     assert gateway.charge(charge_request()) == Charge("pi_other", "captured", 5, "JPY", 5)
 
 
-def test_a_decline_of_another_call_keeps_its_state(scripted: Scripted) -> None:
+def test_a_capture_that_is_declined_leaves_the_money_held(scripted: Scripted) -> None:
     held = {**INTENT, "status": "requires_capture", "amount_received": 0}
     answer = error(402, "card_error", code="card_declined", payment_intent=held)
     gateway, _ = scripted(answer)
     charge = gateway.capture(change_request(CHARGED, "capture"))
-    assert (charge.status, charge.decline) == ("authorized", None)
+    assert charge.status == "declined"
+    assert charge.decline == Decline("generic_decline", "card_declined")
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 429, 500])

@@ -68,6 +68,7 @@ ORDER = {
 }
 CAPTURE = {"amount": MONEY, "final_capture": ..., "invoice_id": ..., "note_to_payer": ...}
 REFUND = {"amount": MONEY, "custom_id": ..., "invoice_id": ..., "note_to_payer": ...}
+OF_REFUND = ("custom_id", "invoice_id", "note_to_payer")  # what a refund shows of them
 VAULT = {"payment_source": {"token": {"id": ..., "type": ...}}, "customer": {"id": ...}}
 
 Answered = tuple[int, dict[str, Any] | None]
@@ -546,7 +547,11 @@ class PaypalDouble(Double):
             "capture": capture["id"],
             "amount": amount,
             "currency": capture["currency"],
-            **{name: body[name] for name in ("custom_id", "note_to_payer") if name in body},
+            **{
+                name: body[name]
+                for name in ("custom_id", "invoice_id", "note_to_payer")
+                if name in body
+            },
         }
         self.refunds[str(refund["id"])] = refund
         return refund
@@ -656,7 +661,11 @@ class PaypalDouble(Double):
             "status": refund["status"],
             "amount": _money(refund["amount"], refund["currency"]),
             "create_time": _time(refund["created"]),
-            **{name: refund[name] for name in ("custom_id", "note_to_payer") if name in refund},
+            **{
+                name: refund[name]
+                for name in ("custom_id", "invoice_id", "note_to_payer")
+                if name in refund
+            },
             "links": [_link(self.base_url, f"/v2/payments/captures/{refund['capture']}", "up")],
         }
 
