@@ -43,7 +43,6 @@ class PaypalBench(DoubleBench):
     }
     key_header = "PayPal-Request-Id"
     keyless = frozenset({"void"})
-    off_session = False
     zero_decimals = (500, "JPY")
     other_decimals = (50_000, "HUF")
     refused_amount = (1050, "HUF")

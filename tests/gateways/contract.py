@@ -306,7 +306,7 @@ def a_payment_that_waits_is_canceled_with_its_order(stand: Stand) -> None:
 
 
 @scenario
-def without_the_shopper_a_card_that_needs_them_is_declined(stand: Stand) -> None:
+def without_the_shopper_what_needs_them_is_declined(stand: Stand) -> None:
     client = stand.shopper()
     if not stand.bench.off_session:
         raise NotApplicable("this gateway always asks the shopper")

@@ -109,7 +109,6 @@ class PaypalApiBench(Bench):
     steps = PaypalBench.steps
     key_header = PaypalBench.key_header
     keyless = PaypalBench.keyless
-    off_session = False
     zero_decimals = PaypalBench.zero_decimals
     other_decimals = PaypalBench.other_decimals
     refused_amount = PaypalBench.refused_amount
