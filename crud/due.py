@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, cast
 
-from sqlalchemy import ColumnElement, Table, func, select, true, update
+from sqlalchemy import ColumnElement, Table, case, func, select, true, update
 
 from models import Payment, Refund
 
 MAX_PAUSE = 300  # seconds; a gateway that has been silent for an hour is not asked more often
+SHOPPER_PAUSE = 3600  # seconds; nor is one whose shopper has been away for as long
 
 
 def after(seconds: Any) -> Any:
@@ -45,12 +46,13 @@ def take_due(
         .limit(limit)
         .with_for_update(skip_locked=True)
     )
+    longest = case((columns.status == "requires_action", SHOPPER_PAUSE), else_=MAX_PAUSE)
     return (
         update(table)
         .where(columns.id.in_(taken.scalar_subquery()))
         .values(
             checks=columns.checks + 1,
-            check_at=after(func.least(func.power(2, columns.checks), MAX_PAUSE)),
+            check_at=after(func.least(func.power(2, columns.checks), longest)),
         )
         .returning(*columns)
     )

@@ -362,6 +362,20 @@ def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adye
     assert len({(exchange.path, exchange.body) for exchange in ours}) == 1
 
 
+def test_who_waits_for_a_shopper_asks_once_an_hour_at_last(stripe: Stand) -> None:
+    payment = waiting(stripe)
+    due = "UPDATE payments SET checks = 20, check_at = now() WHERE id = :id"
+    sql(stripe, due, id=payment["id"])
+    pause = "SELECT extract(epoch FROM check_at - now()) AS pause FROM payments WHERE id = :id"
+
+    def seconds() -> float | None:
+        (row,) = sql(stripe, pause, id=payment["id"])
+        return float(row.pause) if row.pause > 60 else None
+
+    assert 3500 < stripe.until(seconds, "it is looked up") <= 3600
+    assert stripe.payment(payment["id"])["status"] == "requires_action"
+
+
 def test_another_refund_for_ours_goes_to_a_person(stripe: Stand) -> None:
     _, payment = stripe.paid(1000)
     answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=400)
