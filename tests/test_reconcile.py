@@ -398,6 +398,9 @@ def test_workers_in_a_process_of_their_own_settle_what_is_open_and_stop_cleanly(
             until(lambda: quiet.status(missing) == ("failed", "pending"), "it is found", 60)
             query = "SELECT count(*) FROM sandbox.webhooks WHERE delivered_at IS NULL"
             until(lambda: sql(quiet.engine, query)[0][0] == 0, "webhooks are delivered", 60)
+            # One may have done it all before the other was there to be stopped.
+            told = (tmp_path / "log").read_text
+            until(lambda: told().count("workers.started") == len(workers), "both have started", 60)
         finally:
             for number, worker in enumerate(workers):
                 worker.send_signal((signal.SIGTERM, signal.SIGINT)[number])
