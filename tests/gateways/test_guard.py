@@ -198,3 +198,41 @@ def test_what_was_bound_for_the_logs_is_known_inside_the_call(make: Make) -> Non
         assert make().run(lambda: logs.bound("request_id")) == "of-this-request"
     finally:
         logs.clear()
+
+
+def test_after_its_pause_only_one_call_at_a_time_finds_out(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guards, "PAUSE", timedelta(microseconds=1))
+    guard, started, release = make(), threading.Event(), threading.Event()
+    fail(guard, FAILURES)
+
+    def probe() -> str:
+        started.set()
+        release.wait(30)
+        return "done"
+
+    probing = threading.Thread(target=guard.run, args=(probe,))
+    probing.start()
+    try:
+        assert started.wait(10)
+        call = Calls()
+        with pytest.raises(NotDone, match="circuit breaker"):
+            guard.run(call)
+        assert call.count == 0
+    finally:
+        release.set()
+        probing.join(10)
+    assert guard.run(Calls()) == "done"
+
+
+@pytest.mark.parametrize("error", [CannotTell("not in the books"), Refused("too many decimals")])
+def test_what_may_not_even_have_been_asked_does_not_hide_failures(
+    make: Make, error: Exception
+) -> None:
+    guard = make()
+    fail(guard, FAILURES - 1)
+    fail(guard, 1, error)
+    fail(guard, 1)
+    with pytest.raises(NotDone, match="circuit breaker"):
+        guard.run(Calls())

@@ -13,6 +13,7 @@ from gateways.base import Gateway
 from gateways.registry import Gateways
 from gateways.routing import read_routes
 from gateways.sandbox import SandboxGateway
+from workers.roles import Resources, roles
 
 TABLE = """
 [[route]]
@@ -176,5 +177,17 @@ def test_every_gateway_is_one_of_the_contract(tmp_path: Path) -> None:
     try:
         assert all(isinstance(gateway, Gateway) for gateway in table.by_name.values())
         assert [gateway.name for gateway in table.by_name.values()] == NAMES
+    finally:
+        table.close()
+
+
+def test_each_gateway_has_a_loop_for_its_look_ups_and_so_have_those_that_are_off(
+    tmp_path: Path,
+) -> None:
+    table = gateways(tmp_path)
+    try:
+        engine = sa.create_engine("postgresql+psycopg2://nowhere/")
+        names = set(roles(Resources(engine, table)))
+        assert {f"reconcile-{name}" for name in (*NAMES, "off")} <= names
     finally:
         table.close()
