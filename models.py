@@ -32,15 +32,20 @@ from domain.money import MAX_AMOUNT
 from domain.states import (
     CAPTURED_PAYMENT_STATUSES,
     DEAD_PAYMENT_STATUSES,
+    DISPUTE_STATUSES,
     ORDER_STATUSES,
     PAYMENT_OPERATIONS,
     PAYMENT_STATUSES,
+    REFUND_ORIGINS,
     REFUND_STATUSES,
+    REVIEW_REASONS,
     CaptureMethod,
     OrderStatus,
     PaymentOperation,
     PaymentStatus,
+    RefundOrigin,
     RefundStatus,
+    ReviewReason,
 )
 
 NAMING = {
@@ -54,6 +59,7 @@ NAMING = {
 # Names that `crud` needs to tell one conflict from another.
 UQ_ACTIVE_FINGERPRINT = "uq_payment_methods_active_fingerprint"
 UQ_LIVE_PAYMENT = "uq_payments_live"
+UQ_REFUND_REFERENCE = "uq_refunds_payment_id_gateway_reference"
 
 
 def one_of(column: str, values: Iterable[str]) -> str:
@@ -207,6 +213,8 @@ class Payment(Base):
     next_action: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     needs_review: Mapped[bool] = mapped_column(server_default=text("false"))
+    review_reason: Mapped[ReviewReason | None] = mapped_column(Text)
+    reviewed_at: Mapped[datetime | None]  # when a person ended the last review
     # What the gateway was sent beside the amount: a repeat under the same key must be the same.
     return_url: Mapped[str | None]
     off_session: Mapped[bool] = mapped_column(server_default=text("false"))
@@ -245,6 +253,7 @@ class Payment(Base):
             "refunded_has_amount",
         ),
         CheckConstraint("refund_reserved BETWEEN 0 AND amount_captured", "refund_reserved"),
+        CheckConstraint(one_of("review_reason", REVIEW_REASONS), "review_reason"),
         CheckConstraint(one_of("operation", PAYMENT_OPERATIONS), "operation"),
         CheckConstraint(
             "(operation IS NULL) = (operation_key IS NULL) "
@@ -268,13 +277,32 @@ class Payment(Base):
         Index("ix_payments_payment_method_id", "payment_method_id"),
         Index("ix_payments_status_id", "status", text("id DESC")),
         Index("ix_payments_needs_review", text("id DESC"), postgresql_where=text("needs_review")),
-        Index("ix_payments_check_at", "check_at", postgresql_where=text("check_at IS NOT NULL")),
+        # What is due to be looked up: outcomes that are open, and apart from them what waits.
+        Index(
+            "ix_payments_lookup_open",
+            "gateway",
+            "check_at",
+            postgresql_where=text(
+                "check_at IS NOT NULL AND (status = 'pending' OR operation IS NOT NULL)"
+            ),
+        ),
+        Index(
+            "ix_payments_lookup_waiting",
+            "gateway",
+            "check_at",
+            postgresql_where=text(
+                "check_at IS NOT NULL AND status <> 'pending' AND operation IS NULL"
+            ),
+        ),
         Index("uq_payments_gateway_reference", "gateway", "gateway_reference", unique=True),
     )
 
 
 class Refund(Base):
-    """Money given back. Its amount is reserved before any gateway is asked."""
+    """Money given back. Its amount is reserved before any gateway is asked.
+
+    One that was made outside, in the gateway's own dashboard, has the origin "gateway".
+    """
 
     __tablename__ = "refunds"
 
@@ -282,6 +310,8 @@ class Refund(Base):
     payment_id: Mapped[int] = mapped_column(ForeignKey("payments.id"))
     gateway_key: Mapped[str] = mapped_column(unique=True)
     gateway_reference: Mapped[str | None]
+    gateway: Mapped[str]  # its payment's; a trigger names it where an insert does not
+    origin: Mapped[RefundOrigin] = mapped_column(Text, server_default="service")
     status: Mapped[RefundStatus] = mapped_column(Text, server_default="pending")
     amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
@@ -295,9 +325,22 @@ class Refund(Base):
     __table_args__ = (
         CheckConstraint(f"amount BETWEEN 1 AND {MAX_AMOUNT}", "amount"),
         CheckConstraint(one_of("status", REFUND_STATUSES), "status"),
+        CheckConstraint(one_of("origin", REFUND_ORIGINS), "origin"),
         CheckConstraint("check_at IS NOT NULL OR status <> 'pending'", "open_is_checked"),
         Index("ix_refunds_payment_id_id", "payment_id", text("id DESC")),
-        Index("ix_refunds_check_at", "check_at", postgresql_where=text("check_at IS NOT NULL")),
+        # A refund made outside is written down once, however we hear of it.
+        Index(
+            UQ_REFUND_REFERENCE,
+            "payment_id",
+            "gateway_reference",
+            unique=True,
+        ),
+        Index(
+            "ix_refunds_lookup",
+            "gateway",
+            "check_at",
+            postgresql_where=text("check_at IS NOT NULL"),
+        ),
     )
 
 
@@ -314,12 +357,14 @@ class Dispute(Base):
     amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
     reason: Mapped[str]
+    evidence_due_at: Mapped[datetime | None]  # until when the store may defend itself
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
         UniqueConstraint("gateway", "gateway_reference"),
-        CheckConstraint(one_of("status", ("open", "won", "lost")), "status"),
+        CheckConstraint(one_of("status", DISPUTE_STATUSES), "status"),
+        Index("ix_disputes_status_id", "status", text("id DESC")),
     )
 
 
@@ -331,11 +376,26 @@ class GatewayEvent(Base):
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     gateway: Mapped[str]
     event_id: Mapped[str]
+    # What the signature covers where it does not cover the event; see gateways/base.py.
+    delivery_id: Mapped[str | None]
     type: Mapped[str]
     payment_id: Mapped[int | None] = mapped_column(ForeignKey("payments.id"), index=True)
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
-    __table_args__ = (UniqueConstraint("gateway", "event_id"),)
+    __table_args__ = (
+        UniqueConstraint("gateway", "event_id"),
+        Index("uq_gateway_events_gateway_delivery_id", "gateway", "delivery_id", unique=True),
+    )
+
+
+class Comparison(Base):
+    """Until when the books of a gateway have been compared with ours, and when that is next."""
+
+    __tablename__ = "comparisons"
+
+    gateway: Mapped[str] = mapped_column(primary_key=True)
+    compared_until: Mapped[datetime]
+    next_at: Mapped[datetime]
 
 
 class IdempotencyKey(Base):

@@ -27,6 +27,7 @@ def open_refund(
         insert(Refund)
         .values(
             payment_id=payment.id,
+            gateway=payment.gateway,
             gateway_key=str(uuid.uuid4()),
             amount=amount,
             currency=payment.currency,

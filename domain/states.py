@@ -22,6 +22,17 @@ PaymentStatus = Literal[
     "canceled",  # given up before one
 ]
 RefundStatus = Literal["pending", "succeeded", "failed"]
+RefundOrigin = Literal["service", "gateway"]  # gateway: made outside, in its own dashboard
+DisputeStatus = Literal["open", "won", "lost"]
+# Why a payment waits for a person; docs/runbook.md says what to do for each.
+ReviewReason = Literal[
+    "outcome_unknown",  # open for a day, and the gateway cannot tell
+    "amount_differs",  # the gateway shows another amount or currency
+    "second_charge",  # the gateway shows another charge for the same payment, which holds money
+    "state_contradicts",  # the gateway shows what cannot follow from our state
+    "refund_failed_late",  # the money came back after the order had ended as refunded
+    "refund_made_twice",  # the gateway made a refund that was given up, or made it again
+]
 PaymentOperation = Literal["capture", "void", "cancel"]  # cancel: void, and cancel the order
 CaptureMethod = Literal["automatic", "manual"]
 Mover = Literal["owner", "manager", "payments"]
@@ -30,6 +41,9 @@ ORDER_STATUSES: Final = get_args(OrderStatus)
 PAYMENT_STATUSES: Final = get_args(PaymentStatus)
 PAYMENT_OPERATIONS: Final = get_args(PaymentOperation)
 REFUND_STATUSES: Final = get_args(RefundStatus)
+REFUND_ORIGINS: Final = get_args(RefundOrigin)
+DISPUTE_STATUSES: Final = get_args(DisputeStatus)
+REVIEW_REASONS: Final = get_args(ReviewReason)
 
 # Who may make which move. "payments" is the service itself, when a payment changes.
 ORDER_MOVES: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[Mover]]] = {

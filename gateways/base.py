@@ -124,6 +124,7 @@ class Capabilities:
     partial_capture: bool = True
     partial_refund: bool = True
     reads_back: bool = True  # its books can be read; else only events tell what has changed
+    lists_charges: bool = False  # `list_charges` tells what was made or changed lately
     wants_returned: bool = False  # completes only with what it added to the return URL
 
 
@@ -216,11 +217,17 @@ class LookUp:
 
     It holds the request as it was sent, because some gateways are asked by repeating it: under
     the same key it has no second effect, for as long as the gateway remembers the key.
+
+    `resend` says whether that is still allowed. A request that may never have arrived is sent
+    again for some minutes only (RESEND_WITHIN): later the shopper may have paid in another way.
+    From then on the gateway must not be made to do it. It is fenced where there is a way (the key
+    is used up by something harmless, so that a late original is refused), then its books are read.
     """
 
     request: ChargeRequest | ChangeRequest
     reference: str | None  # the gateway's, if we have heard it
     asked_at: datetime  # when the request was first sent
+    resend: bool = True
 
     @property
     def key(self) -> str:
@@ -234,6 +241,7 @@ class RefundLookUp:
     request: RefundRequest
     reference: str | None
     asked_at: datetime
+    resend: bool = True
 
     @property
     def key(self) -> str:
@@ -249,8 +257,29 @@ class Decline:
 
 
 @dataclass(frozen=True, slots=True)
+class Refund:
+    """A refund as the gateway's books show it now.
+
+    `refund_id` is our id of it, where it carries one. In the books of a gateway that shows what a
+    refund was made with, one without it was made by somebody else: in the gateway's own dashboard.
+    """
+
+    reference: str
+    status: RefundState
+    amount: int
+    currency: str
+    refund_id: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_text(self.reference)
+
+
+@dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge as the gateway's books show it now."""
+    """A charge as the gateway's books show it now.
+
+    `refunds` are all that the books show, whoever made them; None if this answer does not tell.
+    """
 
     reference: str
     status: ChargeStatus
@@ -261,23 +290,11 @@ class Charge:
     redirect_url: str | None = None
     decline: Decline | None = None
     replaces: str | None = None  # a reference that the gateway had for it before
+    refunds: tuple[Refund, ...] | None = None
 
     def __post_init__(self) -> None:
         _require_text(self.reference)
         _require_text(self.redirect_url, MAX_URL)
-
-
-@dataclass(frozen=True, slots=True)
-class Refund:
-    """A refund as the gateway's books show it now."""
-
-    reference: str
-    status: RefundState
-    amount: int
-    currency: str
-
-    def __post_init__(self) -> None:
-        _require_text(self.reference)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,12 +306,35 @@ class Dispute:
     amount: int
     currency: str
     reason: str
+    evidence_due_at: datetime | None = None  # until when the store may defend itself
 
     def __post_init__(self) -> None:
         _require_text(self.reference)
         _require_text(self.reason)
         if self.currency not in EXPONENTS or not 0 <= self.amount <= MAX_AMOUNT:
             raise Unknown("the dispute's amount is none that we know")
+
+
+@dataclass(frozen=True, slots=True)
+class ListedCharge:
+    """A charge in a gateway's list, with what shows whether it is one of ours.
+
+    `key` is the key that our request carried, `payment_id` our id of the payment; both are None
+    for a charge that was not made by this service. Its refunds are those that the list shows.
+    """
+
+    charge: Charge
+    key: str | None
+    payment_id: int | None
+    disputes: tuple[Dispute, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ChargePage:
+    """One page of a gateway's list; `cursor` is where the next one begins, None after the last."""
+
+    charges: tuple[ListedCharge, ...]
+    cursor: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +355,9 @@ class GatewayEvent:
     """A verified webhook. At most one of the states is given; the payment is found by either id.
 
     A refund without a `refund_id` is one that was not made through us. With `ask` the event says
-    that something happened, and the books have to be asked what.
+    that something happened, and the books have to be asked what. A gateway whose signature does
+    not cover what the event says must set nothing but ids and `ask`. `delivery_id` is what such a
+    signature does cover: it is taken once, so that one genuine signature cannot carry others.
     """
 
     id: str
@@ -334,6 +376,7 @@ class GatewayEvent:
     failed_key: str | None = None
     ask: bool = False
     review: bool = False  # only a person can find out what it means
+    delivery_id: str | None = None
 
     def __post_init__(self) -> None:
         try:
@@ -344,6 +387,7 @@ class GatewayEvent:
                 self.key,
                 self.done_key,
                 self.failed_key,
+                self.delivery_id,
             ):
                 _require_text(text)
         except Unknown as error:
@@ -443,11 +487,21 @@ class Gateway(ABC):
 
         None is a promise: the request with this key had no effect and will have none, however
         late it may still arrive. A gateway that cannot promise that (yet) raises Unknown.
+        Without `query.resend` it sends nothing that could move money. The charge comes with its
+        refunds where one answer shows both, so that those made outside are found.
         """
 
     @abstractmethod
     def look_up_refund(self, query: RefundLookUp) -> Refund | None:
         """What became of a refund; None is the same promise as in `look_up`."""
+
+    def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
+        """A page of the charges that were made, refunded, captured, canceled or disputed since
+        then (None: ever), in any order; one that is listed twice does no harm.
+
+        For gateways with the capability `lists_charges`. Raises NotDone or Unknown.
+        """
+        raise Refused("this gateway cannot list its charges")
 
     @abstractmethod
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
