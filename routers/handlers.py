@@ -147,7 +147,7 @@ async def _pool_timeout(request: Request, error: Exception) -> Response:
 
 
 def _named(problem: dict[str, Any]) -> list[str]:
-    """The field that a rule about several is put down to (`schemas.wrong`)."""
+    """The field that a rule about several is put down to (`fields.wrong`)."""
     context = problem.get("ctx") or {}
     return [context["field"]] if "field" in context else []
 

@@ -1,0 +1,222 @@
+"""The types of the API's fields, and the rules that a value of each keeps.
+
+Which fields a request or a resource has is said in `schemas`. No message repeats what was sent.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import date, datetime, timedelta, timezone
+from typing import Annotated, Any
+from urllib.parse import urlsplit
+
+import email_validator
+import stdnum.exceptions
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BeforeValidator,
+    Field,
+    PlainSerializer,
+    StringConstraints,
+    WithJsonSchema,
+)
+from pydantic_core import PydanticCustomError
+from pydantic_extra_types.payment import PaymentCardNumber
+from stdnum import iban
+
+from domain.money import EXPONENTS, MAX_AMOUNT, MIN_AMOUNT
+
+MAX_ID = 2**63 - 1
+MAX_QUANTITY = 2**53 - 1  # the largest integer that every JSON reader keeps exactly (RFC 8259 §6)
+
+
+def wrong(code: str, message: str, field: str | None = None) -> PydanticCustomError:
+    """A rule that was broken. The message never holds what was sent.
+
+    `field` names the field of a rule that is about more than one.
+    """
+    return PydanticCustomError(code, message, {"field": field} if field else None)
+
+
+def _text(value: str) -> str:
+    """Text that PostgreSQL and UTF-8 can hold."""
+    if "\0" in value:
+        raise wrong("text_nul", "Text cannot hold the NUL character")
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        raise wrong("text_surrogate", "Text cannot hold half of a surrogate pair")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_text)]
+Name = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
+MetadataKey = Annotated[Text, StringConstraints(min_length=1, max_length=40)]
+MetadataValue = Annotated[Text, StringConstraints(max_length=500)]
+Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=20)]
+
+MinorUnits = Annotated[
+    int, Field(description="In the currency's minor unit: 1099 is 10.99 USD, or 1099 JPY.")
+]
+Amount = Annotated[MinorUnits, Field(ge=MIN_AMOUNT, le=MAX_AMOUNT)]
+
+
+def _currency(value: str) -> str:
+    if value not in EXPONENTS:
+        raise wrong("currency_unknown", "Use an ISO 4217 code in upper case, such as USD")
+    return value
+
+
+Currency = Annotated[
+    Text,
+    AfterValidator(_currency),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "examples": ["USD"]}),
+]
+
+# RFC 3339 §5.6, with the offset that says which moment is meant.
+_RFC_3339 = re.compile(
+    r"\d{4}-\d{2}-\d{2}[Tt ]\d{2}:\d{2}:\d{2}(\.\d{1,9})?([Zz]|[+-]\d{2}:\d{2})", re.ASCII
+)
+
+
+def _rfc_3339(value: Any) -> Any:
+    if isinstance(value, str) and _RFC_3339.fullmatch(value):
+        return value
+    raise wrong(
+        "timestamp",
+        "Use RFC 3339 with an offset, such as 2026-01-31T12:00:00Z; in a URL write + as %2B",
+    )
+
+
+def _utc(value: datetime) -> datetime:
+    """PostgreSQL takes offsets of less than 16 hours; RFC 3339 those of less than 24."""
+    try:
+        return value.astimezone(timezone.utc)
+    except OverflowError:  # in the first or the last hours that there are
+        return value.replace(tzinfo=timezone.utc)
+
+
+Moment = Annotated[
+    AwareDatetime,
+    BeforeValidator(_rfc_3339),
+    AfterValidator(_utc),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+Timestamp = Annotated[
+    datetime,
+    AfterValidator(lambda value: value.astimezone(timezone.utc)),
+    PlainSerializer(lambda value: value.isoformat().replace("+00:00", "Z"), when_used="json"),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+
+
+def _integer(value: Any) -> Any:
+    """A query parameter that is an integer written in plain ASCII digits."""
+    if isinstance(value, int):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,30}", value, re.ASCII):
+        return int(value)
+    raise wrong("integer", "Use an integer, such as 50")
+
+
+QueryInteger = Annotated[int, BeforeValidator(_integer)]
+
+
+def _flag(value: Any) -> Any:
+    if value in (True, False):
+        return value
+    if value in ("true", "false"):
+        return value == "true"
+    raise wrong("boolean", "Use true or false")
+
+
+QueryFlag = Annotated[bool, BeforeValidator(_flag)]
+
+
+# Payment methods --------------------------------------------------------------------------------
+
+
+def _card_number(value: str) -> str:
+    digits = re.sub(r"[ -]", "", value)
+    if not re.fullmatch(r"[0-9]{12,19}", digits, re.ASCII):
+        raise wrong(
+            "card_number_digits", "Send 12 to 19 digits; spaces and dashes between them are fine"
+        )
+    try:
+        PaymentCardNumber.validate_luhn_check_digit(digits)
+    except PydanticCustomError:
+        raise wrong(
+            "card_number_luhn",
+            "The card number's check digit is wrong: there is a typing error in it",
+        ) from None
+    return digits
+
+
+def card_brand(card_number: str) -> str:
+    """The brand by the number's first digits, such as "visa"; "other" if no brand is like that."""
+    try:
+        return PaymentCardNumber.validate_brand(card_number).name
+    except PydanticCustomError:  # the digits of a brand, in a length that it does not have
+        return "other"
+
+
+def _cvc(value: str) -> str:
+    if not re.fullmatch(r"[0-9]{3,4}", value, re.ASCII):
+        raise wrong("cvc_digits", "Send the 3 or 4 digits of the security code")
+    return value
+
+
+def _email(value: str) -> str:
+    try:
+        # Offline: whether the domain takes mail is the gateway's question, not ours.
+        email_validator.validate_email(value, check_deliverability=False, test_environment=True)
+    except email_validator.EmailNotValidError:
+        raise wrong("email", "Send an email address, such as name@example.com") from None
+    return value
+
+
+def _iban(value: str) -> str:
+    try:
+        return str(iban.validate(value if value.isascii() else "", check_country=False))
+    except stdnum.exceptions.ValidationError:
+        raise wrong("iban", "Send a valid IBAN; its checksum or its format is wrong") from None
+
+
+def check_expiry(month: int, year: int) -> None:
+    """A card is good through the last day of its month, in the last time zone to reach it."""
+    today = (datetime.now(timezone.utc) - timedelta(hours=12)).date()
+    if date(year, month, 1) < today.replace(day=1):
+        raise wrong("card_expired", "The card has expired; send an expiry that is not past")
+
+
+def _country(value: str) -> str:
+    if not re.fullmatch(r"[A-Z]{2}", value, re.ASCII):
+        raise wrong("country", "Use two capital letters as in ISO 3166-1, such as DE")
+    return value
+
+
+Country = Annotated[
+    Text,
+    AfterValidator(_country),
+    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "examples": ["DE"]}),
+]
+CardNumber = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_card_number)]
+Cvc = Annotated[Text, StringConstraints(max_length=8), AfterValidator(_cvc)]
+Email = Annotated[Text, StringConstraints(max_length=254), AfterValidator(_email)]
+Iban = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_iban)]
+ExpiryMonth = Annotated[int, Field(ge=1, le=12)]
+ExpiryYear = Annotated[int, Field(ge=2000, le=9999)]
+
+
+# Payments ---------------------------------------------------------------------------------------
+
+
+def _return_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or not value.isprintable():
+        raise wrong("url", "Use an absolute http or https address")
+    return value
+
+
+# What gateways put into a return URL; Adyen's redirectResult is the longest of them.
+ReturnedValue = Annotated[Text, StringConstraints(max_length=8192)]
+ReturnUrl = Annotated[Text, StringConstraints(max_length=2048), AfterValidator(_return_url)]
