@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from typing import Any, cast
 
-from sqlalchemy import Row, Table, delete, func, or_, select, update
+from sqlalchemy import Row, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -23,11 +23,17 @@ KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
 KEYS = cast(Table, IdempotencyKey.__table__)
 KEY_COLUMNS = list(KEYS.c)
 
+# A key whose outcome is open does not expire: taken anew, it would move the money again.
+_HAS_EXPIRED = and_(
+    KEYS.c.created_at < func.now() - KEY_TTL,
+    or_(KEYS.c.status.is_not(None), KEYS.c.gateway_key.is_(None)),
+)
+
 
 def claim_key(
     session: Session, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
 ) -> Row[Any] | None:
-    """Own a key that is new, or so old that it has expired. None when it is known."""
+    """Own a key that is new or has expired. None when it is known."""
     fresh: dict[str, Any] = {
         "fingerprint": fingerprint,
         "owner": secrets.token_hex(16),
@@ -45,7 +51,7 @@ def claim_key(
         .on_conflict_do_update(
             index_elements=["user_id", "key"],
             set_=fresh,
-            where=KEYS.c.created_at < func.now() - KEY_TTL,
+            where=_HAS_EXPIRED,
         )
         .returning(*KEY_COLUMNS)
     ).one_or_none()
@@ -134,16 +140,8 @@ def release_key(session: Session, key_id: int, owner: str) -> None:
 
 
 def delete_expired_keys(session: Session, limit: int) -> int:
-    """Forget keys past their time, except those that still wait for an outcome."""
-    expired = (
-        select(KEYS.c.id)
-        .where(
-            KEYS.c.created_at < func.now() - KEY_TTL,
-            or_(KEYS.c.status.is_not(None), KEYS.c.gateway_key.is_(None)),
-        )
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
+    """Forget keys that have expired."""
+    expired = select(KEYS.c.id).where(_HAS_EXPIRED).limit(limit).with_for_update(skip_locked=True)
     deleted = session.execute(
         delete(KEYS).where(KEYS.c.id.in_(expired.scalar_subquery())).returning(KEYS.c.id)
     )
