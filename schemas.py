@@ -20,7 +20,14 @@ from pydantic import (
     model_validator,
 )
 
-from domain.states import CaptureMethod, OrderStatus, PaymentStatus, RefundStatus
+from domain.states import (
+    CaptureMethod,
+    OrderStatus,
+    PaymentStatus,
+    RefundOrigin,
+    RefundStatus,
+    ReviewReason,
+)
 from fields import MAX_ID as MAX_ID
 from fields import (
     MAX_QUANTITY,
@@ -323,6 +330,7 @@ class Payment(Out):
     next_action: NextAction | None
     failure: Failure | None
     needs_review: bool
+    review_reason: ReviewReason | None = Field(description="Why a person must look at it.")
     created_at: Timestamp
     updated_at: Timestamp
 
@@ -334,6 +342,9 @@ class Refund(Out):
     currency: str
     status: RefundStatus
     reason: str | None
+    origin: RefundOrigin = Field(
+        description="`gateway`: it was made outside, in the gateway's own dashboard."
+    )
     gateway_reference: str | None
     created_at: Timestamp
     updated_at: Timestamp

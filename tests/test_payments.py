@@ -28,7 +28,8 @@ from tests.test_conventions import (
 SHAPE = {
     *("id", "order_id", "user_id", "payment_method_id", "gateway", "gateway_reference", "status"),
     *("amount", "amount_captured", "amount_refunded", "currency", "capture_method"),
-    *("capture_before", "next_action", "failure", "needs_review", "created_at", "updated_at"),
+    *("capture_before", "next_action", "failure", "needs_review", "review_reason"),
+    *("created_at", "updated_at"),
 }
 SUCCEEDS = ["4242424242424242", "5555555555554444", "378282246310005", "4000000000000259"]
 SUCCEEDS += ["4000000000005126", "4000056655665556", "6011111111111117", "3566002020360505"]
@@ -113,6 +114,7 @@ def test_a_good_card_pays(alice: httpx.Client, engine: sa.Engine, user: str, num
         "next_action": None,
         "failure": None,
         "needs_review": False,
+        "review_reason": None,
         "created_at": payment["created_at"],
         "updated_at": payment["updated_at"],
     }
