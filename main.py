@@ -28,6 +28,7 @@ from middleware.request_context import RequestContext
 from observability import logs
 from routers import (
     checkout,
+    disputes,
     docs,
     errors,
     handlers,
@@ -70,7 +71,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
     handlers.install(app)
-    for module in (payment_methods, orders, payments, webhooks, checkout, errors, health):
+    for module in (payment_methods, orders, payments, disputes, webhooks, checkout, errors, health):
         app.include_router(module.router)
     if "sandbox" in settings.gateway_names:
         app.include_router(sandbox.router)

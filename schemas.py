@@ -22,6 +22,7 @@ from pydantic import (
 
 from domain.states import (
     CaptureMethod,
+    DisputeStatus,
     OrderStatus,
     PaymentStatus,
     RefundOrigin,
@@ -351,12 +352,25 @@ class Refund(Out):
 
 
 class Dispute(Out):
+    """What an event tells of a dispute."""
+
     id: int
     payment_id: int
     amount: MinorUnits
     currency: str
-    status: Literal["open", "won", "lost"]
+    status: DisputeStatus
     reason: str
+
+
+class DisputeDetails(Dispute):
+    order_id: int
+    gateway: str
+    gateway_reference: str
+    evidence_due_at: Timestamp | None = Field(
+        description="Until when the gateway takes evidence against it; null: it did not say."
+    )
+    created_at: Timestamp
+    updated_at: Timestamp
 
 
 class SandboxRefund(Out):
@@ -414,3 +428,8 @@ class PaymentQuery(Page):
     status: PaymentStatus | None = None
     needs_review: QueryFlag | None = None
     user_id: Name | None = None
+
+
+class DisputeQuery(Page):
+    payment_id: QueryInteger | None = None
+    status: DisputeStatus | None = None

@@ -4,6 +4,7 @@
 the transaction ends. Where a reader is given, None means that everybody's rows may be seen.
 """
 
+from crud.disputes import list_disputes, require_dispute, save_dispute
 from crud.events import add_event, list_order_events
 from crud.idempotency import (
     claim_key,
@@ -16,7 +17,7 @@ from crud.idempotency import (
     store_answer,
     take_over_key,
 )
-from crud.inbox import add_gateway_event, save_dispute
+from crud.inbox import add_gateway_event
 from crud.invariants import find_violations
 from crud.orders import (
     create_order,
@@ -99,6 +100,7 @@ __all__ = [
     "is_token_of_another",
     "link_key",
     "list_charged_payments",
+    "list_disputes",
     "list_methods_of_token",
     "list_open_keys",
     "list_order_events",
@@ -119,6 +121,7 @@ __all__ = [
     "open_refund",
     "promote_newest_payment_method",
     "release_key",
+    "require_dispute",
     "require_order",
     "require_payment",
     "require_payment_method",

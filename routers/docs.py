@@ -73,6 +73,10 @@ TAGS = [
     },
     {"name": "Orders", "description": "What users buy: its price, its status and its history."},
     {"name": "Payments", "description": "Charging an order, once, and what came of it."},
+    {
+        "name": "Disputes",
+        "description": "Shoppers who asked their banks for the money back, for those who answer.",
+    },
     {"name": "Webhooks", "description": "Where gateways tell what happened on their side."},
     {"name": "Sandbox", "description": "The test gateway's own books, to compare ours with."},
     {"name": "Errors", "description": "Every code that can come back, and what to do next."},

@@ -1136,6 +1136,8 @@ METHODS = {
     "/orders/{}/payments": {"GET", "POST"},
     "/payments": {"GET"},
     "/payments/{}": {"GET"},
+    "/disputes": {"GET"},
+    "/disputes/{}": {"GET"},
     "/errors": {"GET"},
     "/errors/not_found": {"GET"},
     "/healthz": {"GET"},

@@ -199,6 +199,8 @@ OPERATIONS = [
     ("GET", "/orders/1/payments"),
     ("GET", "/payments"),
     ("GET", "/payments/1"),
+    ("GET", "/disputes"),
+    ("GET", "/disputes/1"),
 ]
 
 

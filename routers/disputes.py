@@ -1,0 +1,52 @@
+"""`/disputes`: shoppers who asked their banks for the money back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request, Response
+
+import crud
+import schemas
+from auth import CurrentUser, require_scope
+from database import SessionDep
+from domain.access import PAYMENTS_MANAGE
+from errors import Forbidden, InvalidRequest
+from routers.lists import Id, next_page
+from routers.problems import owned, problems
+from routers.route import ServiceRoute
+
+router = APIRouter(prefix="/disputes", tags=["Disputes"], route_class=ServiceRoute)
+
+
+@router.get(
+    "",
+    response_model=list[schemas.DisputeDetails],
+    operation_id="listDisputes",
+    summary="List disputes",
+    responses=problems(InvalidRequest, Forbidden),
+)
+def list_disputes(
+    request: Request,
+    response: Response,
+    session: SessionDep,
+    user: CurrentUser,
+    query: Annotated[schemas.DisputeQuery, Query()],
+) -> Sequence[Any]:
+    """Newest first. Needs the scope `payments:manage`."""
+    require_scope(user, PAYMENTS_MANAGE)
+    return next_page(request, response, crud.list_disputes(session, query), query)
+
+
+@router.get(
+    "/{dispute_id}",
+    response_model=schemas.DisputeDetails,
+    operation_id="getDispute",
+    summary="Get a dispute",
+    responses=owned(),
+)
+def get_dispute(session: SessionDep, user: CurrentUser, dispute_id: Id) -> Any:
+    """Defend it at the gateway, before `evidence_due_at`. Needs the scope `payments:manage`."""
+    require_scope(user, PAYMENTS_MANAGE)
+    return crud.require_dispute(session, dispute_id)
