@@ -36,6 +36,7 @@ from routers import (
     orders,
     payment_methods,
     payments,
+    root,
     sandbox,
     webhooks,
 )
@@ -71,7 +72,17 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
     handlers.install(app)
-    for module in (payment_methods, orders, payments, disputes, webhooks, checkout, errors, health):
+    for module in (
+        payment_methods,
+        orders,
+        payments,
+        disputes,
+        webhooks,
+        checkout,
+        errors,
+        root,
+        health,
+    ):
         app.include_router(module.router)
     if "sandbox" in settings.gateway_names:
         app.include_router(sandbox.router)

@@ -239,7 +239,7 @@ HEADERS: dict[str, dict[str, Any]] = {
         "schema": {"type": "string", "examples": ["8b3f0c5e0f7c4a55a6f6f3b7f0a1c2d3"]},
     },
     "Location": {
-        "description": "The path of the resource.",
+        "description": "The path of the resource, or of the page that a browser is led to.",
         "schema": {"type": "string", "format": "uri-reference", "examples": ["/orders/1"]},
     },
     "Link": {
@@ -265,6 +265,7 @@ HEADERS: dict[str, dict[str, Any]] = {
 HEADERS_BY_STATUS = {
     "201": ["Location"],
     "202": ["Location"],
+    "307": ["Location"],
     "401": ["WWW-Authenticate"],
     "503": ["Retry-After"],
 }

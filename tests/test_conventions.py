@@ -1141,6 +1141,7 @@ METHODS = {
     "/errors": {"GET"},
     "/errors/not_found": {"GET"},
     "/healthz": {"GET"},
+    "/": {"GET"},
 }
 UNKNOWN_METHODS = [
     (method, path)
@@ -1168,7 +1169,7 @@ def test_options_lists_the_methods(alice: httpx.Client, path: str) -> None:
     assert allowed - {"HEAD", "OPTIONS"} == METHODS[path]
 
 
-@pytest.mark.parametrize("path", ["/orders", "/errors", "/healthz", "/payments"])
+@pytest.mark.parametrize("path", ["/", "/orders", "/errors", "/healthz", "/payments"])
 def test_head_is_answered_as_get_or_not_at_all(alice: httpx.Client, path: str) -> None:
     answer = alice.head(path)
     assert answer.status_code in (200, 405)
