@@ -278,12 +278,14 @@ class Refund:
 class Charge:
     """A charge as the gateway's books show it now.
 
-    `refunds` are all that the books show, whoever made them; None if this answer does not tell.
+    `amount` is that of the whole charge. None: the amount that was authorized, which this event
+    does not repeat. `refunds` are all that the books show, whoever made them; None if this answer
+    does not tell.
     """
 
     reference: str
     status: ChargeStatus
-    amount: int
+    amount: int | None
     currency: str
     amount_captured: int = 0
     capture_before: datetime | None = None
@@ -353,6 +355,9 @@ class MethodChange:
 @dataclass(frozen=True, slots=True)
 class GatewayEvent:
     """A verified webhook. At most one of the states is given; the payment is found by either id.
+    The exception is a charge that is `voided` together with a refund: one of the two happened, and
+    the payment's own state decides which. An authorization was canceled, a captured charge was
+    refunded.
 
     A refund without a `refund_id` is one that was not made through us. With `ask` the event says
     that something happened, and the books have to be asked what. A gateway whose signature does
@@ -374,6 +379,8 @@ class GatewayEvent:
     # The key of a capture or void that was taken on ("processing") and is done now, or is not.
     done_key: str | None = None
     failed_key: str | None = None
+    # Which of our operations is not done, where the gateway does not repeat its key.
+    failed_operation: ChargeOperation | None = None
     ask: bool = False
     review: bool = False  # only a person can find out what it means
     delivery_id: str | None = None

@@ -210,24 +210,26 @@ class AdyenGateway(Gateway):
         amount = read_amount(answer.get("amount"))
         if amount is None:
             raise Unknown("the answer lacks the amount of the refund")
-        return Refund(received(answer, request.reference), "pending", *amount)
+        reference = received(answer, request.reference)
+        return Refund(reference, "pending", *amount, refund_id=request.refund_id)
 
     # Questions ----------------------------------------------------------------------------------
 
     def look_up(self, query: LookUp) -> Charge | None:
         """Repeat what was not answered, under its key; nothing at Adyen can be read.
 
-        So it is for a charge that waits for its shopper: Adyen repeats where to send them.
+        The same goes for a charge that waits for its shopper: Adyen answers again where to send
+        them. Without `query.resend` nothing is sent, and CannotTell is raised (see `_repeat`).
         """
         request = query.request
         if isinstance(request, ChargeRequest):
             if query.reference is not None and not references.is_ours(query.reference):
                 raise CannotTell("a payment cannot be read; its notification tells")
-            state = _repeat(lambda: self.charge(request), query.asked_at)
+            state = _repeat(lambda: self.charge(request), query)
             waits = query.reference is not None
         else:
             change = {"capture": self.capture, "void": self.void, "complete": self.complete}
-            state = _repeat(lambda: change[request.operation](request), query.asked_at)
+            state = _repeat(lambda: change[request.operation](request), query)
             waits = request.operation == "complete"
         if state is None and waits:  # None would say that the charge itself never was
             raise CannotTell("the repeat was refused; the charge waits on")
@@ -235,7 +237,7 @@ class AdyenGateway(Gateway):
 
     def look_up_refund(self, query: RefundLookUp) -> Refund | None:
         """As in `look_up`; the repeat of a known refund is answered "pending" again."""
-        state = _repeat(lambda: self.refund(query.request), query.asked_at)
+        state = _repeat(lambda: self.refund(query.request), query)
         if state is None and query.reference is not None:
             raise CannotTell("the repeat was refused, but the refund had been received")
         return state
@@ -291,9 +293,17 @@ def _underway(request: ChangeRequest) -> Charge:
     return Charge(request.reference, "processing", request.charged, request.currency)
 
 
-def _repeat(call: Callable[[], T], asked_at: datetime) -> T | None:
-    """Repeat a request under its key; None if that was refused, for then the first was too."""
-    if datetime.now(timezone.utc) - asked_at > KEY_LIFE:
+def _repeat(call: Callable[[], T], query: LookUp | RefundLookUp) -> T | None:
+    """Repeat a request under its key; None if that was refused, for then the first was too.
+
+    Once it must not be repeated any more there is no way to make sure that it never happens. Adyen
+    does not document what it answers to a known key with another request, so the key cannot be
+    used up. A technical cancel stops nothing that arrives after it, does nothing to a charge that
+    is captured at once, and would give up an authorization whose notification is only late.
+    """
+    if not query.resend:
+        raise CannotTell("it is not sent again; its notification tells")
+    if datetime.now(timezone.utc) - query.asked_at > KEY_LIFE:
         raise CannotTell("Adyen may have forgotten the key")
     try:
         return call()

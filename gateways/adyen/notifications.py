@@ -11,12 +11,12 @@ import hashlib
 import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 from domain.declines import ADYEN, normalized
 from gateways.adyen.amounts import read_amount
-from gateways.adyen.references import Reference, read
+from gateways.adyen.references import Reference, is_ours, read
 from gateways.base import Charge, Decline, Dispute, GatewayEvent, Refund, SignatureInvalid
 
 # `reason` of a refused authorization -> the `refusalReasonCode` that the API's answer has:
@@ -71,6 +71,7 @@ DISPUTES: Final[Mapping[str, Literal["open", "won", "lost"]]] = {
     "SCHEME_ARBITRATION_LOST": "lost",
 }
 LONGEST_REASON: Final = 200
+TECHNICAL_CANCEL: Final = "TECHNICAL_CANCEL"  # the outcome of a cancel by our reference
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +94,12 @@ class Notification:
 
     @property
     def payment(self) -> str:
-        """Adyen's reference of the payment."""
-        return self.original_reference or self.psp_reference
+        """Adyen's reference of the payment, or ours until it has one."""
+        if self.original_reference:
+            return self.original_reference
+        # What is canceled while it waits for the shopper may have no reference of Adyen's yet.
+        gave_up_offer = self.event_code == TECHNICAL_CANCEL and is_ours(self.merchant_reference)
+        return self.merchant_reference if gave_up_offer else self.psp_reference
 
     @property
     def ours(self) -> Reference | None:
@@ -179,19 +184,24 @@ def _printable(reason: object) -> str:
 
 
 def event_of(found: Notification) -> GatewayEvent:
-    """What a notification says; an event without a state for those that mean nothing to us."""
+    """What a notification says; an event without a state for those that mean nothing to us.
+
+    Captures, cancellations and refunds that were made by hand come with whatever reference was
+    typed there. They are about the payment that Adyen's own reference names, which is signed too.
+    No event makes us ask, because nothing at Adyen can be read.
+    """
     if found.event_code in DISPUTES:
         return _dispute(found)
     meaning = MEANINGS.get(found.event_code)
-    return _event(found) if meaning is None else meaning(found)
+    return _irrelevant(found) if meaning is None else meaning(found)
 
 
 def _authorization(found: Notification) -> GatewayEvent:
     ours = found.ours
     if ours is None or ours.capture is None:
-        return _event(found)  # a payment that was not made through us
+        return _irrelevant(found)  # a payment that was not made through us
     if found.amount is None:
-        return _event(found, ask=True)
+        return _unclear(found)
     if not found.done:
         code = REASON_CODES.get(found.reason.strip().lower())
         return _charge(found, found.amount, "declined", Decline(normalized(ADYEN, code), code))
@@ -202,24 +212,29 @@ def _capture(found: Notification) -> GatewayEvent:
     ours, amount = found.ours, found.amount
     if not found.done:
         return _failed(found)
-    if ours is None or ours.charged is None or amount is None:
-        return _event(found, ask=True)  # not captured through us: how much was authorized?
-    captured = Charge(found.payment, "captured", ours.charged, amount[1], amount_captured=amount[0])
-    return _event(found, charge=captured, done_key=ours.key)
+    if amount is None:
+        return _unclear(found)
+    charged = ours.charged if ours is not None else None
+    captured = Charge(found.payment, "captured", charged, amount[1], amount_captured=amount[0])
+    return _event(found, charge=captured, done_key=ours.key if ours is not None else None)
 
 
 def _failed(found: Notification) -> GatewayEvent:
-    """A capture or void was not done."""
-    if found.ours is not None and found.ours.key is not None:
-        return _event(found, failed_key=found.ours.key)
-    return _event(found, ask=True)
+    """A capture or void was not done. One that was tried by hand leaves everything as it was."""
+    ours = found.ours
+    if ours is not None and ours.key is not None:
+        return _event(found, failed_key=ours.key)
+    if ours is not None and found.event_code == TECHNICAL_CANCEL:
+        # It repeats the reference of the payment, not that of the cancel, which has our key.
+        return _event(found, failed_operation="void")
+    return _event(found)
 
 
 def _capture_undone(found: Notification) -> GatewayEvent:
     """The bank did not pay after all: before or after the capture was told as done."""
     if found.ours is not None and found.ours.key is not None:
         return _event(found, failed_key=found.ours.key)
-    return _event(found, review=True)  # which capture it is about it does not say
+    return _unclear(found)  # which capture it is about it does not say
 
 
 def _cancellation(found: Notification) -> GatewayEvent:
@@ -243,12 +258,11 @@ def _ended(
     status: Literal["voided", "declined"],
     decline: Decline | None = None,
 ) -> GatewayEvent:
-    amount = found.amount
-    if amount is None:
-        return _event(found, ask=True)
-    if found.ours is not None and found.ours.charged is not None:
-        amount = (found.ours.charged, amount[1])  # the event may tell only what was left of it
-    return _charge(found, amount, status, decline)
+    if found.amount is None:
+        return _unclear(found)
+    # Its own amount may be what was left of the charge only.
+    charged = found.ours.charged if found.ours is not None else None
+    return _charge(found, (charged, found.amount[1]), status, decline)
 
 
 def _refund(found: Notification) -> GatewayEvent:
@@ -261,15 +275,20 @@ def _refund_undone(found: Notification) -> GatewayEvent:
 
 def _refund_state(found: Notification, status: Literal["succeeded", "failed"]) -> GatewayEvent:
     if found.amount is None:
-        return _event(found, ask=True)
-    refund = Refund(found.psp_reference, status, *found.amount)
+        return _unclear(found)
     refund_id = found.ours.refund_id if found.ours is not None else None
+    refund = Refund(found.psp_reference, status, *found.amount, refund_id=refund_id)
     return _event(found, refund=refund, refund_id=refund_id)
 
 
 def _reversal(found: Notification) -> GatewayEvent:
-    """Made by hand: whether it was a cancel or a refund is said outside of the signed fields."""
-    return _event(found, ask=found.done)
+    """Made by hand: a cancel or a refund, whichever the payment allowed.
+
+    Which of both is said outside of the signed fields only, but it follows from our payment.
+    """
+    if not found.done:
+        return _event(found)
+    return replace(_gone(found), refund=_refund(found).refund)
 
 
 def _dispute(found: Notification) -> GatewayEvent:
@@ -285,7 +304,7 @@ MEANINGS: Final[Mapping[str, Callable[[Notification], GatewayEvent]]] = {
     "CAPTURE": _capture,
     "CAPTURE_FAILED": _capture_undone,
     "CANCELLATION": _cancellation,
-    "TECHNICAL_CANCEL": _cancellation,  # the cancel of a payment without a reference of Adyen's
+    TECHNICAL_CANCEL: _cancellation,
     "EXPIRE": _gone,
     "OFFER_CLOSED": _abandoned,
     "REFUND": _refund,
@@ -297,22 +316,34 @@ MEANINGS: Final[Mapping[str, Callable[[Notification], GatewayEvent]]] = {
 
 def _charge(
     found: Notification,
-    amount: tuple[int, str],
+    amount: tuple[int | None, str],
     status: Literal["authorized", "captured", "declined", "voided"],
     decline: Decline | None = None,
 ) -> GatewayEvent:
-    captured = amount[0] if status == "captured" else 0
     ours = found.ours
     of_charge = ours is not None and ours.capture is not None
     state = Charge(
         found.payment,
         status,
         *amount,
-        amount_captured=captured,
+        amount_captured=(amount[0] or 0) if status == "captured" else 0,
         decline=decline,
         replaces=found.merchant_reference if of_charge else None,
     )
     return _event(found, charge=state, done_key=ours.key if ours is not None else None)
+
+
+def _unclear(found: Notification) -> GatewayEvent:
+    """It is about our payment, and only a person can find out what it means for it."""
+    return _event(found, review=True)
+
+
+def _irrelevant(found: Notification) -> GatewayEvent:
+    """It changes nothing here, and needs no payment: whoever has none for it may take it at once.
+
+    Its reference is the name of a file (REPORT_AVAILABLE), or that of a payment of somebody else.
+    """
+    return replace(_event(found), reference=None)
 
 
 def _event(found: Notification, **said: Any) -> GatewayEvent:

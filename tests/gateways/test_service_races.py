@@ -355,7 +355,10 @@ def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adye
     adyen.arm("drop_before", "void", times=2)
     answer = adyen.post(adyen.manager, f"/payments/{payment['id']}/void")
     assert answer.status_code == 202, answer.text
-    sql(adyen, "UPDATE payments SET gateway_reference = 'PSP1' WHERE id = :id", id=payment["id"])
+    made = adyen_double(adyen).payment(payment["gateway_reference"])
+    assert made is not None
+    rename = "UPDATE payments SET gateway_reference = :psp WHERE id = :id"
+    sql(adyen, rename, psp=made.psp, id=payment["id"])
     assert adyen.becomes(payment["id"], "canceled")["status"] == "canceled"
     voids = [exchange for exchange in adyen.proxy.log if exchange.path.endswith("/cancels")]
     ours = [exchange for exchange in voids if f"-{payment['id']}-".encode() in exchange.body]

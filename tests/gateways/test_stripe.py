@@ -124,6 +124,7 @@ def charge_request(
 def change_request(
     charge: Charge, operation: ChargeOperation, amount: int | None = None
 ) -> ChangeRequest:
+    assert charge.amount is not None
     return ChangeRequest(
         operation=operation,
         key=secrets.token_hex(8),

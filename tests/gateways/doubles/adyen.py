@@ -6,8 +6,6 @@ notification. Nothing can be read back but the cards of a shopper.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import hmac
 import json
 import re
@@ -19,35 +17,25 @@ from typing import Any
 from urllib.parse import parse_qs
 
 from domain.money import unscale
+from tests.gateways.doubles.adyen_wire import (
+    API_KEY,
+    CARDS,
+    FOREIGN_HMAC_KEY,
+    HMAC_KEY,
+    MERCHANT_ACCOUNT,
+    NO_DECIMALS,
+    THREE_DECIMALS,
+    Violation,
+    new_reference,
+    read_amount,
+    refusal,
+    require,
+    signature,
+    signed_body,
+    stored_card,
+)
 from tests.gateways.doubles.server import Answer, BookEntry, Double, Request
 
-API_KEY = "AQE-test-key-of-the-double"
-MERCHANT_ACCOUNT = "EStoreECOM"
-HMAC_KEY = "44782DEF547AAA06C910C43932B1EB0C71FC68D9D0C057550C48EC2ACF6BA056"
-FOREIGN_HMAC_KEY = "B8E4D3FCF2A1949DB515D6CFDCF4C44F82C2E5574C60A10F999F93E76300E4F2"
-
-# https://docs.adyen.com/development-resources/currency-codes, written out on purpose: the
-# adapter's own table is what this one checks.
-NO_DECIMALS = {
-    "CVE",
-    "DJF",
-    "GNF",
-    "IDR",
-    "JPY",
-    "KMF",
-    "KRW",
-    "PYG",
-    "RWF",
-    "UGX",
-    "VND",
-    "VUV",
-    "XAF",
-    "XOF",
-    "XPF",
-}
-THREE_DECIMALS = {"BHD", "IQD", "JOD", "KWD", "LYD", "OMR", "TND"}
-
-AMOUNT_FIELDS = {"currency", "value"}
 PAYMENT_FIELDS = {
     "additionalData",
     "amount",
@@ -72,15 +60,6 @@ CHANGE_FIELDS = {
 }
 OPERATIONS = {"captures": "capture", "cancels": "void", "refunds": "refund"}
 
-# kind -> brand, last four digits, holder, and the refusal that it stands for
-CARDS: dict[str, tuple[str, str, str, tuple[str, str] | None]] = {
-    "good": ("visa", "1111", "Ada Lovelace", None),
-    "good_too": ("mc", "4444", "Ada Lovelace", None),
-    "declined": ("visa", "0002", "DECLINED", ("2", "Refused")),
-    "insufficient": ("visa", "9995", "NOT_ENOUGH_BALANCE", ("12", "Not enough balance")),
-    "action": ("visa", "1142", "Ada Lovelace", None),
-}
-
 
 @dataclass
 class Payment:
@@ -104,10 +83,6 @@ class Modification:
     reference: str
     amount: int
     failed: bool = False
-
-
-class Violation(Exception):
-    """The request is refused, and should not have been made."""
 
 
 class AdyenDouble(Double):
@@ -145,7 +120,7 @@ class AdyenDouble(Double):
     def store_card(self, kind: str) -> str:
         """A new storedPaymentMethodId. It belongs to the shopper who is first seen with it."""
         with self.lock:
-            token = _psp()
+            token = new_reference()
             self.cards[token] = (kind, None)
             return token
 
@@ -168,6 +143,15 @@ class AdyenDouble(Double):
         assert payment.approved is not None, "the shopper has not answered yet"
         return {"redirectResult": payment.redirect_result}
 
+    def approve_after_all(self, reference: str) -> None:
+        """The shopper's bank agrees to what was closed or given up: Adyen says that this happens
+        (https://www.adyen.help/hc/en-us/articles/360000238870-What-are-offers-)."""
+        with self.lock:
+            payment = self.payment(reference)
+            assert payment is not None
+            assert payment.status in ("declined", "voided")
+            self._decide(payment, None)
+
     def abandon(self, reference: str) -> None:
         """The shopper closes the page; 12 hours later Adyen closes the offer."""
         payment = self.payment(reference)
@@ -179,13 +163,13 @@ class AdyenDouble(Double):
         payment = self.payment(reference)
         assert payment is not None
         payment.status = "voided"
-        self.notify("EXPIRE", payment, psp=_psp(), original=payment.psp)
+        self.notify("EXPIRE", payment, psp=new_reference(), original=payment.psp)
 
     def dispute(self, reference: str) -> str:
         payment = self.payment(reference)
         assert payment is not None
         assert payment.status == "captured"
-        dispute_id = _psp()
+        dispute_id = new_reference()
         self.disputes[dispute_id] = payment
         self._dispute_event("NOTIFICATION_OF_CHARGEBACK", dispute_id)
         self._dispute_event("CHARGEBACK", dispute_id)
@@ -206,7 +190,36 @@ class AdyenDouble(Double):
         """The bank undoes a capture that had been told as done."""
         payment = self.payment(reference)
         assert payment is not None
-        self.notify("CAPTURE_FAILED", payment, psp=_psp(), original=payment.psp)
+        self.notify("CAPTURE_FAILED", payment, psp=new_reference(), original=payment.psp)
+
+    # The Customer Area: what people do there by hand. The reference is what they typed.
+
+    def capture_outside(
+        self, reference: str, amount: int | None = None, *, typed: str = ""
+    ) -> None:
+        self._by_hand("capture", reference, amount, typed)
+
+    def cancel_outside(self, reference: str, *, typed: str = "") -> None:
+        self._by_hand("void", reference, None, typed)
+
+    def refund_outside(self, reference: str, amount: int | None = None, *, typed: str = "") -> str:
+        """Returns Adyen's reference of the refund."""
+        return self._by_hand("refund", reference, amount, typed).psp
+
+    def reverse_outside(self, reference: str, *, typed: str = "") -> None:
+        """Cancel or refund, whichever is possible; the amount is always the whole."""
+        self._by_hand("reversal", reference, None, typed)
+
+    def _by_hand(
+        self, operation: str, reference: str, amount: int | None, typed: str
+    ) -> Modification:
+        with self.lock:
+            payment = self.payment(reference)
+            assert payment is not None
+            value = payment.amount if amount is None else amount
+            change = Modification(new_reference(), payment, typed, value)
+            getattr(self, f"_{operation}")(change, self._fails(operation))
+            return change
 
     def forge(
         self, headers: Mapping[str, str], body: bytes, *, age: float = 0, foreign: bool = False
@@ -289,28 +302,32 @@ class AdyenDouble(Double):
             {
                 "merchantAccount": MERCHANT_ACCOUNT,
                 "shopperReference": shopper,
-                "storedPaymentMethods": [_stored(token, self.cards[token][0]) for token in mine],
+                "storedPaymentMethods": [
+                    stored_card(token, self.cards[token][0]) for token in mine
+                ],
             },
         )
 
     def _pay(self, body: dict[str, Any]) -> Answer:
-        _require(set(body) <= PAYMENT_FIELDS, "fields that /payments does not have")
-        value, currency = _amount(body)
+        require(set(body) <= PAYMENT_FIELDS, "fields that /payments does not have")
+        value, currency = read_amount(body)
         for name, longest in (("reference", 80), ("returnUrl", 1024), ("shopperReference", 256)):
             known = body.get(name)
-            _require(isinstance(known, str) and 0 < len(known) <= longest, f"no valid {name}")
-        _require(body.get("shopperInteraction") == "ContAuth", "a card on file is ContAuth")
+            require(isinstance(known, str) and 0 < len(known) <= longest, f"no valid {name}")
+        require(body.get("shopperInteraction") == "ContAuth", "a card on file is ContAuth")
         model = body.get("recurringProcessingModel")
-        _require(model in ("CardOnFile", "UnscheduledCardOnFile"), "no processing model")
+        require(model in ("CardOnFile", "UnscheduledCardOnFile"), "no processing model")
         manual = body.get("additionalData", {}).get("manualCapture") == "true"
-        _require(manual or body.get("captureDelayHours") == 0, "neither captured nor manual")
-        _require(set(body["paymentMethod"]) == {"type", "storedPaymentMethodId"}, "no stored card")
+        require(manual or body.get("captureDelayHours") == 0, "neither captured nor manual")
+        require(set(body["paymentMethod"]) == {"type", "storedPaymentMethodId"}, "no stored card")
         token, shopper = body["paymentMethod"]["storedPaymentMethodId"], body["shopperReference"]
         kind, owner = self.cards.get(token, ("", None))
         if kind == "" or owner not in (None, shopper):
             return refusal(422, "800", "validation")
         self.cards[token] = (kind, shopper)
-        payment = Payment(_psp(), body["reference"], value, currency, not manual, "", token)
+        payment = Payment(
+            new_reference(), body["reference"], value, currency, not manual, "", token
+        )
         self.payments.append(payment)
         if kind == "action" and model == "CardOnFile":
             payment.status = "requires_action"
@@ -330,8 +347,8 @@ class AdyenDouble(Double):
         return self._decide(payment, CARDS[kind][3])
 
     def _details(self, body: dict[str, Any]) -> Answer:
-        _require(set(body) == {"details"}, "fields that /payments/details does not have")
-        _require(set(body["details"]) == {"redirectResult"}, "not the details of a redirect")
+        require(set(body) == {"details"}, "fields that /payments/details does not have")
+        require(set(body["details"]) == {"redirectResult"}, "not the details of a redirect")
         result = body["details"]["redirectResult"]
         payment = next((p for p in self.payments if result and p.redirect_result == result), None)
         if payment is None or payment.approved is None or payment.status != "requires_action":
@@ -360,17 +377,17 @@ class AdyenDouble(Double):
         return Answer(200, {**answer, "resultCode": "Authorised"})
 
     def _modify(self, psp: str, what: str, body: dict[str, Any]) -> Answer:
-        _require(set(body) <= CHANGE_FIELDS[what], f"fields that {what} does not have")
+        require(set(body) <= CHANGE_FIELDS[what], f"fields that {what} does not have")
         reference = body.get("reference")
-        _require(isinstance(reference, str) and len(reference) <= 80, "no valid reference")
+        require(isinstance(reference, str) and len(reference) <= 80, "no valid reference")
         payment = next((found for found in self.payments if found.psp == psp), None)
         if payment is None:
             return refusal(422, "167", "validation")
         value = payment.amount
         if what != "cancels":
-            value, currency = _amount(body)
-            _require(currency == payment.currency, "another currency than the payment's")
-        change = Modification(_psp(), payment, str(reference), value)
+            value, currency = read_amount(body)
+            require(currency == payment.currency, "another currency than the payment's")
+        change = Modification(new_reference(), payment, str(reference), value)
         getattr(self, f"_{OPERATIONS[what]}")(change, self._fails(OPERATIONS[what]))
         answer = {
             "merchantAccount": MERCHANT_ACCOUNT,
@@ -383,20 +400,16 @@ class AdyenDouble(Double):
 
     def _cancel_by_reference(self, body: dict[str, Any]) -> Answer:
         fields = {"merchantAccount", "reference", "paymentReference"}
-        _require(set(body) == fields, "not the fields of /cancels")
+        require(set(body) == fields, "not the fields of /cancels")
         payment = self.payment(body["paymentReference"])
-        done = payment is not None and payment.status in ("requires_action", "authorized")
-        done = done and not self._fails("void")
-        change_psp = _psp()
+        change_psp = new_reference()
         if payment is not None:
+            done = payment.status in ("requires_action", "authorized") and not self._fails("void")
             payment.status = "voided" if done else payment.status
+            # It repeats the reference of the payment, unlike all other outcomes:
+            # https://docs.adyen.com/api-explorer/Webhooks/1/post/TECHNICAL_CANCEL
             self.notify(
-                "TECHNICAL_CANCEL",
-                payment,
-                psp=change_psp,
-                original=payment.psp,
-                merchant_reference=body["reference"],
-                done=done,
+                "TECHNICAL_CANCEL", payment, psp=change_psp, original=payment.psp, done=done
             )
         return Answer(
             201,
@@ -430,6 +443,23 @@ class AdyenDouble(Double):
             self.refunds[change.psp] = change
         self._outcome("REFUND", change, done=done, reason="Insufficient balance on payment")
 
+    def _reversal(self, change: Modification, fails: bool) -> None:
+        payment, action = change.payment, "cancel"
+        done = payment.status in ("authorized", "captured") and payment.refunded == 0 and not fails
+        if done and payment.status == "captured":
+            action = "refund"
+            payment.refunded = payment.captured
+            self.refunds[change.psp] = change
+        elif done:
+            payment.status = "voided"
+        self._outcome(
+            "CANCEL_OR_REFUND",
+            change,
+            done=done,
+            reason="Not possible",
+            unsigned={"modification.action": action},
+        )
+
     def _fails(self, operation: str) -> bool:
         left = self.fails.get(operation, 0)
         self.fails[operation] = max(0, left - 1)
@@ -448,10 +478,11 @@ class AdyenDouble(Double):
         value: int | None = None,
         done: bool = True,
         reason: str = "",
+        unsigned: Mapping[str, str] | None = None,
     ) -> None:
         """Sign and send one. Without more said it is about the payment as a whole."""
         item: dict[str, Any] = {
-            "additionalData": {},
+            "additionalData": dict(unsigned or {}),
             "amount": {
                 "currency": payment.currency,
                 "value": payment.amount if value is None else value,
@@ -459,7 +490,9 @@ class AdyenDouble(Double):
             "eventCode": event,
             "eventDate": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "merchantAccountCode": MERCHANT_ACCOUNT,
-            "merchantReference": merchant_reference or payment.reference,
+            "merchantReference": (
+                payment.reference if merchant_reference is None else merchant_reference
+            ),
             "paymentMethod": "visa",
             "pspReference": psp,
             "reason": reason,
@@ -469,7 +502,15 @@ class AdyenDouble(Double):
             item["originalReference"] = original
         self.send_webhook({"content-type": "application/json"}, signed_body(item))
 
-    def _outcome(self, event: str, change: Modification, *, done: bool, reason: str) -> None:
+    def _outcome(
+        self,
+        event: str,
+        change: Modification,
+        *,
+        done: bool,
+        reason: str,
+        unsigned: Mapping[str, str] | None = None,
+    ) -> None:
         self.notify(
             event,
             change.payment,
@@ -479,6 +520,7 @@ class AdyenDouble(Double):
             value=change.amount,
             done=done,
             reason="" if done and event != "REFUND_FAILED" else reason,
+            unsigned=unsigned,
         )
 
     def _dispute_event(self, event: str, dispute_id: str) -> None:
@@ -491,79 +533,6 @@ class AdyenDouble(Double):
             value=payment.captured,
             reason="Fraudulent Processing of Transactions",
         )
-
-
-def signed_body(item: dict[str, Any], key: str = HMAC_KEY) -> bytes:
-    """A notification of one item as Adyen sends it. Its signature is put into the item."""
-    item.setdefault("additionalData", {})["hmacSignature"] = signature(item, key)
-    return json.dumps(
-        {"live": "false", "notificationItems": [{"NotificationRequestItem": item}]}
-    ).encode()
-
-
-def signature(item: Mapping[str, Any], key: str = HMAC_KEY) -> str:
-    """https://docs.adyen.com/development-resources/webhooks/verify-hmac-signatures"""
-    signed = ":".join(
-        str(part)
-        for part in (
-            item["pspReference"],
-            item.get("originalReference", ""),
-            item["merchantAccountCode"],
-            item["merchantReference"],
-            item["amount"]["value"],
-            item["amount"]["currency"],
-            item["eventCode"],
-            item["success"],
-        )
-    )
-    digest = hmac.new(bytes.fromhex(key), signed.encode(), hashlib.sha256).digest()
-    return base64.b64encode(digest).decode()
-
-
-def refusal(status: int, code: str, kind: str) -> Answer:
-    body = {
-        "status": status,
-        "errorCode": code,
-        "errorType": kind,
-        "message": "No.",
-        "pspReference": _psp(),
-    }
-    return Answer(status, body)
-
-
-def _psp() -> str:
-    return "".join(secrets.choice("BCDFGHJKLMNPQRSTVWXZ23456789") for _ in range(16))
-
-
-def _require(fact: bool, violation: str) -> None:
-    if not fact:
-        raise Violation(violation)
-
-
-def _amount(body: Mapping[str, Any]) -> tuple[int, str]:
-    amount = body.get("amount")
-    _require(isinstance(amount, dict) and set(amount) == AMOUNT_FIELDS, "no amount")
-    assert isinstance(amount, dict)
-    value, currency = amount["value"], amount["currency"]
-    _require(type(value) is int and value > 0, "no amount in whole minor units")
-    _require(isinstance(currency, str) and len(currency) == 3 and currency.isupper(), "no currency")
-    return value, currency
-
-
-def _stored(token: str, kind: str) -> dict[str, Any]:
-    brand, last_four, holder, _ = CARDS[kind]
-    return {
-        "id": token,
-        "type": "scheme",
-        "brand": brand,
-        "name": brand.upper(),
-        "lastFour": last_four,
-        "expiryMonth": "03",
-        "expiryYear": "2030",
-        "holderName": holder,
-        "networkTxReference": "MCC123456789012",
-        "supportedRecurringProcessingModels": ["CardOnFile", "UnscheduledCardOnFile"],
-    }
 
 
 def _entry(payment: Payment) -> BookEntry:
