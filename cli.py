@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from typing import NamedTuple, get_args
 
-from sqlalchemy.orm import Session
+from sqlalchemy import Engine
 
 import auth
 import database
-from config import ConfigurationError, get_settings
+import schemas
+from config import ConfigurationError, Settings, get_settings
+from domain.states import ReviewResolution
+from errors import ServiceError
 from gateways.registry import Gateways
 from observability import logs
+from services import comparison, reviews
 from services import invariants as invariant_checks
-from services import reconcile as reconciling
+from services.history import By
+from services.reconcile import LookupRules
 
 MOST_HOURS = 24 * 365  # who needs a token for longer needs an issuer
 
@@ -45,18 +52,25 @@ def token(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def reconcile(_: argparse.Namespace) -> int:
+def reconcile(arguments: argparse.Namespace) -> int:
     """Settle what is open once, compare the books, print the report."""
-    with _service() as (session, gateways):
-        report = reconciling.reconcile(session, gateways)
+    with _service() as service:
+        rules = LookupRules.from_settings(service.settings, service.gateways)
+        since = None if arguments.since is None else datetime.now(timezone.utc) - arguments.since
+        report = comparison.reconcile(service.engine, rules, since, _progress)
+    for name in report["not_compared"]:
+        print(
+            f"{name} cannot list its charges, so its books were not compared; see docs/{name}.md",
+            file=sys.stderr,
+        )
     print(json.dumps(report, indent=2))
     return 1 if report["mismatches"] or report["still_open"] else 0
 
 
 def invariants(_: argparse.Namespace) -> int:
     """Check the money invariants, print the report."""
-    with _service() as (session, gateways):
-        violations = invariant_checks.check(session, gateways)
+    with _service() as service, database.new_session(service.engine) as session:
+        violations = invariant_checks.check(session, service.gateways)
     print(json.dumps({"ok": not violations, "violations": violations}, indent=2))
     return 1 if violations else 0
 
@@ -79,14 +93,52 @@ def check_gateway(arguments: argparse.Namespace) -> int:
     return 0 if check(arguments.module, arguments.words).holds else 1
 
 
+def end_review(arguments: argparse.Namespace) -> int:
+    """End a review as `POST /payments/{id}/review` does, print the payment."""
+    data = schemas.ReviewCreate(
+        resolution=arguments.resolution,
+        amount=arguments.amount,
+        gateway_reference=arguments.gateway_reference,
+        refund_id=arguments.refund_id,
+        note=arguments.note,
+    )
+    with _service() as service, database.new_session(service.engine) as session:
+        try:
+            payment = reviews.resolve(session, By.service("cli"), arguments.payment, data)
+        except ServiceError as error:
+            print(error.body("cli").decode(), file=sys.stderr)
+            return 1
+    print(payment.model_dump_json(indent=2))
+    return 0
+
+
+def _span(text: str) -> timedelta:
+    """ "7d", "36h" or "90m" as a time span. Raises ValueError."""
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([dhm])", text, re.ASCII)
+    if found is None:
+        raise argparse.ArgumentTypeError("write it like 7d, 36h or 90m")
+    return timedelta(**{{"d": "days", "h": "hours", "m": "minutes"}[found[2]]: int(found[1])})
+
+
+def _progress(what: str, count: int) -> None:
+    """Tell a person who waits at a terminal how far it is."""
+    if sys.stderr.isatty():
+        print(f"\r{what}: {count}", end="", file=sys.stderr, flush=True)
+
+
+class _Service(NamedTuple):
+    settings: Settings
+    engine: Engine
+    gateways: Gateways
+
+
 @contextmanager
-def _service() -> Iterator[tuple[Session, Gateways]]:
+def _service() -> Iterator[_Service]:
     settings = get_settings()
     logs.configure(settings.log_level, json=settings.production)
     engine = database.open_database(settings)
     gateways = Gateways.from_settings(settings, engine)
-    with database.new_session(engine) as session:
-        yield session, gateways
+    yield _Service(settings, engine, gateways)
     gateways.close()
     engine.dispose()
 
@@ -104,7 +156,19 @@ def parser() -> argparse.ArgumentParser:
     command = subcommands.add_parser(
         "reconcile", help="settle what is open with the gateways once, and compare the books"
     )
+    command.add_argument(
+        "--since", type=_span, help="compare what was made or changed since then, such as 7d"
+    )
     command.set_defaults(run=reconcile)
+
+    command = subcommands.add_parser("review", help="end the review of a payment")
+    command.add_argument("payment", type=int, help="its id")
+    command.add_argument("--resolution", required=True, choices=get_args(ReviewResolution))
+    command.add_argument("--note", required=True, help="where you looked and what you saw")
+    command.add_argument("--amount", type=int, help="what was captured, in minor units")
+    command.add_argument("--gateway-reference", help="the gateway's id of the charge")
+    command.add_argument("--refund-id", type=int, help="which refund, if it is about one")
+    command.set_defaults(run=end_review)
 
     command = subcommands.add_parser("invariants", help="check the money invariants")
     command.set_defaults(run=invariants)

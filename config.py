@@ -78,6 +78,9 @@ class Settings(BaseSettings):
     gateways: Names = []
     gateway_timeout: float = Field(default=10.0, gt=0, le=120)
     reconcile_after: float = Field(default=5.0, gt=0, le=3600)
+    # Seconds that a payment may wait for its shopper, and that a lost request is sent again.
+    action_expires_after: float = Field(default=86_400.0, gt=0, le=2_592_000)
+    resend_within: float = Field(default=600.0, ge=0, le=21_600)
     gateway_concurrency: int = Field(default=20, ge=1, le=1000)
     routes: Path | None = None
 

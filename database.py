@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import sqlalchemy
 from alembic.config import Config as AlembicConfig
@@ -153,3 +153,16 @@ def alembic_config(url: str) -> AlembicConfig:
     config = AlembicConfig(ROOT / "alembic.ini")
     config.attributes["url"] = url
     return config
+
+
+NOW = sqlalchemy.func.now()  # the start of the transaction, by the database's clock
+
+
+def seconds_from_now(seconds: Any) -> Any:
+    """A time by the database's clock, in SQL; in the past for a negative number."""
+    return NOW + sqlalchemy.func.make_interval(0, 0, 0, 0, 0, 0, seconds)
+
+
+def age(column: Any) -> Any:
+    """Seconds since then by the database's clock, in SQL."""
+    return sqlalchemy.func.extract("epoch", NOW - column)

@@ -20,6 +20,7 @@ these classes, so what is documented is what is raised.
     ├── PaymentInProgress           409  payment_in_progress
     ├── OrderAlreadyPaid            409  order_already_paid
     ├── AmountExceedsRemaining      409  amount_exceeds_remaining
+    ├── PaymentDisputed             409  payment_disputed
     ├── OperationNotSupported       409  operation_not_supported
     ├── IdempotencyInProgress       409  idempotency_in_progress
     ├── BodyTooLarge                413  body_too_large
@@ -335,6 +336,22 @@ class AmountExceedsRemaining(ServiceError):
     hint = "Send at most `remaining`, or leave the amount out to take all of it."
     keeps_key = True
     example: ClassVar[Mapping[str, Any]] = {"remaining": 1099}
+
+
+class PaymentDisputed(ServiceError):
+    """The shopper's bank has been asked for this money, or has given it back.
+
+    A refund would give it to the shopper a second time.
+    """
+
+    status = 409
+    code = "payment_disputed"
+    hint = (
+        "Look at the dispute in `dispute_id`: GET /disputes/{id}. To refund all the same, send"
+        " `allow_disputed: true`."
+    )
+    keeps_key = True
+    example: ClassVar[Mapping[str, Any]] = {"dispute_id": 3}
 
 
 class OperationNotSupported(ServiceError):

@@ -40,6 +40,7 @@ from routers import (
     sandbox,
     webhooks,
 )
+from services.reconcile import LookupRules
 from workers.loop import Workers
 from workers.roles import Resources
 
@@ -128,7 +129,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-    workers = Workers(Resources(app.state.engine, app.state.gateways))
+    app.state.lookup_rules = LookupRules.from_settings(settings, app.state.gateways)
+    workers = Workers(Resources(app.state.engine, app.state.gateways, app.state.lookup_rules))
     if settings.run_workers:
         workers.start()
     docs.announce(settings)

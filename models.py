@@ -214,6 +214,8 @@ class Payment(Base):
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     needs_review: Mapped[bool] = mapped_column(server_default=text("false"))
     review_reason: Mapped[ReviewReason | None] = mapped_column(Text)
+    # What the gateway showed then, in short: once accepted, the same is not asked about again.
+    review_state: Mapped[str | None]
     reviewed_at: Mapped[datetime | None]  # when a person ended the last review
     # What the gateway was sent beside the amount: a repeat under the same key must be the same.
     return_url: Mapped[str | None]

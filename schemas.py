@@ -28,6 +28,7 @@ from domain.states import (
     RefundOrigin,
     RefundStatus,
     ReviewReason,
+    ReviewResolution,
 )
 from fields import MAX_ID as MAX_ID
 from fields import (
@@ -301,6 +302,30 @@ class VoidCreate(In):
 class RefundCreate(In):
     amount: Amount | None = Field(default=None, description="What is left, by default.")
     reason: Annotated[Text, StringConstraints(min_length=1, max_length=500)] | None = None
+    allow_disputed: bool = Field(
+        default=False,
+        description="Refund although a dispute is open or lost: the shopper may get it twice.",
+    )
+
+
+class ReviewCreate(In):
+    """What a person found in the gateway's books."""
+
+    resolution: ReviewResolution = Field(
+        description="What the gateway's books show; `accepted` keeps the payment as it is."
+    )
+    amount: Amount | None = Field(
+        default=None, description="What was captured: all of it, by default."
+    )
+    gateway_reference: Annotated[Text, StringConstraints(min_length=1, max_length=255)] | None = (
+        Field(default=None, description="The gateway's id of the charge, if we do not know it.")
+    )
+    refund_id: Annotated[int, Field(ge=1, le=MAX_ID)] | None = Field(
+        default=None, description="With `refunded` or `not_refunded`: which refund."
+    )
+    note: Annotated[Text, StringConstraints(min_length=1, max_length=500)] = Field(
+        description="Where you looked and what you saw; kept in the payment's history."
+    )
 
 
 class NextAction(Out):

@@ -4,6 +4,12 @@
 the transaction ends. Where a reader is given, None means that everybody's rows may be seen.
 """
 
+from crud.comparisons import (
+    list_disputes_by_reference,
+    list_payments_of_charges,
+    list_recent_payments,
+    list_refunds_of_payments,
+)
 from crud.disputes import list_disputes, require_dispute, save_dispute
 from crud.events import add_event, list_order_events
 from crud.idempotency import (
@@ -44,7 +50,6 @@ from crud.payment_methods import (
     require_payment_method,
 )
 from crud.payments import (
-    check_now,
     count_needs_review,
     count_open,
     find_payment,
@@ -54,28 +59,26 @@ from crud.payments import (
     has_unreferenced_payment,
     list_charged_payments,
     list_payments,
-    list_unsettled,
     lock_payment,
     open_payment,
     require_payment,
-    schedule_check,
-    take_due_payments,
+    require_payment_to_look_up,
 )
 from crud.refunds import (
+    get_blocking_dispute,
     get_refund_of_key,
     list_refunds,
     lock_pending_refunds,
     lock_refund,
-    lock_refund_by_reference,
+    lock_refund_of_state,
     open_refund,
     require_refund,
-    take_due_refunds,
+    require_refund_to_look_up,
 )
 
 __all__ = [
     "add_event",
     "add_gateway_event",
-    "check_now",
     "claim_key",
     "clear_default_payment_method",
     "count_needs_review",
@@ -87,6 +90,7 @@ __all__ = [
     "find_payment_method",
     "find_violations",
     "get_answer",
+    "get_blocking_dispute",
     "get_charged_payment_method",
     "get_default_payment_method",
     "get_gateway_customer",
@@ -101,21 +105,24 @@ __all__ = [
     "link_key",
     "list_charged_payments",
     "list_disputes",
+    "list_disputes_by_reference",
     "list_methods_of_token",
     "list_open_keys",
     "list_order_events",
     "list_orders",
     "list_payment_methods",
     "list_payments",
+    "list_payments_of_charges",
+    "list_recent_payments",
     "list_refunds",
-    "list_unsettled",
+    "list_refunds_of_payments",
     "lock_key",
     "lock_order",
     "lock_payment",
     "lock_payment_method",
     "lock_pending_refunds",
     "lock_refund",
-    "lock_refund_by_reference",
+    "lock_refund_of_state",
     "lock_user",
     "open_payment",
     "open_refund",
@@ -125,12 +132,11 @@ __all__ = [
     "require_order",
     "require_payment",
     "require_payment_method",
+    "require_payment_to_look_up",
     "require_refund",
+    "require_refund_to_look_up",
     "save_dispute",
-    "schedule_check",
     "set_order_status",
     "store_answer",
-    "take_due_payments",
-    "take_due_refunds",
     "take_over_key",
 ]

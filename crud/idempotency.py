@@ -15,7 +15,7 @@ from sqlalchemy import Row, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
-from crud.due import after
+from database import seconds_from_now
 from models import IdempotencyKey
 
 KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
@@ -37,7 +37,7 @@ def claim_key(
     fresh: dict[str, Any] = {
         "fingerprint": fingerprint,
         "owner": secrets.token_hex(16),
-        "owned_until": after(seconds),
+        "owned_until": seconds_from_now(seconds),
         "gateway_key": None,
         "request_id": request_id,
         "status": None,
@@ -71,7 +71,7 @@ def take_over_key(session: Session, key_id: int, seconds: float) -> Row[Any]:
     return session.execute(
         update(KEYS)
         .where(KEYS.c.id == key_id)
-        .values(owner=secrets.token_hex(16), owned_until=after(seconds))
+        .values(owner=secrets.token_hex(16), owned_until=seconds_from_now(seconds))
         .returning(*KEY_COLUMNS)
     ).one()
 

@@ -9,12 +9,23 @@ from models import GatewayEvent
 
 
 def add_gateway_event(
-    session: Session, gateway: str, event_id: str, event_type: str, payment_id: int | None
+    session: Session,
+    gateway: str,
+    event_id: str,
+    event_type: str,
+    payment_id: int | None,
+    delivery_id: str | None = None,
 ) -> bool:
-    """Store an event; False when it was stored before."""
+    """Store an event; False when it was stored before, or came in a delivery that was."""
     stored = session.scalar(
         upsert(GatewayEvent)
-        .values(gateway=gateway, event_id=event_id, type=event_type, payment_id=payment_id)
+        .values(
+            gateway=gateway,
+            event_id=event_id,
+            delivery_id=delivery_id,
+            type=event_type,
+            payment_id=payment_id,
+        )
         .on_conflict_do_nothing()
         .returning(GatewayEvent.id)
     )

@@ -11,8 +11,8 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 import schemas
-from crud.due import after, is_at, take_due
 from crud.paging import is_id, page_of
+from database import age, seconds_from_now
 from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod
 from errors import NotFound
 from models import Order, Payment, Refund
@@ -48,32 +48,30 @@ def open_payment(
             capture_method=capture_method,
             return_url=return_url,
             off_session=off_session,
-            check_at=after(check_after),
+            check_at=seconds_from_now(check_after),
         )
         .on_conflict_do_nothing()
         .returning(Payment)
     )
 
 
-def schedule_check(session: Session, row: Payment | Refund, seconds: float) -> None:
-    """Look up at the gateway what became of it, in so many seconds, if nobody settles it."""
-    row.asked_at = func.now()
-    row.check_at = after(seconds)
-    row.checks = 0
-    session.flush()
-
-
-def check_now(session: Session, row: Payment | Refund) -> None:
-    """Look up at the gateway, as soon as a worker can, what has changed there.
-
-    `asked_at` of an open request stays: the life of its key at the gateway counts from there.
+def require_payment_to_look_up(session: Session, payment_id: int) -> Row[Any]:
+    """The payment, with its ages in seconds by the database's clock: `age` of the charge,
+    `open_for` of the request that is open, `unreviewed_for` since that or since a person's last
+    look, and `reviewed_ago` since the latter.
     """
-    is_open = row.status == "pending" or getattr(row, "operation", None) is not None
-    if not is_open:
-        row.asked_at = func.now()
-    row.check_at = func.now()
-    row.checks = 0
-    session.flush()
+    looked_at = func.greatest(PAYMENT_COLUMNS.asked_at, PAYMENT_COLUMNS.reviewed_at)
+    return session.execute(
+        select(
+            *[
+                *PAYMENT_COLUMNS,
+                age(PAYMENT_COLUMNS.created_at).label("age"),
+                age(PAYMENT_COLUMNS.asked_at).label("open_for"),
+                age(looked_at).label("unreviewed_for"),
+                age(PAYMENT_COLUMNS.reviewed_at).label("reviewed_ago"),
+            ]
+        ).where(PAYMENT_COLUMNS.id == payment_id)
+    ).one()
 
 
 def get_live_payment(session: Session, order_id: int) -> Row[Any] | None:
@@ -155,7 +153,7 @@ def has_unreferenced_payment(session: Session, gateway: str) -> bool:
             PAYMENT_COLUMNS.gateway == gateway,
             PAYMENT_COLUMNS.gateway_reference.is_(None),
             # One that is never found must not let events be refused for ever.
-            PAYMENT_COLUMNS.created_at > after(-ANSWER_IS_DUE),
+            PAYMENT_COLUMNS.created_at > seconds_from_now(-ANSWER_IS_DUE),
         )
         .limit(1)
     )
@@ -174,21 +172,6 @@ def get_payment_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
     ).one_or_none()
 
 
-def take_due_payments(
-    session: Session,
-    limit: int,
-    ids: Sequence[int] | None = None,
-    *,
-    of: str | None = None,
-    but: Sequence[str] | None = None,
-) -> Sequence[Row[Any]]:
-    """Payments whose gateway is to be asked now; see `crud.due.take_due`.
-
-    Of all gateways, of one, or of all but these.
-    """
-    return session.execute(take_due(Payment, limit, ids, is_at(of, but))).all()
-
-
 def count_open(session: Session) -> int:
     """Payments and refunds whose outcome is not known: asked, and not answered."""
     unknown = or_(Payment.status == "pending", Payment.operation.is_not(None))
@@ -199,13 +182,6 @@ def count_open(session: Session) -> int:
         .where(Refund.status == "pending", Refund.gateway_reference.is_(None))
     )
     return (session.scalar(payments) or 0) + (session.scalar(refunds) or 0)
-
-
-def list_unsettled(session: Session) -> tuple[Sequence[int], Sequence[int]]:
-    """The ids of all payments and refunds that their gateways may know more about than we do."""
-    payments = session.scalars(select(Payment.id).where(Payment.check_at.is_not(None))).all()
-    refunds = session.scalars(select(Refund.id).where(Refund.check_at.is_not(None))).all()
-    return payments, refunds
 
 
 def count_needs_review(session: Session) -> int:

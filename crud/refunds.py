@@ -6,20 +6,28 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import ColumnElement, Row, insert, select, true
+from sqlalchemy import Row, func, insert, select
 from sqlalchemy.orm import Session
 
 import schemas
-from crud.due import after, is_at, take_due
 from crud.paging import is_id, page_of
+from database import age, seconds_from_now
+from domain.states import RefundOrigin
 from errors import NotFound
-from models import Payment, Refund
+from models import Dispute, Payment, Refund
 
 REFUND_COLUMNS = Refund.__table__.c
+PAYMENT_COLUMNS = Payment.__table__.c
 
 
 def open_refund(
-    session: Session, payment: Payment, *, amount: int, reason: str | None, check_after: float
+    session: Session,
+    payment: Payment,
+    *,
+    amount: int,
+    reason: str | None,
+    check_after: float,
+    origin: RefundOrigin = "service",
 ) -> Refund:
     """Reserve the amount. The payment is locked, and the caller has checked what is left of it;
     a trigger and a CHECK refuse more than was captured all the same."""
@@ -32,12 +40,23 @@ def open_refund(
             amount=amount,
             currency=payment.currency,
             reason=reason,
-            check_at=after(check_after),
+            origin=origin,
+            check_at=seconds_from_now(check_after),
         )
         .returning(Refund)
     ).one()
     session.refresh(payment, ["refund_reserved"])
     return refund
+
+
+def get_blocking_dispute(session: Session, payment_id: int) -> int | None:
+    """The id of a dispute of this payment that is open or lost: its money goes back, or may."""
+    return session.scalar(
+        select(Dispute.id)
+        .where(Dispute.payment_id == payment_id, Dispute.status.in_(("open", "lost")))
+        .order_by(Dispute.id.desc())
+        .limit(1)
+    )
 
 
 def lock_refund(session: Session, refund_id: int, payment_id: int) -> Refund | None:
@@ -52,14 +71,20 @@ def lock_refund(session: Session, refund_id: int, payment_id: int) -> Refund | N
     )
 
 
-def lock_refund_by_reference(session: Session, payment_id: int, reference: str) -> Refund | None:
-    """The refund of this payment that its gateway calls so, locked."""
-    return session.scalar(
+def lock_refund_of_state(
+    session: Session, payment_id: int, reference: str, refund_id: int | None
+) -> Refund | None:
+    """The refund of this payment that its gateway means, locked: the one that it calls so, or
+    else the one whose id of ours it shows."""
+    named = session.scalar(
         select(Refund)
         .where(Refund.payment_id == payment_id, Refund.gateway_reference == reference)
         .with_for_update()
         .execution_options(populate_existing=True)
     )
+    if named is not None or refund_id is None:
+        return named
+    return lock_refund(session, refund_id, payment_id)
 
 
 def lock_pending_refunds(session: Session, payment_id: int) -> Sequence[Refund]:
@@ -85,6 +110,22 @@ def require_refund(session: Session, payment_id: int, refund_id: int) -> Row[Any
     return row
 
 
+def require_refund_to_look_up(session: Session, refund_id: int) -> Row[Any]:
+    """The refund, with its ages in seconds; see `require_payment_to_look_up`."""
+    looked_at = func.greatest(REFUND_COLUMNS.asked_at, PAYMENT_COLUMNS.reviewed_at)
+    return session.execute(
+        select(
+            *[
+                *REFUND_COLUMNS,
+                age(REFUND_COLUMNS.asked_at).label("open_for"),
+                age(looked_at).label("unreviewed_for"),
+            ]
+        )
+        .join(PAYMENT_COLUMNS.id.table, PAYMENT_COLUMNS.id == REFUND_COLUMNS.payment_id)
+        .where(REFUND_COLUMNS.id == refund_id)
+    ).one()
+
+
 def get_refund_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
     return session.execute(
         select(*REFUND_COLUMNS).where(REFUND_COLUMNS.gateway_key == gateway_key)
@@ -94,18 +135,3 @@ def get_refund_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
 def list_refunds(session: Session, payment_id: int, page: schemas.Page) -> Sequence[Row[Any]]:
     rows = select(*REFUND_COLUMNS).where(REFUND_COLUMNS.payment_id == payment_id)
     return page_of(session, rows, REFUND_COLUMNS.id, page)
-
-
-def take_due_refunds(
-    session: Session,
-    limit: int,
-    ids: Sequence[int] | None = None,
-    *,
-    of: str | None = None,
-    but: Sequence[str] | None = None,
-) -> Sequence[Row[Any]]:
-    """Refunds whose gateway is to be asked now; see `take_due_payments`."""
-    at_gateway: ColumnElement[bool] = true()
-    if of is not None or but is not None:
-        at_gateway = REFUND_COLUMNS.payment_id.in_(select(Payment.id).where(is_at(of, but)))
-    return session.execute(take_due(Refund, limit, ids, at_gateway)).all()

@@ -18,6 +18,7 @@ EventType = Literal[
     "payment.voided",
     "payment.canceled",
     "payment.needs_review",
+    "payment.reviewed",
     "refund.created",
     "refund.succeeded",
     "refund.failed",

@@ -33,9 +33,25 @@ ReviewReason = Literal[
     "refund_failed_late",  # the money came back after the order had ended as refunded
     "refund_made_twice",  # the gateway made a refund that was given up, or made it again
 ]
+# A charge in a gateway's books.
+ChargeStatus = Literal[
+    "processing",  # the gateway has it and has not decided
+    "requires_action",
+    "approved",  # the shopper has agreed, and the gateway waits to be told to go on
+    "authorized",
+    "captured",
+    "declined",
+    "voided",  # given up or expired, before or after an authorization
+]
 PaymentOperation = Literal["capture", "void", "cancel"]  # cancel: void, and cancel the order
 CaptureMethod = Literal["automatic", "manual"]
 Mover = Literal["owner", "manager", "payments"]
+
+# How a person ends a review: what the gateway's books show, or that all stays as it is. The last
+# two are about a refund.
+ReviewResolution = Literal[
+    "captured", "authorized", "not_charged", "voided", "accepted", "refunded", "not_refunded"
+]
 
 ORDER_STATUSES: Final = get_args(OrderStatus)
 PAYMENT_STATUSES: Final = get_args(PaymentStatus)

@@ -27,20 +27,13 @@ from typing_extensions import Self
 
 from config import ConfigurationError, Settings
 from domain.money import EXPONENTS, MAX_AMOUNT
+from domain.states import ChargeStatus as ChargeStatus
+from domain.states import DisputeStatus, RefundStatus
 
 T = TypeVar("T")
 
-ChargeStatus = Literal[
-    "processing",  # the gateway has it and has not decided
-    "requires_action",
-    "approved",  # the shopper has agreed, and the gateway waits for `complete`
-    "authorized",
-    "captured",
-    "declined",
-    "voided",  # given up or expired, before or after an authorization
-]
 ChargeOperation = Literal["capture", "void", "complete"]
-RefundState = Literal["pending", "succeeded", "failed"]
+RefundState = RefundStatus
 PaymentType = Literal["card", "paypal", "bank_account"]
 
 
@@ -265,7 +258,7 @@ class Refund:
     """
 
     reference: str
-    status: RefundState
+    status: RefundStatus
     amount: int
     currency: str
     refund_id: int | None = None
@@ -304,7 +297,7 @@ class Dispute:
     """A dispute as the gateway's books show it now."""
 
     reference: str
-    status: Literal["open", "won", "lost"]
+    status: DisputeStatus
     amount: int
     currency: str
     reason: str

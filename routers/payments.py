@@ -22,13 +22,14 @@ from errors import (
     OperationNotSupported,
     OrderAlreadyPaid,
     PaymentDeclined,
+    PaymentDisputed,
     PaymentInProgress,
     PaymentMethodNotFound,
 )
 from routers.lists import Id, next_page, whose
 from routers.problems import owned, problems
 from routers.route import AskingDep, ContextDep, ServiceRoute
-from services import payments, refunds
+from services import payments, refunds, reviews
 from services.context import Context
 
 router = APIRouter(tags=["Payments"], route_class=ServiceRoute)
@@ -42,14 +43,14 @@ PENDING: dict[int | str, dict[str, Any]] = {
 
 
 PENDING_REFUND: dict[int | str, dict[str, Any]] = {202: {**PENDING[202], "model": schemas.Refund}}
-MANAGED = owned(
+MANAGED_ERRORS = (
     InvalidStatusTransition,
     AmountExceedsRemaining,
     OperationNotSupported,
     PaymentInProgress,
     GatewayUnavailable,
-    body=True,
 )
+MANAGED = owned(*MANAGED_ERRORS, body=True)
 
 
 @router.post(
@@ -235,7 +236,7 @@ def void_payment(
     response_model=schemas.Refund,
     operation_id="refundPayment",
     summary="Refund a captured payment",
-    responses=PENDING_REFUND | MANAGED,
+    responses=PENDING_REFUND | owned(*MANAGED_ERRORS, PaymentDisputed, body=True),
 )
 def refund_payment(
     session: SessionDep,
@@ -258,6 +259,42 @@ def refund_payment(
     """Never more than was captured, however many arrive at once. Needs `payments:manage`."""
     _require_managed(session, context, payment_id)
     return refunds.refund(session, context, asking, payment_id, data or schemas.RefundCreate())
+
+
+@router.post(
+    "/payments/{payment_id}/review",
+    response_model=schemas.Payment,
+    operation_id="reviewPayment",
+    summary="End the review of a payment",
+    responses=owned(InvalidStatusTransition, AmountExceedsRemaining, body=True),
+)
+def review_payment(
+    session: SessionDep,
+    context: ContextDep,
+    payment_id: Id,
+    data: Annotated[
+        schemas.ReviewCreate,
+        Body(
+            openapi_examples={
+                "captured": {
+                    "summary": "The gateway's books show the charge",
+                    "value": {
+                        "resolution": "captured",
+                        "gateway_reference": "pi_3Q",
+                        "note": "dashboard, 1099 captured on 3 May",
+                    },
+                },
+                "not_charged": {
+                    "summary": "The gateway knows of no charge",
+                    "value": {"resolution": "not_charged", "note": "searched by order and time"},
+                },
+            }
+        ),
+    ],
+) -> Any:
+    """Settles the payment as if the gateway had said it. Needs the scope `payments:manage`."""
+    _require_managed(session, context, payment_id)
+    return reviews.end(session, context, payment_id, data)
 
 
 @router.get(

@@ -112,7 +112,7 @@ def answer_action(
     with phase(session):
         payment = crud.get_payment(session, row.payment_id, None)
     if payment is not None:
-        reconcile.look_up_payment(session, gateways, payment)
+        reconcile.look_up_payment(session, request.app.state.lookup_rules, payment)
     if row.return_url and row.return_url != f"{request.base_url}{RETURN_PAGE}":
         return RedirectResponse(row.return_url, status_code=303)
     return _page(row, request.url.path)  # which says more than the one for all gateways

@@ -95,16 +95,15 @@ class Context:
             raise IdempotencyInProgress
 
 
-def conclude(
-    session: Session, gateway_key: str, request_id: str | None, render: Callable[[str], Answer]
-) -> Answer:
+def answer_waiting_requests(
+    session: Session, gateway_key: str, render: Callable[[str], Answer]
+) -> None:
     """The outcome of a money request is known: whoever repeats its request gets this answer.
 
-    `render` takes the id of the request to answer. Returns the answer for `request_id`.
+    `render` takes the id of the request to answer.
     """
     for key in crud.list_open_keys(session, gateway_key):
         answer = render(key.request_id)
         crud.store_answer(
             session, key.id, status=answer.status, headers=answer.headers, body=answer.body
         )
-    return render(request_id or "")

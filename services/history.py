@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy.orm import Session
 
 import crud
 import schemas
+from database import NOW
 from domain.events import Actor, EventType
-from domain.states import OrderStatus, PaymentStatus, RefundStatus
+from domain.states import OrderStatus, PaymentStatus, RefundStatus, ReviewReason
 from models import Dispute, Order, Payment, PaymentMethod, Refund
 from services.context import Context
 
@@ -88,13 +90,34 @@ def move_payment(
     _add(session, by, PAYMENT_EVENTS[status], order, schemas.Payment.model_validate(payment))
 
 
-def ask_for_review(session: Session, by: By, order: Order, payment: Payment) -> None:
+def flag_for_review(
+    session: Session, by: By, order: Order, payment: Payment, reason: ReviewReason
+) -> None:
     """Hand a payment over to a person: a machine cannot settle it without guessing."""
-    if not payment.needs_review:
-        payment.needs_review = True
-        order.last_sequence += 1
-        session.flush()
-        _add(session, by, "payment.needs_review", order, schemas.Payment.model_validate(payment))
+    payment.needs_review, payment.review_reason = True, reason
+    order.last_sequence += 1
+    session.flush()
+    _add(session, by, "payment.needs_review", order, schemas.Payment.model_validate(payment))
+
+
+def end_review(
+    session: Session,
+    by: By,
+    order: Order,
+    payment: Payment,
+    *,
+    resolution: str,
+    note: str,
+) -> None:
+    """A person has looked at a payment; the event names who, what they found and why."""
+    reason = payment.review_reason
+    payment.needs_review, payment.review_reason = False, None
+    payment.reviewed_at = NOW
+    order.last_sequence += 1
+    session.flush()
+    shown = schemas.Payment.model_validate(payment).model_dump(mode="json")
+    told = {"review": {"reason": reason, "resolution": resolution, "note": note}}
+    _add_data(session, by, "payment.reviewed", order, shown | told)
 
 
 def move_refund(
@@ -114,6 +137,12 @@ def tell_dispute(session: Session, by: By, order: Order, dispute: Dispute) -> No
 
 
 def _add(session: Session, by: By, event_type: EventType, order: Order, shown: schemas.Out) -> None:
+    _add_data(session, by, event_type, order, shown.model_dump(mode="json"))
+
+
+def _add_data(
+    session: Session, by: By, event_type: EventType, order: Order, data: dict[str, Any]
+) -> None:
     crud.add_event(
         session,
         event_type,
@@ -121,5 +150,5 @@ def _add(session: Session, by: By, event_type: EventType, order: Order, shown: s
         order=order,
         actor=by.actor,
         request_id=by.request_id,
-        data=shown.model_dump(mode="json"),
+        data=data,
     )

@@ -14,19 +14,30 @@ from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
+import leases
 from database import phase
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
-from gateways.base import GatewayEvent, MethodChange, NotDone, SignatureInvalid, Unknown
+from gateways.base import (
+    GatewayEvent,
+    MethodChange,
+    NotDone,
+    Refund,
+    SignatureInvalid,
+    Unknown,
+)
 from gateways.registry import Gateways
 from models import Order, Payment
 from observability.logs import get_logger
 from services import payment_methods, payments
-from services.history import By, ask_for_review
+from services.history import By
+from services.questions import OPERATIONS
 from services.settlement import (
-    operation_not_done,
+    review,
     settle_charge,
     settle_dispute,
+    settle_not_executed,
     settle_refund,
+    settle_refunds,
 )
 
 log = get_logger()
@@ -62,8 +73,16 @@ def receive(
             return  # not stored: if it is sent again it may be known by then
         # The locks come first: storing the event locks the payment a little, for its foreign key.
         order, payment = payments.lock(session, found.order_id, found.id)
-        if crud.add_gateway_event(session, name, event.id, event.type, payment.id):
-            _apply(session, event, order, payment, By.gateway(name))
+        if _store(session, name, event, payment.id):
+            can_ask = gateway.capabilities.reads_back
+            _apply(session, event, order, payment, By.gateway(name), can_ask=can_ask)
+
+
+def _store(session: Session, name: str, event: GatewayEvent, payment_id: int | None) -> bool:
+    """Whether it is new; what was stored is applied in the same transaction."""
+    return crud.add_gateway_event(
+        session, name, event.id, event.type, payment_id, event.delivery_id
+    )
 
 
 def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
@@ -78,42 +97,69 @@ def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
     return bool(event.reference == payment.gateway_reference)
 
 
-def _apply(session: Session, event: GatewayEvent, order: Order, payment: Payment, by: By) -> None:
+def _apply(
+    session: Session,
+    event: GatewayEvent,
+    order: Order,
+    payment: Payment,
+    by: By,
+    *,
+    can_ask: bool,
+) -> None:
     if event.done_key is not None and _was_given_up(event.done_key, payment):
         # It was told as failed before: whether the money was taken is for a person to find out.
-        log.error("webhook.contradicts", gateway=payment.gateway, gateway_event=event.id)
-        ask_for_review(session, by, order, payment)
-    elif event.charge is not None:
+        review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
+    elif event.charge is not None and not (event.refund is not None and payment.amount_captured):
         charge = event.charge
         if event.done_key is not None and event.done_key == payment.operation_key:
             # The outcome of our own request, whatever the gateway calls the charge by now.
             charge = replace(charge, replaces=payment.gateway_reference)
-        settle_charge(session, by, order, payment, charge, hint=True)
-    if event.refund is not None:
-        if event.refund_id is not None:
-            refund = crud.lock_refund(session, event.refund_id, payment.id)
-        else:
-            refund = crud.lock_refund_by_reference(session, payment.id, event.refund.reference)
-        if refund is not None and event.refund_key not in (None, refund.gateway_key):
-            log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
-        elif refund is None:  # money that went back without us
-            log.error("webhook.unknown_refund", gateway=payment.gateway, gateway_event=event.id)
-            ask_for_review(session, by, order, payment)
-        else:
-            settle_refund(session, by, order, payment, refund, event.refund, hint=True)
+        settle_charge(session, by, order, payment, charge, "hint", can_ask=can_ask)
+    if event.refund is not None and (event.charge is None or payment.amount_captured):
+        _apply_refund(session, event, event.refund, order, payment, by, can_ask=can_ask)
     if event.dispute is not None:
         settle_dispute(session, by, order, payment, event.dispute)
+    asked_for = OPERATIONS[payment.operation] if payment.operation is not None else None
+    if event.failed_operation is not None and event.failed_operation == asked_for:
+        settle_not_executed(session, by, order, payment, "answer")
     if event.failed_key is not None:
         if event.failed_key == payment.operation_key:
-            operation_not_done(session, by, payment)
+            settle_not_executed(session, by, order, payment, "answer")
         elif payment.amount_captured:  # it was done, days ago, and is undone now
-            ask_for_review(session, by, order, payment)
+            review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
     if event.review:
-        ask_for_review(session, by, order, payment)
+        review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
     if event.ask:
-        crud.check_now(session, payment)
+        leases.schedule_lookup(payment, "now")
         for refund in crud.lock_pending_refunds(session, payment.id):
-            crud.check_now(session, refund)
+            leases.schedule_lookup(refund, "now")
+        session.flush()
+
+
+def _apply_refund(
+    session: Session,
+    event: GatewayEvent,
+    state: Refund,
+    order: Order,
+    payment: Payment,
+    by: By,
+    *,
+    can_ask: bool,
+) -> None:
+    """A refund of ours, or one that was made outside."""
+    refund_id = event.refund_id if state.refund_id is None else state.refund_id
+    refund = crud.lock_refund_of_state(session, payment.id, state.reference, refund_id)
+    if refund is not None and event.refund_key not in (None, refund.gateway_key):
+        log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
+    elif refund is not None:
+        settle_refund(session, by, order, payment, refund, state, "hint", can_ask=can_ask)
+    elif payment.amount_captured:
+        settle_refunds(session, by, order, payment, [state], "hint")
+    elif can_ask:  # it came before what it is about
+        leases.schedule_lookup(payment, "now")
+        session.flush()
+    else:
+        raise PaymentInProgress("The charge is not captured here yet; send it again")
 
 
 def _was_given_up(key: str, payment: Payment) -> bool:
@@ -124,7 +170,7 @@ def _was_given_up(key: str, payment: Payment) -> bool:
 def _change_methods(session: Session, name: str, event: GatewayEvent, change: MethodChange) -> None:
     """A saved method was renewed, or removed, at the gateway; so it is here."""
     with phase(session):
-        if crud.add_gateway_event(session, name, event.id, event.type, None):
+        if _store(session, name, event, None):
             for row in crud.list_methods_of_token(session, name, change.token):
                 payment_methods.follow_gateway(
                     session, By.gateway(name), row.user_id, row.id, change.details

@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 import crud
 from database import phase
 from gateways.registry import Gateways
-from services.reconcile import compare
+from services.comparison import compare
 
 
 def check(session: Session, gateways: Gateways) -> list[dict[str, Any]]:

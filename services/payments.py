@@ -11,15 +11,17 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
+import leases
 import schemas
 from database import phase
-from domain.states import PaymentOperation
+from domain.states import PaymentOperation, PaymentStatus
 from errors import (
     AmountExceedsRemaining,
     InvalidRequest,
@@ -29,24 +31,36 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from gateways.base import ChangeRequest, Charge, Gateway, NotDone
+from gateways.base import ChangeRequest, Charge, ChargeRequest, Gateway, LookUp, NotDone, Refused
 from models import Order, Payment
 from services import questions
 from services.calling import UNKNOWN, Asking, ask, settling, state_of
 from services.context import Answer, Context
 from services.history import By
+from services.questions import Question
+from services.responses import charge_response, operation_response
 from services.settlement import (
-    charge_not_done,
-    charged,
     expect_action,
     expect_completion,
-    operated,
-    operation_not_done,
     settle_charge,
+    settle_not_executed,
 )
 
 # Where a shopper lands whose storefront did not say where to (see routers/checkout.py).
 RETURN_PAGE = "checkout/return"
+
+
+# Charging ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedCharge:
+    """A charge that is committed and about to be sent."""
+
+    gateway: Gateway
+    payment: Payment
+    request: ChargeRequest
+    question: Question
 
 
 def pay(
@@ -58,20 +72,60 @@ def pay(
 ) -> Answer:
     """Charge an order with one of its user's payment methods.
 
-    201 when the money is taken or held, or waits for the shopper; 402 when it was declined; 202
-    when the outcome is not known yet; 502 when the gateway was surely not reached.
-    Raises NotFound, OrderAlreadyPaid, PaymentInProgress, PaymentMethodNotFound,
-    OperationNotSupported.
+    An earlier payment that waits for its shopper is given up first. 201 when the money is taken
+    or held, or waits for the shopper; 402 when it was declined; 202 when the outcome is not known
+    yet; 502 when the gateway was surely not reached. Raises NotFound, OrderAlreadyPaid,
+    PaymentInProgress, PaymentMethodNotFound, OperationNotSupported.
     """
-    with phase(session):  # claim
+    claim = _claim(session, context, asking, order_id, data)
+    if isinstance(claim, ClaimedOperation):
+        if carry_out(session, asking, claim, By.caller(context)) != "canceled":
+            # Its shopper may have approved meanwhile, or the gateway does not say.
+            raise PaymentInProgress(payment_id=claim.request.payment_id)
+        claim = _claim(session, context, asking, order_id, data, gives_up=False)
+    assert isinstance(claim, ClaimedCharge)
+    gateway, request, payment_id = claim.gateway, claim.request, claim.payment.id
+    unknown = charge_response(claim.payment, context.request_id)
+    charge = ask(gateway, "charge", lambda: gateway.charge(request), asking.seconds)  # call
+    if charge is UNKNOWN:
+        return unknown
+    with settling(session, unknown) as outcome:
+        order, payment = lock(session, order_id, payment_id)
+        by = By.gateway(payment.gateway, context.request_id)
+        source = claim.question.source(payment)
+        if isinstance(charge, NotDone):
+            refused = isinstance(charge, Refused)
+            settle_not_executed(session, by, order, payment, source, refused=refused)
+        else:
+            settle_charge(session, by, order, payment, charge, source)
+        outcome.answer = charge_response(payment, context.request_id)
+    return outcome.answer
+
+
+def _claim(
+    session: Session,
+    context: Context,
+    asking: Asking,
+    order_id: int,
+    data: schemas.PaymentCreate,
+    *,
+    gives_up: bool = True,
+) -> ClaimedCharge | ClaimedOperation:
+    """Commit what is sent to a gateway next: the charge, or, where an earlier payment waits for
+    its shopper, the request that gives that one up."""
+    with phase(session):
         order = crud.lock_order(session, order_id, context.principal.orders_of)
-        refuse_unpayable(session, order)
+        waiting = _waiting_payment(session, order) if gives_up else None
+        if waiting is None:
+            refuse_unpayable(session, order)
         method = _method(session, order, data.payment_method_id)
         gateway = asking.gateway(method.gateway)
         manual = data.capture_method == "manual"
         if manual and not gateway.capabilities.manual_capture:
             raise OperationNotSupported("This gateway cannot authorize now and capture later")
         refuse_amount(gateway, order.total_amount, order.currency)
+        if waiting is not None:
+            return claim_operation(session, asking, order, waiting, "void")
         payment = crud.open_payment(
             session,
             order,
@@ -88,20 +142,44 @@ def pay(
         request = questions.charge_request(
             payment, method, service_url=asking.service_url, fault=asking.fault
         )
-        unknown = charged(payment, context.request_id)
-        claimed = payment.check_at
-    charge = ask(gateway, "charge", lambda: gateway.charge(request), asking.seconds)  # call
-    if charge is UNKNOWN:
-        return unknown
-    with settling(session, unknown) as outcome:
-        order, payment = lock(session, order_id, payment.id)
-        by = By.gateway(payment.gateway, context.request_id)
-        if not isinstance(charge, NotDone):
-            outcome.answer = settle_charge(session, by, order, payment, charge)
-        elif payment.check_at == claimed:
-            outcome.answer = charge_not_done(session, by, order, payment, charge)
-        # Else a look-up is under way, which may have sent the request where we could not.
-    return outcome.answer
+        return ClaimedCharge(gateway, payment, request, Question.about_payment(payment))
+
+
+def _waiting_payment(session: Session, order: Order) -> Payment | None:
+    """The payment of a locked order that waits for its shopper and can be given up, locked."""
+    live = crud.get_live_payment(session, order.id)
+    if live is None or live.status != "requires_action" or live.operation is not None:
+        return None
+    return crud.lock_payment(session, live.id)
+
+
+def refuse_unpayable(session: Session, order: Order) -> None:
+    """Raises unless a locked order may be paid now."""
+    live = crud.get_live_payment(session, order.id)
+    if live is not None and live.status in ("pending", "requires_action"):
+        raise PaymentInProgress(payment_id=live.id)
+    if order.status == "canceled":
+        raise InvalidStatusTransition(
+            "A canceled order cannot be paid", current_status="canceled", allowed_statuses=[]
+        )
+    if order.status != "pending" or live is not None:
+        members = {"payment_id": live.id} if live is not None else {}
+        raise OrderAlreadyPaid(**members)
+
+
+# Changing a charge ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedOperation:
+    """A capture, or a payment that is given up, that is committed and about to be sent."""
+
+    gateway: Gateway
+    order_id: int
+    operation: PaymentOperation
+    request: ChangeRequest
+    charge: LookUp  # how the charge is, should the gateway refuse
+    question: Question
 
 
 def capture(
@@ -129,6 +207,127 @@ def cancel_with_order(
     return _operate(session, context, asking, payment_id, "cancel", None)
 
 
+def give_up_expired(session: Session, asking: Asking, by: By, payment_id: int) -> None:
+    """Give up a payment whose shopper has stayed away, if it still waits; its order stays."""
+    with phase(session):
+        found = crud.require_payment(session, payment_id, None)
+        order, payment = lock(session, found.order_id, payment_id)
+        if payment.status != "requires_action" or payment.operation is not None:
+            return
+        claim = claim_operation(session, asking, order, payment, "void")
+    carry_out(session, asking, claim, by)
+
+
+def _operate(
+    session: Session,
+    context: Context,
+    asking: Asking,
+    payment_id: int,
+    operation: PaymentOperation,
+    amount: int | None,
+) -> Answer:
+    with phase(session):  # claim
+        found = crud.require_payment(session, payment_id, None)
+        order, payment = lock(session, found.order_id, payment_id)
+        claim = claim_operation(session, asking, order, payment, operation, amount)
+        context.link(session, claim.request.key)
+        shown: schemas.Out = (
+            schemas.Order.model_validate(order)
+            if operation == "cancel"
+            else schemas.Payment.model_validate(payment)
+        )
+        unknown = Answer.resource(202, shown)
+    asked, charge = _call_operation(claim, asking)
+    if asked is UNKNOWN:
+        return unknown
+    with settling(session, unknown) as outcome:
+        order, payment = _settle_operation(session, claim, By.caller(context), asked, charge)
+        if payment.operation_key != claim.request.key:
+            outcome.answer = operation_response(
+                order, payment, operation, claim.request.amount, context.request_id
+            )
+        # Else it was only received, or somebody looks it up, or the books contradict us.
+    return outcome.answer
+
+
+def claim_operation(
+    session: Session,
+    asking: Asking,
+    order: Order,
+    payment: Payment,
+    operation: PaymentOperation,
+    amount: int | None = None,
+) -> ClaimedOperation:
+    """Claim a capture or void of a locked payment, in the caller's transaction.
+
+    Raises AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported,
+    PaymentInProgress.
+    """
+    gateway = asking.gateway(payment.gateway)
+    _refuse_operation(payment, operation, amount)
+    if operation == "capture" and amount not in (None, payment.amount):
+        if not gateway.capabilities.partial_capture:
+            raise OperationNotSupported("This gateway captures all of it or nothing")
+        refuse_amount(gateway, amount, payment.currency)
+    payment.operation = operation
+    payment.operation_key = str(uuid.uuid4())
+    payment.operation_amount = payment.amount if amount is None else amount
+    leases.claim_lookup(session, payment, asking.check_after)
+    method = crud.get_charged_payment_method(session, payment.payment_method_id)
+    return ClaimedOperation(
+        gateway=gateway,
+        order_id=order.id,
+        operation=operation,
+        request=questions.operation_request(payment, asking.fault),
+        charge=questions.about_charge(payment, method),
+        question=Question.about_payment(payment),
+    )
+
+
+def carry_out(
+    session: Session, asking: Asking, claim: ClaimedOperation, by: By
+) -> PaymentStatus | None:
+    """Send a claimed operation and settle it, for nobody who waits for its answer.
+
+    Returns what the payment is then; None if the gateway does not say.
+    """
+    asked, charge = _call_operation(claim, asking)
+    if asked is UNKNOWN:
+        return None
+    with phase(session):
+        _, payment = _settle_operation(session, claim, by, asked, charge)
+        return payment.status
+
+
+def _call_operation(claim: ClaimedOperation, asking: Asking) -> tuple[Any, Charge | None]:
+    """What the gateway says, and the charge as it shows it then, if it does."""
+    gateway, request = claim.gateway, claim.request
+    change = gateway.capture if claim.operation == "capture" else gateway.void
+    asked = ask(gateway, claim.operation, lambda: change(request), asking.seconds)  # call
+    charge = state_of(asked)
+    if isinstance(asked, NotDone):
+        # Refused, or not reached? If its books can be read, what they show now decides.
+        seen = ask(gateway, "look_up", lambda: gateway.look_up(claim.charge), asking.seconds)
+        charge = state_of(seen)
+    return asked, charge
+
+
+def _settle_operation(
+    session: Session, claim: ClaimedOperation, by: By, asked: Any, charge: Charge | None
+) -> tuple[Order, Payment]:
+    order, payment = lock(session, claim.order_id, claim.request.payment_id)
+    source = claim.question.source(payment)
+    if charge is not None:
+        settle_charge(session, by, order, payment, charge, source)
+    undecided = charge is None or charge.status in ("authorized", "requires_action")
+    if isinstance(asked, NotDone) and undecided and payment.operation_key == claim.request.key:
+        settle_not_executed(session, by, order, payment, source)
+    return order, payment
+
+
+# The shopper is back ----------------------------------------------------------------------------
+
+
 def confirm(
     session: Session,
     context: Context,
@@ -150,30 +349,29 @@ def confirm(
         goes_on = payment.status == "pending" and payment.gateway_reference is not None
         completes = (waits or goes_on) and bool(returned) and gateway.capabilities.wants_returned
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
-        question = questions.about_charge(payment, method)
+        charge = questions.about_charge(payment, method)
         by = By.gateway(payment.gateway, context.request_id)
-        page, claimed = payment.next_action, payment.check_at
-        if completes:
-            if waits:
-                expect_completion(session, by, order, payment)
-            request = questions.completion_request(payment, returned)
-            claimed = payment.check_at
-    if waits and not completes:
-        seen = ask(gateway, "look_up", lambda: gateway.look_up(question), asking.seconds)
+        page = payment.next_action
+        if completes and waits:
+            expect_completion(session, by, order, payment)
+        request = questions.completion_request(payment, returned) if completes else None
+        question = Question.about_payment(payment)
+    if waits and request is None:
+        seen = ask(gateway, "look_up", lambda: gateway.look_up(charge), asking.seconds)
         state = state_of(seen)
         if state is not None:
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
-                settle_charge(session, by, order, payment, state)
-                completes = state.status == "approved" and payment.status == "pending"
-                request = questions.completion_request(payment)
-                claimed = payment.check_at
-    if completes:
-        not_done = complete(session, gateway, by, order.id, request, asking.seconds)
+                settle_charge(session, by, order, payment, state, question.source(payment))
+                if state.status == "approved" and payment.status == "pending":
+                    request = questions.completion_request(payment)
+                    question = Question.about_payment(payment)
+    if request is not None:
+        not_done = complete(session, gateway, by, order.id, request, question, asking.seconds)
         if not_done and page is not None:  # with something else than this payment's
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
-                if payment.status == "pending" and payment.check_at == claimed:
+                if payment.status == "pending" and question.source(payment) == "answer":
                     expect_action(session, by, order, payment, page)
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
@@ -188,6 +386,7 @@ def complete(
     by: By,
     order_id: int,
     request: ChangeRequest,
+    question: Question,
     seconds: float | None = None,
 ) -> bool:
     """Go on with a charge that its shopper has approved. The payment is `pending`: that is the
@@ -197,81 +396,11 @@ def complete(
     if charge is not None:  # else the reconciler asks again
         with phase(session):
             order, payment = lock(session, order_id, request.payment_id)
-            settle_charge(session, by, order, payment, charge)
+            settle_charge(session, by, order, payment, charge, question.source(payment))
     return isinstance(asked, NotDone)
 
 
-def refuse_unpayable(session: Session, order: Order) -> None:
-    """Raises unless a locked order may be paid now."""
-    live = crud.get_live_payment(session, order.id)
-    if live is not None and live.status in ("pending", "requires_action"):
-        raise PaymentInProgress(payment_id=live.id)
-    if order.status == "canceled":
-        raise InvalidStatusTransition(
-            "A canceled order cannot be paid", current_status="canceled", allowed_statuses=[]
-        )
-    if order.status != "pending" or live is not None:
-        members = {"payment_id": live.id} if live is not None else {}
-        raise OrderAlreadyPaid(**members)
-
-
-def _operate(
-    session: Session,
-    context: Context,
-    asking: Asking,
-    payment_id: int,
-    operation: PaymentOperation,
-    amount: int | None,
-) -> Answer:
-    with phase(session):  # claim
-        found = crud.require_payment(session, payment_id, None)
-        order, payment = lock(session, found.order_id, payment_id)
-        gateway = asking.gateway(payment.gateway)
-        _refuse_operation(payment, operation, amount)
-        if operation == "capture" and amount not in (None, payment.amount):
-            if not gateway.capabilities.partial_capture:
-                raise OperationNotSupported("This gateway captures all of it or nothing")
-            refuse_amount(gateway, amount, payment.currency)
-        payment.operation = operation
-        payment.operation_key = key = str(uuid.uuid4())
-        payment.operation_amount = payment.amount if amount is None else amount
-        crud.schedule_check(session, payment, asking.check_after)
-        context.link(session, key)
-        request = questions.operation_request(payment, asking.fault)
-        method = crud.get_charged_payment_method(session, payment.payment_method_id)
-        question = questions.about_charge(payment, method)
-        shown: schemas.Out = (
-            schemas.Order.model_validate(order)
-            if operation == "cancel"
-            else schemas.Payment.model_validate(payment)
-        )
-        unknown = Answer.resource(202, shown)
-        claimed = payment.check_at
-    change = gateway.capture if operation == "capture" else gateway.void
-    asked = ask(gateway, operation, lambda: change(request), asking.seconds)  # call
-    if asked is UNKNOWN:
-        return unknown
-    charge = state_of(asked)
-    if charge is None:
-        # Refused, or not reached? If its books can be read, what they show now decides.
-        seen = ask(gateway, "look_up", lambda: gateway.look_up(question), asking.seconds)
-        charge = state_of(seen)
-    with settling(session, unknown) as outcome:
-        order, payment = lock(session, order.id, payment_id)
-        by = By.caller(context)
-        if charge is not None:
-            settle_charge(session, by, order, payment, charge)
-        if payment.operation_key != key:
-            outcome.answer = operated(order, payment, operation, context.request_id)
-        elif isinstance(asked, NotDone) and payment.check_at == claimed and _undecided(charge):
-            outcome.answer = operation_not_done(session, by, payment)
-        # Else it was only received, or somebody looks it up, or the books contradict us.
-    return outcome.answer
-
-
-def _undecided(charge: Charge | None) -> bool:
-    """Whether the books show, or cannot show, a charge as it was before it was to be changed."""
-    return charge is None or charge.status in ("authorized", "requires_action")
+# What is refused --------------------------------------------------------------------------------
 
 
 def refuse_amount(gateway: Gateway, amount: int | None, currency: str) -> None:

@@ -1,12 +1,17 @@
-"""What a gateway is asked, made from our rows alone: so every repeat is the same, by whomever."""
+"""What a gateway is asked, built from stored rows only, so every repeat is identical.
+
+And what the row was when it was asked: that decides what the answer is worth.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from sqlalchemy import Row
 
+from domain.settlement import Source
 from domain.states import PaymentOperation
 from gateways.base import (
     ChangeRequest,
@@ -103,18 +108,55 @@ def refund_request(
     )
 
 
-def about_charge(payment: Payment | Row[Any], method: Row[Any]) -> LookUp:
-    """What became of the charge?"""
-    return LookUp(charge_request(payment, method), payment.gateway_reference, payment.created_at)
+def about_charge(payment: Payment | Row[Any], method: Row[Any], *, resend: bool = False) -> LookUp:
+    """What became of the charge? `resend`: whether it may be sent again to find out."""
+    request = charge_request(payment, method)
+    return LookUp(request, payment.gateway_reference, payment.created_at, resend)
 
 
-def about_operation(payment: Payment | Row[Any]) -> LookUp:
+def about_operation(payment: Payment | Row[Any], *, resend: bool = False) -> LookUp:
     """What became of the capture or void that is claimed?"""
-    return LookUp(operation_request(payment), payment.gateway_reference, payment.asked_at)
+    request = operation_request(payment)
+    return LookUp(request, payment.gateway_reference, payment.asked_at, resend)
 
 
-def about_refund(payment: Row[Any], refund: Row[Any]) -> RefundLookUp:
+def about_refund(payment: Row[Any], refund: Row[Any], *, resend: bool = False) -> RefundLookUp:
     """What became of the refund?"""
-    return RefundLookUp(
-        refund_request(payment, refund), refund.gateway_reference, refund.created_at
-    )
+    request = refund_request(payment, refund)
+    return RefundLookUp(request, refund.gateway_reference, refund.created_at, resend)
+
+
+# The columns that change when a row moves, or when somebody begins to look it up (`check_at`).
+MOVES_OF_PAYMENT: Final = (
+    "status",
+    "operation_key",
+    "gateway_reference",
+    "amount_captured",
+    "amount_refunded",
+    "check_at",
+)
+MOVES_OF_REFUND: Final = ("status", "gateway_reference", "check_at")
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What a row was when its gateway was asked about it.
+
+    An answer about a row that has moved since is old news, and so is one about a row that
+    somebody else has begun to look up: that look-up may have sent the request where we could not.
+    """
+
+    row: Mapping[str, Any]
+
+    @classmethod
+    def about_payment(cls, payment: Payment | Row[Any]) -> Question:
+        return cls({name: getattr(payment, name) for name in MOVES_OF_PAYMENT})
+
+    @classmethod
+    def about_refund(cls, refund: Refund | Row[Any]) -> Question:
+        return cls({name: getattr(refund, name) for name in MOVES_OF_REFUND})
+
+    def source(self, locked: Payment | Refund) -> Source:
+        """What the answer is worth, now that the row is locked again."""
+        moved = any(getattr(locked, name) != value for name, value in self.row.items())
+        return "hint" if moved else "answer"

@@ -1,274 +1,307 @@
-"""Finding out what became of what nobody answered, and comparing our books with the gateways'.
+"""Looking up what became of what nobody answered, and of what time has changed.
 
-It asks, re-reads under the lock, then applies. What a gateway cannot tell within a day is handed
-to a person; it is never failed by a timer and never charged again to be sure.
+A look-up asks, locks, then applies. What a gateway cannot tell within a day is handed to a person;
+it is never failed by a timer and never charged again to be sure.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from datetime import datetime, timedelta, timezone
-from typing import Any
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
 
-from sqlalchemy import Row
+from sqlalchemy import Engine, Row
 from sqlalchemy.orm import Session
 
 import crud
-from database import phase
-from domain.states import DEAD_PAYMENT_STATUSES
-from gateways.base import Gateway, NotDone
+import leases
+from config import Settings
+from database import new_session, phase
+from domain.settlement import decide_unknown
+from gateways.base import Charge, Gateway, NotDone
 from gateways.registry import Gateways
+from leases import Lane
 from models import Payment, Refund
 from observability.logs import get_logger
 from services import payments, questions, refunds
-from services.calling import UNKNOWN, ask, state_of
-from services.history import By, ask_for_review
+from services.calling import UNKNOWN, Asking, ask, state_of
+from services.history import By
+from services.questions import Question
 from services.settlement import (
-    charge_not_done,
-    operation_not_done,
-    refund_not_done,
+    apply,
+    known,
+    review,
     settle_charge,
+    settle_not_executed,
     settle_refund,
+    settle_refund_not_executed,
+    settle_refunds,
 )
 
 log = get_logger()
 
-BATCH = 20  # between two looks at whether to stop
-REVIEW_AFTER = timedelta(hours=24)  # longer than any gateway's own reports take
 BY = By.service("reconciler")
+REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
+# Look-ups at once for each gateway and lane, each with a thread.
+AT_ONCE: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
+CALLS_OF_A_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRules:
+    """How look-ups are made. Times are in seconds."""
+
+    gateways: Gateways
+    resend_within: float  # RESEND_WITHIN
+    action_expires_after: float  # ACTION_EXPIRES_AFTER
+    asking: Asking
+    lease: float  # longer than a look-up can last
+
+    @classmethod
+    def from_settings(cls, settings: Settings, gateways: Gateways) -> LookupRules:
+        return cls(
+            gateways=gateways,
+            resend_within=settings.resend_within,
+            action_expires_after=settings.action_expires_after,
+            asking=Asking(gateways=gateways, check_after=settings.reconcile_after),
+            lease=CALLS_OF_A_LOOKUP * settings.gateway_timeout + 10,
+        )
+
+
+# What is due ------------------------------------------------------------------------------------
 
 
 def run_once(
-    session: Session,
-    gateways: Gateways,
+    engine: Engine,
+    rules: LookupRules,
+    lane: Lane,
+    gateway: str | None,
     *,
-    of: str | None = None,
-    but: Sequence[str] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Look up what is due at all gateways, at one, or at all but these.
+    """Look up what is due at a gateway (None: at all that are switched off), until nothing is.
 
-    Returns how many payments and refunds were taken.
+    Several at once, each leased by the thread that looks it up. Returns how many there were.
     """
+    with new_session(engine) as session:
+        first = _take_due(session, rules, lane, gateway, AT_ONCE[lane])
+    if not first:
+        return 0
+
+    def drain(row: tuple[type[Payment] | type[Refund], Row[Any]]) -> int:
+        done, mine = 0, [row]
+        with new_session(engine) as session:
+            while mine and not stopping():
+                look_up(session, rules, *mine[0])
+                done += 1
+                mine = _take_due(session, rules, lane, gateway, 1)
+        return done
+
+    with ThreadPoolExecutor(len(first), thread_name_prefix=f"lookup-{gateway}") as threads:
+        return sum(threads.map(drain, first))
+
+
+def _take_due(
+    session: Session, rules: LookupRules, lane: Lane, gateway: str | None, limit: int
+) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
+    """Open refunds and payments share a lane; so neither waits for all of the other."""
+    taken: list[tuple[type[Payment] | type[Refund], Row[Any]]] = []
+    names = list(rules.gateways.by_name)
     with phase(session):
-        due_payments = crud.take_due_payments(session, BATCH, of=of, but=but)
-        due_refunds = crud.take_due_refunds(session, BATCH, of=of, but=but)
-    _look_up_all(session, gateways, due_payments, due_refunds, stopping)
-    return len(due_payments) + len(due_refunds)
+        if lane == "open":
+            where = (
+                leases.at_gateway(Refund, gateway)
+                if gateway is not None
+                else leases.at_other_gateways(Refund, names)
+            )
+            rows = leases.take_due_refunds(session, where, limit=limit, lease=rules.lease)
+            taken += [(Refund, row) for row in rows]
+        if len(taken) < limit:
+            where = (
+                leases.at_gateway(Payment, gateway)
+                if gateway is not None
+                else leases.at_other_gateways(Payment, names)
+            )
+            left = limit - len(taken)
+            rows = leases.take_due_payments(session, lane, where, limit=left, lease=rules.lease)
+            taken += [(Payment, row) for row in rows]
+    return taken
 
 
-def _look_up_all(
-    session: Session,
-    gateways: Gateways,
-    due_payments: Sequence[Row[Any]],
-    due_refunds: Sequence[Row[Any]],
-    stopping: Callable[[], bool] = lambda: False,
+def settle_all(
+    engine: Engine, rules: LookupRules, progress: Callable[[int], None] = lambda _: None
+) -> int:
+    """Look up once everything that a gateway may know more about, due or not.
+
+    Returns how many there were; `progress` is told so far.
+    """
+    done = 0
+    models: tuple[type[Payment] | type[Refund], ...] = (Payment, Refund)
+    limit = AT_ONCE["open"]
+    with ThreadPoolExecutor(limit, thread_name_prefix="lookup") as threads:
+        for model in models:
+            last = 0
+            while True:
+                with new_session(engine) as session, phase(session):
+                    rows = leases.take_next(session, model, last, limit=limit, lease=rules.lease)
+                if not rows:
+                    break
+                list(threads.map(partial(_look_up_apart, engine, rules, model), rows))
+                last = max(row.id for row in rows)
+                done += len(rows)
+                progress(done)
+    return done
+
+
+def _look_up_apart(
+    engine: Engine, rules: LookupRules, model: type[Payment] | type[Refund], row: Row[Any]
 ) -> None:
-    """One that fails does not keep the others waiting; its own next look-up is set already."""
-    for look_up, due in ((look_up_payment, due_payments), (look_up_refund, due_refunds)):
-        for row in due:
-            if stopping():
-                return
-            try:
-                look_up(session, gateways, row)
-            except Exception as error:
-                session.rollback()
-                log.error("reconcile.failed", id=row.id, error=type(error).__name__)
-                _review_if_old(session, row, getattr(row, "payment_id", row.id))
+    with new_session(engine) as session:
+        look_up(session, rules, model, row)
 
 
-def _review_if_old(session: Session, seen: Row[Any], payment_id: int) -> None:
-    """Hand over to a person what could not be settled for a day."""
-    if datetime.now(timezone.utc) - seen.asked_at > REVIEW_AFTER:
-        _hand_over(session, seen, payment_id)
+# One look-up ------------------------------------------------------------------------------------
 
 
-def _hand_over(session: Session, seen: Row[Any], payment_id: int) -> None:
-    """A payment, or a refund of it, is a person's to settle.
+def look_up(
+    session: Session, rules: LookupRules, model: type[Payment] | type[Refund], leased: Row[Any]
+) -> None:
+    """Ask about one leased row and apply what is learned. One that fails keeps no other waiting:
+    its next look-up is set, and if it has been open for a day it is handed to a person."""
+    try:
+        (look_up_payment if model is Payment else look_up_refund)(session, rules, leased)
+    except Exception as error:
+        session.rollback()
+        log.error("reconcile.failed", id=leased.id, error=type(error).__name__)
+    try:
+        with phase(session):
+            leases.finish_lookup(session, model, leased)
+        if model is Payment:
+            _review_overdue(session, rules, leased.id)
+        else:
+            _review_overdue_refund(session, leased.id)
+    except Exception as error:  # the lease ends by itself
+        session.rollback()
+        log.error("reconcile.not_finished", id=leased.id, error=type(error).__name__)
 
-    What is open is looked up all the same; of what was given up nothing more can be learned.
-    """
+
+def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
+    """Ask the gateway about one payment, or give it up if its shopper has stayed away."""
     with phase(session):
-        found = crud.require_payment(session, payment_id, None)
-        order, payment = payments.lock(session, found.order_id, payment_id)
-        ask_for_review(session, BY, order, payment)
-        row: Payment | Refund | None = payment
-        if hasattr(seen, "payment_id"):
-            row = crud.lock_refund(session, seen.id, payment_id)
-        if row is not None and row.status in DEAD_PAYMENT_STATUSES:
-            row.check_at = None
-        session.flush()
-
-
-def _must_not_be_asked(gateway: Gateway, seen: Row[Any]) -> bool:
-    """Whether to ask would be to send anew what was given up here (see ADR 4)."""
-    nameless = seen.status != "pending" and seen.gateway_reference is None
-    given_up = seen.status in DEAD_PAYMENT_STATUSES
-    return nameless or (given_up and not gateway.capabilities.reads_back)
-
-
-def look_up_payment(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
-    """Ask the gateway about one payment, and apply what it says if the question still stands."""
-    gateway = gateways.get(seen.gateway)
+        seen = crud.require_payment_to_look_up(session, leased.id)
+        if (seen.status, seen.operation_key) != (leased.status, leased.operation_key):
+            return  # settled since it was leased
+        method = crud.get_charged_payment_method(session, seen.payment_method_id)
+    gateway = rules.gateways.get(seen.gateway)
     if gateway is None:
         log.warning("reconcile.gateway_off", payment_id=seen.id, gateway=seen.gateway)
-        _review_if_old(session, seen, seen.id)
         return
-    with phase(session):
-        # Others of the batch may have taken long, and to ask may be to do (see ADR 4).
-        fresh = crud.require_payment(session, seen.id, None)
-        if (fresh.status, fresh.operation_key) != (seen.status, seen.operation_key):
-            return
-        seen = fresh
-        method = crud.get_charged_payment_method(session, seen.payment_method_id)
-    if _must_not_be_asked(gateway, seen):
-        _hand_over(session, seen, seen.id)
+    waits = seen.status == "requires_action" and seen.operation is None
+    if waits and seen.age > rules.action_expires_after:
+        payments.give_up_expired(session, rules.asking, BY, seen.id)
         return
-    question = questions.about_charge(seen, method)
-    not_done = False
+    question = Question.about_payment(seen)
+    may_resend = seen.status == "pending" and seen.age < rules.resend_within
+    charge_query = questions.about_charge(seen, method, resend=may_resend)
+    not_executed = False
     if seen.operation_key is not None:
-        about_operation = questions.about_operation(seen)
-        answer = ask(gateway, "look_up", lambda: gateway.look_up(about_operation))
-        not_done = answer is None
-        if not_done:  # then how is the charge itself?
-            answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
+        resend = seen.open_for < rules.resend_within
+        operation_query = questions.about_operation(seen, resend=resend)
+        answer = ask(gateway, "look_up", lambda: gateway.look_up(operation_query))
+        not_executed = answer is None
+        if not_executed:  # then how is the charge itself?
+            answer = ask(gateway, "look_up", lambda: gateway.look_up(charge_query))
     else:
-        answer = ask(gateway, "look_up", lambda: gateway.look_up(question))
-    if (answer is UNKNOWN or isinstance(answer, NotDone)) and not not_done:
-        _review_if_old(session, seen, seen.id)
-        return
+        answer = ask(gateway, "look_up", lambda: gateway.look_up(charge_query))
+        not_executed = answer is None
+    charge = state_of(answer)
+    if charge is None and not not_executed:
+        return  # the gateway cannot tell, or not now
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
-        if (payment.status, payment.operation_key) != (seen.status, seen.operation_key):
-            state = state_of(answer)
-            if state is not None:  # settled while we asked; then it is as good as a webhook
-                settle_charge(session, BY, order, payment, state, hint=True)
-            return
-        if answer is UNKNOWN or isinstance(answer, NotDone):
-            operation_not_done(session, BY, payment)
-            return
-        if answer is None:
-            charge_not_done(session, BY, order, payment)
-            return
-        settle_charge(session, BY, order, payment, answer)
-        if not_done and payment.operation_key == seen.operation_key:
-            operation_not_done(session, BY, payment)
+        source = question.source(payment)
+        if charge is not None:
+            settle_charge(session, BY, order, payment, charge, source)
+        if not_executed and payment.operation_key == seen.operation_key:
+            settle_not_executed(session, BY, order, payment, source)
         log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
-        is_open = payment.status == "pending" or payment.operation is not None
-        approved = answer.status == "approved" and payment.status == "pending"
-        request = questions.completion_request(payment) if approved else None
-    if request is not None:
-        payments.complete(session, gateway, BY, seen.order_id, request)
-    elif is_open:
-        _review_if_old(session, seen, seen.id)
+        request = None
+        if charge is not None and charge.status == "approved" and payment.status == "pending":
+            request = questions.completion_request(payment)
+            question = Question.about_payment(payment)
+    # One that its shopper approved long ago is not captured any more: they may have left.
+    just_approved = seen.status != "pending" or seen.open_for < rules.resend_within
+    if request is not None and just_approved:
+        payments.complete(session, gateway, BY, seen.order_id, request, question)
 
 
-def look_up_refund(session: Session, gateways: Gateways, seen: Row[Any]) -> None:
-    """Ask the gateway about one refund, and apply what it says if the question still stands."""
+def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
+    """Ask the gateway about one refund."""
     with phase(session):
-        of = crud.require_payment(session, seen.payment_id, None)
-        fresh = crud.require_refund(session, seen.payment_id, seen.id)
-        if fresh.status != seen.status:
+        seen = crud.require_refund_to_look_up(session, leased.id)
+        if seen.status != leased.status:
             return
-        seen = fresh
-    gateway = gateways.get(of.gateway)
+        of = crud.require_payment(session, seen.payment_id, None)
+        method = crud.get_charged_payment_method(session, of.payment_method_id)
+    gateway = rules.gateways.get(seen.gateway)
     if gateway is None:
-        log.warning("reconcile.gateway_off", payment_id=of.id, gateway=of.gateway)
-        _review_if_old(session, seen, of.id)
+        log.warning("reconcile.gateway_off", payment_id=of.id, gateway=seen.gateway)
         return
-    if _must_not_be_asked(gateway, seen):
-        _hand_over(session, seen, of.id)
+    if seen.origin == "gateway":
+        _look_up_refunds_of(session, gateway, of, method)
         return
-    question = questions.about_refund(of, seen)
-    answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(question))
+    question = Question.about_refund(seen)
+    query = questions.about_refund(of, seen, resend=seen.open_for < rules.resend_within)
+    answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
     if answer is UNKNOWN or isinstance(answer, NotDone):
-        _review_if_old(session, seen, of.id)
         return
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, seen.id)
+        source = question.source(refund)
         if answer is not None:
-            late = refund.status != seen.status  # settled while we asked; as good as a webhook
-            settle_refund(session, BY, order, payment, refund, answer, hint=late)
-        elif refund.status == "pending":
-            refund_not_done(session, BY, order, payment, refund)
+            settle_refund(session, BY, order, payment, refund, answer, source)
         else:
-            refund.check_at = None  # as we have it
+            settle_refund_not_executed(session, BY, order, payment, refund, source)
         log.info("reconcile.refund", refund_id=refund.id, status=refund.status)
 
 
-def reconcile(session: Session, gateways: Gateways) -> dict[str, Any]:
-    """Settle once everything that is open, due or not, then compare both sets of books."""
+def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method: Row[Any]) -> None:
+    """A refund that was made outside has no key of ours: its charge shows what became of it."""
+    query = questions.about_charge(of, method)
+    charge: Charge | None = state_of(ask(gateway, "look_up", lambda: gateway.look_up(query)))
+    if charge is None or charge.refunds is None:
+        return
     with phase(session):
-        open_before = crud.count_open(session)
-        payment_ids, refund_ids = crud.list_unsettled(session)
-        open_payments = crud.take_due_payments(session, len(payment_ids), payment_ids)
-        open_refunds = crud.take_due_refunds(session, len(refund_ids), refund_ids)
-    _look_up_all(session, gateways, open_payments, open_refunds)
+        order, payment = payments.lock(session, of.order_id, of.id)
+        settle_refunds(session, BY, order, payment, charge.refunds, "answer")
+
+
+def _review_overdue(session: Session, rules: LookupRules, payment_id: int) -> None:
+    """Hand over to a person what has been open for a day, or could not be given up for one."""
     with phase(session):
-        still_open = crud.count_open(session)
-        needs_review = crud.count_needs_review(session)
-    return {
-        "checked": len(open_payments) + len(open_refunds),
-        "settled": max(0, open_before - still_open),
-        "still_open": still_open,
-        "needs_review": needs_review,
-        "mismatches": [
-            mismatch
-            for gateway in gateways.by_name.values()
-            for mismatch in compare(session, gateway)
-        ],
-    }
-
-
-def compare(session: Session, gateway: Gateway) -> list[dict[str, Any]]:
-    """Where our books and the gateway's differ. Empty for a gateway that shows no books."""
-    books = gateway.books()
-    if books is None:
-        return []
+        seen = crud.require_payment_to_look_up(session, payment_id)
+    is_open = seen.status == "pending" or seen.operation is not None
+    overdue = is_open and seen.unreviewed_for > REVIEW_AFTER
+    if seen.status == "requires_action" and seen.age > rules.action_expires_after + REVIEW_AFTER:
+        overdue = seen.reviewed_ago is None or seen.reviewed_ago > REVIEW_AFTER
+    if seen.needs_review or not overdue:
+        return
     with phase(session):
-        ours = crud.list_charged_payments(session, gateway.name)
-    mismatches: list[dict[str, Any]] = []
-    theirs: dict[int, list[dict[str, Any]]] = {}
-    for entry in books:
-        theirs.setdefault(entry["payment_id"], []).append(entry)
-    for payment in ours:
-        entries = theirs.pop(payment.id, [])
-        difference = _difference(payment, entries)
-        if difference is not None:
-            mismatches.append({"payment_id": payment.id, **difference})
-    for payment_id, entries in theirs.items():
-        mismatches += [
-            {"payment_id": payment_id, "what": "charge_without_payment", "theirs": entry["status"]}
-            for entry in entries
-        ]
-    return mismatches
+        order, payment = payments.lock(session, seen.order_id, payment_id)
+        ours = known(order, payment)
+        if payment.status == seen.status and ours.review is None:
+            apply(session, BY, order, payment, decide_unknown(ours, overdue=True))
 
 
-# How a payment's status reads in a gateway's books.
-_READS = {
-    "requires_action": {"requires_action"},
-    "authorized": {"authorized"},
-    "captured": {"captured"},
-    "partially_refunded": {"captured"},
-    "refunded": {"captured"},
-    "failed": {"declined"},
-    "voided": {"voided"},
-    "canceled": {"voided"},
-}
-
-
-def _difference(payment: Row[Any], entries: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    if payment.status == "pending" or payment.operation is not None:
-        return None  # counted as still open
-    not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
-    if len(entries) != (0 if not_charged else 1):
-        return {"what": "number_of_charges", "ours": payment.status, "theirs": len(entries)}
-    if not entries:
-        return None
-    entry = entries[0]
-    if entry["status"] not in _READS[payment.status]:
-        return {"what": "status", "ours": payment.status, "theirs": entry["status"]}
-    for name in ("amount", "currency", "amount_captured", "amount_refunded"):
-        if getattr(payment, name) != entry[name]:
-            return {"what": name, "ours": getattr(payment, name), "theirs": entry[name]}
-    return None
+def _review_overdue_refund(session: Session, refund_id: int) -> None:
+    with phase(session):
+        seen = crud.require_refund_to_look_up(session, refund_id)
+        of = crud.require_payment(session, seen.payment_id, None)
+    if seen.status != "pending" or of.needs_review or seen.unreviewed_for <= REVIEW_AFTER:
+        return
+    with phase(session):
+        order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)
+        if refund.status == "pending":
+            review(session, BY, order, payment, "outcome_unknown", "")

@@ -7,15 +7,22 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from errors import AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported
-from gateways.base import NotDone
+from errors import (
+    AmountExceedsRemaining,
+    InvalidStatusTransition,
+    OperationNotSupported,
+    PaymentDisputed,
+)
+from gateways.base import NotDone, Refused
 from models import Order, Payment, Refund
 from services import questions
 from services.calling import UNKNOWN, Asking, ask, settling
 from services.context import Answer, Context
 from services.history import By, move_refund
 from services.payments import refuse_amount
-from services.settlement import refund_not_done, refunded, settle_refund
+from services.questions import Question
+from services.responses import refund_not_made_response, refund_response
+from services.settlement import settle_refund, settle_refund_not_executed
 
 
 def refund(
@@ -28,7 +35,8 @@ def refund(
     """Refund a captured payment, what is left of it or `amount`.
 
     201 when the gateway made it, or works on it; 202 when its outcome is not known yet.
-    Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition.
+    Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition; PaymentDisputed when the
+    shopper's bank gives the money back, or may yet do so, unless that is what the caller wants.
     """
     with phase(session):  # claim: the amount is reserved before the gateway hears of it
         found = crud.require_payment(session, payment_id, None)
@@ -36,6 +44,9 @@ def refund(
         payment = crud.lock_payment(session, payment_id)
         gateway = asking.gateway(payment.gateway)
         amount = _amount(payment, data.amount)
+        dispute_id = crud.get_blocking_dispute(session, payment.id)
+        if dispute_id is not None and not data.allow_disputed:
+            raise PaymentDisputed(dispute_id=dispute_id)
         if amount != payment.amount_captured and not gateway.capabilities.partial_refund:
             raise OperationNotSupported("This gateway refunds all of it or nothing")
         refuse_amount(gateway, amount, payment.currency)
@@ -46,17 +57,23 @@ def refund(
         move_refund(session, by, order, row, "pending")
         context.link(session, row.gateway_key)
         request = questions.refund_request(payment, row, asking.fault)
-        unknown = refunded(row)
-        claimed = row.check_at
+        unknown = refund_response(row)
+        question = Question.about_refund(row)
     state = ask(gateway, "refund", lambda: gateway.refund(request), asking.seconds)  # call
     if state is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
         order, payment, row = lock(session, order.id, payment_id, row.id)
+        source = question.source(row)
         if not isinstance(state, NotDone):
-            outcome.answer = settle_refund(session, by, order, payment, row, state)
-        elif row.check_at == claimed:
-            outcome.answer = refund_not_done(session, by, order, payment, row, state)
+            settle_refund(session, by, order, payment, row, state, source)
+            outcome.answer = refund_response(row)
+        elif source == "answer":
+            refused = isinstance(state, Refused)
+            settle_refund_not_executed(session, by, order, payment, row, source, refused=refused)
+            outcome.answer = refund_not_made_response(
+                payment, row, context.request_id, refused=refused
+            )
         # Else a look-up is under way, which may have sent the request where we could not.
     return outcome.answer
 

@@ -21,7 +21,7 @@ from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from gateways.sandbox.gateway import FAULTS
 from services.calling import Asking
-from tests.test_money import (
+from tests.support.shop import (
     ACTION,
     DECLINED,
     Bearer,

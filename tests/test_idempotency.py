@@ -30,7 +30,7 @@ from services import idempotency, orders, payments, refunds
 from services.calling import Asking
 from services.context import Answer, Context, Key
 from tests.conftest import Api, card, order
-from tests.test_money import (
+from tests.support.shop import (
     ACTION,
     DECLINED,
     MANAGES,
@@ -369,13 +369,15 @@ def test_a_refusal_for_want_of_a_scope_is_not_stored(
     assert "Idempotent-Replayed" not in allowed.headers
 
 
-def test_payment_in_progress_is_not_stored(shop: Shop) -> None:
-    payment = shop.pay(shop.place(), ACTION)
-    path, body = f"/orders/{payment['order_id']}/payments", {"payment_method_id": shop.method()}
+def test_payment_in_progress_is_not_stored(shop: Shop, sandbox: SandboxGateway) -> None:
+    order_id = shop.place()
+    path, body = f"/orders/{order_id}/payments", {"payment_method_id": shop.method()}
     write, key = Write(shop.shopper, "POST", path, body, body), new_key()
-    assert problem(write.send(key)) == (409, "payment_in_progress")
-    assert kept(shop, key) == 0
-    shop.answer_page(payment, "decline")
+    with unreachable(sandbox):
+        assert shop.try_pay(order_id, **fault("timeout_before_charge")).status_code == 202
+        assert problem(write.send(key)) == (409, "payment_in_progress")
+        assert kept(shop, key) == 0
+    settle(shop.engine)
     assert write.send(key).status_code == 201
 
 
@@ -781,10 +783,11 @@ def test_the_reaper_deletes_expired_keys_except_those_that_wait(
         assert write.send(open_key, **fault("timeout_after_charge")).status_code == 202
         for key, hours in ((old, 73), (young, 71), (open_key, 73)):
             age(shop, key, hours)
-        assert roles.reap_keys(roles.Resources(engine, app.state.gateways)) >= 1
+        resources = roles.Resources(engine, app.state.gateways, app.state.lookup_rules)
+        assert roles.reap_keys(resources) >= 1
         assert [kept(shop, key) for key in (old, young, open_key)] == [0, 1, 1]
     settle(engine)
-    roles.reap_keys(roles.Resources(engine, app.state.gateways))
+    roles.reap_keys(resources)
     assert kept(shop, open_key) == 0
 
 

@@ -27,6 +27,7 @@ FLOORS = {
     "services": 4,
     "gateways": 3,
     "crud": 3,
+    "leases": 3,
     "schemas": 2,
     "models": 2,
     "fields": 1,  # the types that schemas is made of
@@ -47,7 +48,7 @@ MANY_OF_A_KIND = {
     "routers": {"route", "problems", "lists", "json_body"},  # what all resources have in common
     "middleware": set[str](),
     "gateways": {"base", "transport"},  # the contract, and HTTP
-    "domain": set[str](),
+    "domain": {"states"},  # the words of them all
 }
 KNOWS_ITS_EQUALS = {"gateways.registry"}  # it puts together the gateways there are
 
@@ -60,7 +61,7 @@ MUST_NOT_KNOW = [
 DOMAIN_LIBRARIES = {"iso4217"}  # the table of currencies: data, not code
 
 # Statements are written here and nowhere else; models and migrations define tables.
-SQL_WRITERS = {"crud", "database", "gateways.sandbox"}
+SQL_WRITERS = {"crud", "leases", "database", "gateways.sandbox"}
 TABLE_WRITERS = {"models"}
 # What others may take from SQLAlchemy: types to name, and errors to catch.
 SQL_TYPES = {"Engine", "Row", "Session"}

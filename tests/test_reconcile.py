@@ -8,7 +8,6 @@ import secrets
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +18,31 @@ from fastapi import FastAPI
 
 import crud
 import database
-import main
-from config import Settings, load_settings
-from crud.due import MAX_PAUSE
+from config import Settings
 from crud.invariants import INVARIANTS
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from services import invariants, reconcile
+from leases import MAX_PAUSE
+from services import comparison
 from tests.conftest import ROOT
-from tests.test_money import (
+from tests.support.quiet import (
+    LOST,
+    REPORT,
+    UNHEARD,
+    gateway,
+    gateways,
+    make_due,
+    pay,
+    quiet,
+    quiet_app,
+    quiet_settings,
+    quiet_url,
+    rules,
+    run_once,
+    unknown,
+)
+from tests.support.shop import (
     ACTION,
     DECLINED,
     MANAGES,
@@ -37,102 +51,21 @@ from tests.test_money import (
     bearer,
     problem,
     seen,
-    serve,
     sql,
     tell,
     together,
     until,
 )
 
-__all__ = ["bearer"]  # fixtures
-
-LOST = {"Sandbox-Fault": "timeout_before_charge"}
-UNHEARD = {"Sandbox-Fault": "timeout_after_charge"}
-
-
-# A service without workers, so that only what a test asks for happens ----------------------------
-
-
-@pytest.fixture(scope="module")
-def quiet_settings(
-    make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory, settings: Settings
-) -> Settings:
-    assert settings.secret_key is not None
-    return load_settings(
-        _env_file=None,
-        database_url=make_database(),
-        data_dir=tmp_path_factory.mktemp("quiet"),
-        secret_key=settings.secret_key,
-        fingerprint_key=settings.fingerprint_key,
-        reconcile_after=1,
-        gateway_timeout=2,
-        run_workers=False,
-    )
-
-
-@pytest.fixture(scope="module")
-def quiet_app(quiet_settings: Settings) -> FastAPI:
-    return main.create_app(quiet_settings)
-
-
-@pytest.fixture(scope="module")
-def quiet_url(quiet_app: FastAPI) -> Iterator[str]:
-    with serve(quiet_app) as url:
-        yield url
-
-
-@pytest.fixture
-def quiet(
-    quiet_url: str, quiet_app: FastAPI, bearer: Bearer, user: str, gateways: Gateways
-) -> Iterator[Shop]:
-    """A shop whose service has no workers. Both books agree at the end, once all is settled."""
-    clerk = bearer(f"clerk-{user}", MANAGES)
-    with (
-        httpx.Client(base_url=quiet_url, headers=bearer(user), timeout=60) as shopper,
-        httpx.Client(base_url=quiet_url, headers=clerk, timeout=60) as manager,
-    ):
-        shop = Shop(shopper, manager, quiet_app.state.engine)
-        yield shop
-    with database.new_session(shop.engine) as session:
-        report = reconcile.reconcile(session, gateways)
-        assert (report["still_open"], report["mismatches"]) == (0, [])
-        assert invariants.check(session, gateways) == []
-
-
-@pytest.fixture
-def gateways(quiet_url: str, quiet_app: FastAPI) -> Gateways:
-    found: Gateways = quiet_app.state.gateways
-    return found
-
-
-@pytest.fixture
-def gateway(gateways: Gateways) -> SandboxGateway:
-    sandbox = gateways.get("sandbox")
-    assert isinstance(sandbox, SandboxGateway)
-    return sandbox
-
-
-def pay(shop: Shop, headers: dict[str, str], **body: Any) -> dict[str, Any]:
-    """A payment whose outcome we did not hear."""
-    answer = shop.try_pay(shop.place(), headers=headers, **body)
-    assert (answer.status_code, answer.json()["status"]) == (202, "pending")
-    pending: dict[str, Any] = answer.json()
-    return pending
-
-
-def make_due(shop: Shop) -> None:
-    for table in ("payments", "refunds"):
-        sql(shop.engine, f"UPDATE {table} SET check_at = now() WHERE check_at IS NOT NULL")
-
-
-def run_once(shop: Shop, gateways: Gateways) -> int:
-    with database.new_session(shop.engine) as session:
-        return reconcile.run_once(session, gateways)
-
-
-def unknown(query: base.LookUp) -> Any:
-    raise base.Unknown("no answer")
-
+__all__ = [
+    "bearer",
+    "gateway",
+    "gateways",
+    "quiet",
+    "quiet_app",
+    "quiet_settings",
+    "quiet_url",
+]  # fixtures
 
 # The reconciler ---------------------------------------------------------------------------------
 
@@ -143,9 +76,8 @@ def test_nothing_is_settled_while_nobody_asks_and_all_is_when_somebody_does(
     found, missing = pay(quiet, UNHEARD), pay(quiet, LOST)
     held = pay(quiet, UNHEARD, capture_method="manual")
     assert quiet.status(found) == quiet.status(missing) == ("pending", "pending")
-    with database.new_session(quiet.engine) as session:
-        report = reconcile.reconcile(session, gateways)
-    assert set(report) == {"checked", "settled", "still_open", "needs_review", "mismatches"}
+    report = comparison.reconcile(quiet.engine, rules(gateways))
+    assert set(report) == REPORT
     assert (report["settled"], report["still_open"], report["mismatches"]) == (3, 0, [])
     assert report["checked"] >= 3
     assert quiet.status(found) == ("captured", "paid")
@@ -280,8 +212,7 @@ def test_several_reconcilers_at_once_apply_each_outcome_once(
     assert quiet.do(held, "capture", UNHEARD).status_code == 202
 
     def reconcile_all(_: int) -> None:
-        with database.new_session(quiet.engine) as session:
-            reconcile.reconcile(session, gateways)
+        comparison.reconcile(quiet.engine, rules(gateways))
 
     together(number, reconcile_all)
     reconcile_all(0)
@@ -352,7 +283,7 @@ def test_the_commands_report_books_that_agree_and_books_that_do_not(
     payment, captured = pay(quiet, UNHEARD), quiet.paid()
     code, report = command(quiet_settings, "reconcile")
     assert code == 0, report
-    assert set(report) == {"checked", "settled", "still_open", "needs_review", "mismatches"}
+    assert set(report) == REPORT
     assert (report["settled"], report["still_open"], report["mismatches"]) == (1, 0, [])
     assert quiet.status(payment) == ("captured", "paid")
     assert command(quiet_settings, "invariants") == (0, {"ok": True, "violations": []})
@@ -586,7 +517,7 @@ def test_the_comparison_of_books_sees_a_planted_difference(
             sa.text(statement), {"id": whole["captured"]} if ":id" in statement else {}
         )
         with database.new_session(engine) as session:
-            mismatches = reconcile.compare(session, gateway)
+            mismatches = list(comparison.compare(session, gateway))
         transaction.rollback()
     expected = 987654321 if what == "charge_without_payment" else whole["captured"]
     assert [(mismatch["payment_id"], mismatch["what"]) for mismatch in mismatches] == [
@@ -623,8 +554,7 @@ def test_an_approval_that_we_were_never_told_of_is_found(
         reference=reference,
     )
     try:
-        with database.new_session(quiet.engine) as session:
-            report = reconcile.reconcile(session, gateways)
+        report = comparison.reconcile(quiet.engine, rules(gateways))
         assert report["mismatches"] == []
         assert quiet.status(payment) == ("captured", "paid")
     finally:  # whatever came of it, the page asks again; the other tests find the books whole

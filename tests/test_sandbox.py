@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from gateways import base
 from gateways.sandbox import SandboxGateway
 from tests.conftest import Api
-from tests.test_money import (
+from tests.support.shop import (
     ACTION,
     DECLINED,
     REFUND_FAILS,

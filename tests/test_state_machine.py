@@ -21,7 +21,7 @@ from hypothesis.stateful import (
 
 import database
 from services import invariants
-from tests.test_money import (
+from tests.support.shop import (
     ACTION,
     INSUFFICIENT,
     VISA,

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateways.sandbox import SandboxGateway, sign
-from tests.test_money import (
+from tests.support.shop import (
     Bearer,
     Shop,
     bearer,

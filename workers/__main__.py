@@ -10,6 +10,7 @@ import database
 from config import ConfigurationError, get_settings
 from gateways.registry import Gateways
 from observability import logs
+from services.reconcile import LookupRules
 from workers.loop import Workers
 from workers.roles import Resources
 
@@ -22,7 +23,7 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     gateways = Gateways.from_settings(settings, engine)
-    workers = Workers(Resources(engine, gateways))
+    workers = Workers(Resources(engine, gateways, LookupRules.from_settings(settings, gateways)))
     workers.start()
     logs.get_logger().info("workers.started")
     stop.wait()

@@ -18,9 +18,10 @@ import crud
 from database import new_session, phase
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
+from leases import Lane
 from observability.logs import get_logger
-from services import inbox
-from services import reconcile as reconciling
+from services import comparison, inbox, reconcile
+from services.reconcile import LookupRules
 
 log = get_logger()
 
@@ -31,6 +32,7 @@ class Resources:
 
     engine: sqlalchemy.Engine
     gateways: Gateways
+    rules: LookupRules
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def session(self) -> Session:
@@ -45,19 +47,22 @@ class Role:
     pause: float
 
 
-def reconcile(resources: Resources, gateway: str | None) -> int:
-    """Ask a gateway what became of what nobody answered, and what has expired.
+def look_up(resources: Resources, lane: Lane, gateway: str | None) -> int:
+    """Ask a gateway what became of what nobody answered, or of what waits.
 
-    A loop for each, so that one that stalls keeps only its own waiting; None: all that are off.
+    A role for each gateway and lane, so that one that stalls keeps only its own waiting, and ten
+    thousand shoppers who are away keep nobody; None: all that are off.
     """
+    return reconcile.run_once(
+        resources.engine, resources.rules, lane, gateway, stopping=resources.stopping.is_set
+    )
+
+
+def compare_books(resources: Resources, gateway: str) -> int:
+    """Find what was moved in a gateway's own dashboard."""
     with resources.session() as session:
-        return reconciling.run_once(
-            session,
-            resources.gateways,
-            of=gateway,
-            but=list(resources.gateways.by_name) if gateway is None else None,
-            stopping=resources.stopping.is_set,
-        )
+        comparison.run_once(session, resources.rules, gateway)
+    return 0  # until it is due again
 
 
 def run_sandbox(resources: Resources) -> int:
@@ -87,12 +92,19 @@ def reap_keys(resources: Resources) -> int:
 
 def roles(resources: Resources) -> Mapping[str, Role]:
     """Every role, by name."""
+    names = list(resources.gateways.by_name)
+    lanes: tuple[Lane, ...] = ("open", "waiting")
     looking_up = {
-        f"reconcile-{name or 'off'}": Role(partial(reconcile, gateway=name), pause=0.5)
-        for name in (*resources.gateways.by_name, None)
+        f"lookup-{lane}-{name or 'off'}": Role(partial(look_up, lane=lane, gateway=name), pause=0.5)
+        for lane in lanes
+        for name in (*names, None)
+    }
+    comparing = {
+        f"compare-{name}": Role(partial(compare_books, gateway=name), pause=15.0) for name in names
     }
     return {
         **looking_up,
+        **comparing,
         "sandbox": Role(run_sandbox, pause=0.2),
         "reap_keys": Role(reap_keys, pause=300.0),
     }

@@ -23,6 +23,7 @@ $$
 
 def upgrade() -> None:
     op.add_column("payments", sa.Column("review_reason", sa.Text(), nullable=True))
+    op.add_column("payments", sa.Column("review_state", sa.Text(), nullable=True))
     op.add_column("payments", sa.Column("reviewed_at", sa.DateTime(timezone=True), nullable=True))
     op.create_check_constraint(
         op.f("ck_payments_review_reason"),
@@ -129,4 +130,5 @@ def downgrade() -> None:
     op.drop_column("refunds", "gateway")
     op.drop_column("refunds", "origin")
     op.drop_column("payments", "reviewed_at")
+    op.drop_column("payments", "review_state")
     op.drop_column("payments", "review_reason")

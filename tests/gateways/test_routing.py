@@ -13,6 +13,7 @@ from gateways.base import Gateway
 from gateways.registry import Gateways
 from gateways.routing import read_routes
 from gateways.sandbox import SandboxGateway
+from services.reconcile import LookupRules
 from workers.roles import Resources, roles
 
 TABLE = """
@@ -187,7 +188,10 @@ def test_each_gateway_has_a_loop_for_its_look_ups_and_so_have_those_that_are_off
     table = gateways(tmp_path)
     try:
         engine = sa.create_engine("postgresql+psycopg2://nowhere/")
-        names = set(roles(Resources(engine, table)))
-        assert {f"reconcile-{name}" for name in (*NAMES, "off")} <= names
+        rules = LookupRules.from_settings(load_settings(_env_file=None), table)
+        names = set(roles(Resources(engine, table, rules)))
+        for lane in ("open", "waiting"):
+            assert {f"lookup-{lane}-{name}" for name in (*NAMES, "off")} <= names
+        assert {f"compare-{name}" for name in NAMES} <= names
     finally:
         table.close()

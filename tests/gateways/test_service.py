@@ -18,10 +18,9 @@ import sqlalchemy as sa
 
 import auth
 from config import load_settings
-from database import new_session
 from gateways.sandbox import SandboxGateway
 from routers.route import GATEWAY_THREADS
-from services import reconcile
+from services import comparison
 from tests.gateways import stand as stands
 from tests.gateways.bench import Bench, Method
 from tests.gateways.benches import PaypalBench, StripeBench
@@ -407,8 +406,7 @@ def both(both_stand: Stand, two_benches: TwoBenches) -> Iterator[Stand]:
 
 def all_agree(stand: Stand) -> None:
     """Whatever is open is settled, and both sets of books show the same."""
-    with new_session(stand.engine) as session:
-        report = reconcile.reconcile(session, stand.app.state.gateways)
+    report = comparison.reconcile(stand.engine, stand.app.state.lookup_rules)
     assert (report["still_open"], report["needs_review"]) == (0, 0)
     for payment in sql(stand, "SELECT * FROM payments WHERE gateway IN ('stripe', 'paypal')"):
         stand.agree(payment)

@@ -120,7 +120,7 @@ def test_a_stale_look_up_asks_nothing(stripe: Stand) -> None:
             row = crud.require_payment(session, payment_id, None)
         asked = len(stripe.proxy.log)
         stale: Any = SimpleNamespace(**{**row._mapping, "status": "pending"})  # as it was read once
-        reconcile.look_up_payment(session, stripe.app.state.gateways, stale)
+        reconcile.look_up_payment(session, stripe.app.state.lookup_rules, stale)
     assert len(stripe.proxy.log) == asked
     assert stripe.payment(payment_id) == payment
 

@@ -1,0 +1,58 @@
+"""What is read to compare our books with a gateway's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, cast
+
+from sqlalchemy import Row, Table, any_, literal, or_, select
+from sqlalchemy.dialects.postgresql import ARRAY, TEXT
+from sqlalchemy.orm import Session
+
+from models import Comparison, Dispute, Payment, Refund
+
+COMPARISONS = cast(Table, Comparison.__table__)
+PAYMENTS = Payment.__table__.c
+REFUNDS = Refund.__table__.c
+DISPUTES = Dispute.__table__.c
+
+
+def list_payments_of_charges(
+    session: Session, gateway: str, keys: Sequence[str], references: Sequence[str]
+) -> Sequence[Row[Any]]:
+    """The payments that charges in a gateway's list are, by our key or its reference."""
+    return session.execute(
+        select(*PAYMENTS).where(
+            PAYMENTS.gateway == gateway,
+            or_(
+                PAYMENTS.gateway_key == any_(literal(list(keys), ARRAY(TEXT))),
+                PAYMENTS.gateway_reference == any_(literal(list(references), ARRAY(TEXT))),
+            ),
+        )
+    ).all()
+
+
+def list_refunds_of_payments(session: Session, payment_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    return session.execute(select(*REFUNDS).where(REFUNDS.payment_id.in_(payment_ids))).all()
+
+
+def list_disputes_by_reference(
+    session: Session, gateway: str, references: Sequence[str]
+) -> Sequence[Row[Any]]:
+    return session.execute(
+        select(*DISPUTES).where(
+            DISPUTES.gateway == gateway, DISPUTES.gateway_reference.in_(references)
+        )
+    ).all()
+
+
+def list_recent_payments(
+    session: Session, gateway: str, before_id: int, limit: int
+) -> Sequence[Row[Any]]:
+    """A page of this gateway's payments, newest first."""
+    return session.execute(
+        select(*PAYMENTS)
+        .where(PAYMENTS.id < before_id, PAYMENTS.gateway == gateway)
+        .order_by(PAYMENTS.id.desc())
+        .limit(limit)
+    ).all()

@@ -1,0 +1,378 @@
+"""What a gateway's books mean for a payment or a refund of ours: the whole rule, as functions.
+
+What we know and what was learned go in, what to do comes out; no session, no clock, no gateway.
+`services/settlement.py` does what is decided here, whoever learned it: the request that asked, a
+webhook, a look-up, or a person.
+
+| relation of the gateway's state to ours | from an answer | from a hint |
+|---|---|---|
+| ahead: it can follow from ours | move | move; "processing" only asks |
+| level: it is what we have, or older | nothing | nothing; "approved" asks |
+| other amount, contradiction | review, with its reason | ask now |
+| other charge | review, if it holds money | the same |
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, Literal, Protocol
+
+from domain.states import (
+    CHARGE_MOVES,
+    DEAD_PAYMENT_STATUSES,
+    REFUND_MOVES,
+    CaptureMethod,
+    ChargeStatus,
+    OrderStatus,
+    PaymentOperation,
+    PaymentStatus,
+    RefundStatus,
+    ReviewReason,
+)
+
+# An answer shows the books as they are now: the row has not moved since the gateway was asked.
+# A hint may be old news: a webhook, or an answer about a row that has moved since.
+Source = Literal["answer", "hint"]
+Relation = Literal["ahead", "level", "other_amount", "contradiction", "other_charge"]
+# When the gateway is asked next. leases.py turns it into a time, by the database's clock.
+Lookup = Literal["keep", "now", "soon", "later", "at_expiry", "never"]
+
+HOLDS_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "captured"})
+OVER: Final[frozenset[ChargeStatus]] = frozenset({"declined", "voided"})
+UNDECIDED: Final[frozenset[PaymentStatus]] = frozenset({"authorized", "requires_action"})
+
+# What a state in the gateway's books makes of our payment; see `target_of` for the exceptions.
+TARGETS: Final[dict[ChargeStatus, PaymentStatus]] = {
+    "processing": "pending",
+    "approved": "pending",
+    "requires_action": "requires_action",
+    "authorized": "authorized",
+    "captured": "captured",
+    "declined": "failed",
+    "voided": "voided",
+}
+
+
+class ChargeState(Protocol):
+    """A charge as a gateway shows it; `gateways.base.Charge` is one."""
+
+    @property
+    def reference(self) -> str: ...
+    @property
+    def status(self) -> ChargeStatus: ...
+    @property
+    def amount(self) -> int | None: ...  # None: as it was authorized
+    @property
+    def currency(self) -> str: ...
+    @property
+    def amount_captured(self) -> int: ...
+    @property
+    def replaces(self) -> str | None: ...
+
+
+class RefundState(Protocol):
+    """A refund as a gateway shows it; `gateways.base.Refund` is one."""
+
+    @property
+    def reference(self) -> str: ...
+    @property
+    def status(self) -> RefundStatus: ...
+    @property
+    def amount(self) -> int: ...
+    @property
+    def currency(self) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What we know of a payment. Amounts are in minor units."""
+
+    status: PaymentStatus
+    amount: int
+    currency: str
+    amount_captured: int
+    capture_method: CaptureMethod
+    reference: str | None  # the gateway's name of the charge, if we have heard it
+    operation: PaymentOperation | None  # what is asked for and not decided
+    operation_amount: int | None
+    order: OrderStatus
+    review: ReviewReason | None = None
+    can_ask: bool = True  # whether the gateway's books can be read
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the outcome of a request is not known."""
+        return self.status == "pending" or self.operation is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to write down."""
+
+    payment: PaymentStatus | None = None  # where it moves to
+    order: OrderStatus | None = None
+    operation: Literal["done", "not_done"] | None = None  # how it ended, if it did
+    review: ReviewReason | None = None
+    ends_review: bool = False  # what a person was asked for is known now
+    lookup: Lookup = "keep"
+
+
+# Payments ---------------------------------------------------------------------------------------
+
+
+def decide(known: Known, charge: ChargeState, source: Source) -> Decision:
+    """What the state of a charge means for our payment."""
+    relation = relation_of(known, charge)
+    if relation == "other_charge":
+        # No look-up of the first will show it. If it holds money, the shopper is charged twice.
+        return Decision(review="second_charge" if charge.status in HOLDS_MONEY else None)
+    if relation in ("other_amount", "contradiction"):
+        if source == "hint" and known.can_ask:
+            return Decision(lookup="now")
+        if _is_declined_capture(known, charge):
+            return decide_not_executed(known, "answer")
+        reason: ReviewReason = (
+            "amount_differs" if relation == "other_amount" else "state_contradicts"
+        )
+        return Decision(review=reason, lookup=_lookup_when(known))
+    if relation == "level":
+        return _stay(known, charge, source)
+    if source == "hint" and charge.status == "processing":
+        return Decision(lookup="now")  # that a gateway works on it may be old news by now
+    return _move(known, charge, source)
+
+
+def decide_not_executed(known: Known, source: Source) -> Decision:
+    """The request that is open surely had no effect, and never will have.
+
+    As a hint it decides nothing: somebody else may have sent the request since.
+    """
+    if source == "hint":
+        return Decision()
+    if known.operation is not None:
+        after = replace(known, operation=None)
+        lookup: Lookup = "later" if known.status == "requires_action" else _lookup_when(after)
+        return _ends_review(known, after, Decision(operation="not_done", lookup=lookup))
+    if known.status == "pending":
+        after = replace(known, status="failed")
+        return _ends_review(known, after, Decision(payment="failed", lookup="never"))
+    return Decision(lookup=_lookup_when(known))
+
+
+def decide_unknown(known: Known, *, overdue: bool) -> Decision:
+    """The gateway cannot tell. `overdue`: it has been open, or could not be given up, for too long.
+
+    An outcome that is known is never a person's: its gateway may only be away for a moment.
+    """
+    may_move = known.is_open or known.status == "requires_action"
+    if overdue and may_move and known.review is None:
+        return Decision(review="outcome_unknown")
+    return Decision()
+
+
+def relation_of(known: Known, charge: ChargeState) -> Relation:
+    """How the state of a charge in the gateway's books relates to ours."""
+    if known.reference not in (None, charge.reference, charge.replaces):
+        return "other_charge"
+    if _is_declined_capture(known, charge):
+        return "contradiction"
+    if not is_our_amount(known, charge):
+        return "other_amount"
+    target = target_of(known, charge)
+    if target is not None and (known.status, target) in CHARGE_MOVES:
+        return "ahead"
+    if charge.status == "voided" and 0 < known.amount_captured < known.amount:
+        return "level"  # what was not captured has been released
+    is_dead = known.status in DEAD_PAYMENT_STATUSES
+    if charge.status in (HOLDS_MONEY if is_dead else OVER):
+        return "contradiction"
+    return "level"
+
+
+def target_of(known: Known, charge: ChargeState) -> PaymentStatus | None:
+    """The status that the state of a charge makes of our payment; None: it tells nothing new."""
+    if charge.status in ("processing", "approved"):
+        # Once the shopper has acted the outcome is open; unless the payment is being given up.
+        waits = known.status == "requires_action" and known.operation is None
+        return "pending" if waits else None
+    if charge.status == "requires_action" and known.reference is not None:
+        return None  # the shopper has acted since; a gateway that cannot be read says it again
+    if charge.status == "voided" and known.status != "authorized":
+        return "canceled"
+    return TARGETS[charge.status]
+
+
+def is_our_amount(known: Known, charge: ChargeState) -> bool:
+    """Whether the gateway speaks of the amount that we asked for.
+
+    An authorization may be captured in part, by us or in the gateway's dashboard; but while a
+    capture of ours is open, another amount than we asked for is not its outcome.
+    """
+    if charge.currency != known.currency or charge.amount not in (None, known.amount):
+        return False
+    if charge.status != "captured":
+        return True
+    if known.amount_captured:
+        return charge.amount_captured == known.amount_captured
+    if known.operation == "capture":
+        return charge.amount_captured == known.operation_amount
+    if known.capture_method == "manual":
+        return 0 < charge.amount_captured <= known.amount
+    return charge.amount_captured == known.amount
+
+
+def _is_declined_capture(known: Known, charge: ChargeState) -> bool:
+    """A capture was declined. The money is held as before."""
+    return (
+        charge.status == "declined"
+        and known.status == "authorized"
+        and known.operation == "capture"
+    )
+
+
+def _stay(known: Known, charge: ChargeState, source: Source) -> Decision:
+    if source == "hint":  # old news calls no look-up off
+        return Decision(lookup="now" if charge.status == "approved" else "keep")
+    return Decision(lookup=_lookup_when(known))
+
+
+def _move(known: Known, charge: ChargeState, source: Source) -> Decision:
+    target = target_of(known, charge)
+    assert target is not None
+    operation = None if target in UNDECIDED else _how_it_ended(known, target)
+    after = replace(
+        known, status=target, operation=None if operation is not None else known.operation
+    )
+    lookup: Lookup
+    if source == "hint" and charge.status == "approved":
+        lookup = "now"
+    elif target in ("pending", "requires_action"):
+        lookup = "soon"
+    else:
+        lookup = _lookup_when(after)
+    decision = Decision(
+        payment=target, order=_order_follows(known, target), operation=operation, lookup=lookup
+    )
+    return _ends_review(known, after, decision)
+
+
+def _how_it_ended(known: Known, target: PaymentStatus) -> Literal["done", "not_done"] | None:
+    """Whether the operation that is open is what moved the payment."""
+    if known.operation is None:
+        return None
+    aims: tuple[PaymentStatus, ...] = ("voided", "canceled")
+    if known.operation == "capture":
+        aims = ("captured",)
+    return "done" if target in aims else "not_done"
+
+
+def _order_follows(known: Known, target: PaymentStatus) -> OrderStatus | None:
+    if target == "captured" and known.order in ("pending", "authorized"):
+        return "paid"
+    if target == "authorized" and known.order == "pending":
+        return "authorized"
+    if target == "voided" and known.order == "authorized":
+        return "canceled"
+    if target == "canceled" and known.operation == "cancel" and known.order == "pending":
+        return "canceled"
+    return None
+
+
+def _lookup_when(known: Known) -> Lookup:
+    """When a payment that stays in this state is looked up next."""
+    if known.is_open or known.status == "requires_action":
+        return "keep"  # as the claim, or the last look-up, has set it
+    return "at_expiry" if known.status == "authorized" else "never"
+
+
+def _ends_review(known: Known, after: Known, decision: Decision) -> Decision:
+    """A person was asked because nobody knew; now it is known."""
+    over = known.review == "outcome_unknown" and not after.is_open
+    return replace(decision, ends_review=over)
+
+
+# Refunds ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRefund:
+    """What we know of a refund, and of the payment that it belongs to."""
+
+    status: RefundStatus
+    amount: int
+    currency: str
+    reference: str | None
+    amount_captured: int  # of the payment
+    amount_refunded: int  # of the payment, by all its refunds that succeeded
+    order: OrderStatus
+    can_ask: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class RefundDecision:
+    """What to write down."""
+
+    refund: RefundStatus | None = None  # where it moves to
+    payment: PaymentStatus | None = None  # what the payment's status is then
+    refunded: int = 0  # what `amount_refunded` grows by; negative if money came back
+    order: OrderStatus | None = None
+    review: ReviewReason | None = None
+    lookup: Lookup = "keep"
+
+
+def decide_refund(known: KnownRefund, state: RefundState, source: Source) -> RefundDecision:
+    """What the state of a refund means for ours."""
+    if known.reference not in (None, state.reference):
+        # Another refund under our name. Unless it failed, the money went back twice.
+        return RefundDecision(review=None if state.status == "failed" else "refund_made_twice")
+    asks = source == "hint" and known.can_ask
+    if (state.amount, state.currency) != (known.amount, known.currency):
+        return RefundDecision(lookup="now") if asks else RefundDecision(review="amount_differs")
+    if (known.status, state.status) in REFUND_MOVES:
+        return _move_refund(known, state.status)
+    if known.status == "failed" and (
+        state.status == "succeeded" or (state.status == "pending" and source == "answer")
+    ):  # money may have gone back all the same
+        if asks:
+            return RefundDecision(lookup="now")
+        return RefundDecision(review="refund_made_twice", lookup="never")
+    if source == "hint" or known.status == "pending":
+        return RefundDecision()  # old news calls no look-up off
+    return RefundDecision(lookup="never")
+
+
+def decide_refund_not_executed(known: KnownRefund, source: Source) -> RefundDecision:
+    """The refund surely was never made, and never will be."""
+    if source == "hint":
+        return RefundDecision()
+    if known.status == "pending":
+        return RefundDecision(refund="failed", lookup="never")
+    return RefundDecision(lookup="never")
+
+
+def _move_refund(known: KnownRefund, status: RefundStatus) -> RefundDecision:
+    refunded = known.amount if status == "succeeded" else 0
+    refunded -= known.amount if known.status == "succeeded" else 0
+    if refunded == 0:
+        return RefundDecision(refund=status, lookup="never")
+    payment = status_of_refunded(known.amount_captured, known.amount_refunded + refunded)
+    order: OrderStatus | None = None
+    if payment == "refunded" and known.order in ("paid", "shipped", "delivered"):
+        order = "refunded"
+    # The money came back to us after the order had ended; what to do is a person's call.
+    late = payment != "refunded" and known.order == "refunded"
+    return RefundDecision(
+        refund=status,
+        payment=payment,
+        refunded=refunded,
+        order=order,
+        review="refund_failed_late" if late else None,
+        lookup="never",
+    )
+
+
+def status_of_refunded(captured: int, refunded: int) -> PaymentStatus:
+    """The status of a captured payment, by how much of it was given back."""
+    if refunded == 0:
+        return "captured"
+    return "refunded" if refunded == captured else "partially_refunded"

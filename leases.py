@@ -1,0 +1,197 @@
+"""Who works on what: SQL that hands out look-ups and comparisons, so that each is done once.
+
+The only place that turns "soon" or "at expiry" into a time, always by the database's clock. A
+row that is taken is leased: for as long as its look-up may last nobody else takes it, and when
+the look-up has ended the next one is set by how many there were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime, timedelta
+from typing import Any, Final, Literal, cast
+
+from sqlalchemy import ColumnElement, Row, Table, and_, case, func, not_, or_, select, update
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+from database import seconds_from_now
+from domain.settlement import Lookup
+from models import Comparison, Payment, Refund
+
+Lane = Literal["open", "waiting"]
+
+FIRST_PAUSE: Final = 5  # seconds before what has just moved is looked up
+# Pauses double with each look-up: 1, 2, 4 … seconds, up to these.
+MAX_PAUSE: Final = 300  # of what is open; a gateway that has been silent for an hour stays so
+WAITING_PAUSE: Final = 3600  # of what waits: a shopper who is away, an authorization past its end
+REVIEW_PAUSE: Final = 3600  # of what a person has been asked about
+MAX_DOUBLINGS: Final = 20  # the power of two stays a number however often it is asked
+
+COMPARISONS = cast(Table, Comparison.__table__)
+PAYMENTS = cast(Table, Payment.__table__)
+REFUNDS = cast(Table, Refund.__table__)
+
+
+# When next --------------------------------------------------------------------------------------
+
+
+def claim_lookup(session: Session, row: Payment | Refund, seconds: float) -> None:
+    """A request is about to be sent: look up what became of it in so many seconds."""
+    row.asked_at = func.now()
+    row.check_at = seconds_from_now(seconds)
+    row.checks = 0
+    session.flush()
+
+
+def schedule_lookup(row: Payment | Refund, lookup: Lookup) -> None:
+    """Set when the gateway of a locked row is asked next; the caller flushes."""
+    if lookup == "keep":
+        return
+    row.checks = 0
+    if lookup == "never":
+        row.check_at = None
+    elif lookup == "now":
+        row.check_at = func.now()
+    elif lookup == "soon":
+        row.check_at = seconds_from_now(FIRST_PAUSE)
+    elif lookup == "later":
+        row.check_at = seconds_from_now(WAITING_PAUSE)
+    elif isinstance(row, Payment):  # at its expiry; the gateway may be late to expire it
+        ends = row.capture_before
+        row.check_at = None if ends is None else func.greatest(ends, seconds_from_now(MAX_PAUSE))
+
+
+def finish_lookup(session: Session, model: type[Payment] | type[Refund], leased: Row[Any]) -> None:
+    """The look-up of a leased row has ended and changed nothing: set the next one.
+
+    Leaves a row alone whose next look-up somebody has set meanwhile.
+    """
+    table = cast(Table, model.__table__)
+    columns = table.c
+    longest: Any = MAX_PAUSE
+    if model is Payment:
+        longest = case(
+            (columns.needs_review, REVIEW_PAUSE), (_is_open(), MAX_PAUSE), else_=WAITING_PAUSE
+        )
+    pause = func.least(func.power(2, func.least(columns.checks - 1, MAX_DOUBLINGS)), longest)
+    session.execute(
+        update(table)
+        .where(columns.id == leased.id, columns.check_at == leased.check_at)
+        # One that was looked up before its time keeps its time.
+        .values(check_at=func.greatest(leased.due_at, seconds_from_now(pause)))
+    )
+
+
+# What is due ------------------------------------------------------------------------------------
+
+
+def take_due_payments(
+    session: Session, lane: Lane, at_gateways: ColumnElement[bool], *, limit: int, lease: float
+) -> Sequence[Row[Any]]:
+    """Lease payments that are due, for so many seconds.
+
+    Those whose outcome is open and those that wait are taken apart, so that ten thousand
+    shoppers who are away keep nobody waiting. Others skip what is taken (SKIP LOCKED), so any
+    number of workers may do this at once.
+    """
+    lane_is = _is_open() if lane == "open" else not_(_is_open())
+    due = and_(PAYMENTS.c.check_at <= func.now(), lane_is, at_gateways)
+    return _lease(session, PAYMENTS, due, limit, lease)
+
+
+def take_due_refunds(
+    session: Session, at_gateways: ColumnElement[bool], *, limit: int, lease: float
+) -> Sequence[Row[Any]]:
+    """Lease refunds that are due; see `take_due_payments`."""
+    due = and_(REFUNDS.c.check_at <= func.now(), at_gateways)
+    return _lease(session, REFUNDS, due, limit, lease)
+
+
+def take_next(
+    session: Session,
+    model: type[Payment] | type[Refund],
+    after_id: int,
+    *,
+    limit: int,
+    lease: float,
+) -> Sequence[Row[Any]]:
+    """Lease the next rows by id that their gateways may know more about, due or not."""
+    table = cast(Table, model.__table__)
+    unsettled = and_(table.c.check_at.is_not(None), table.c.id > after_id)
+    return _lease(session, table, unsettled, limit, lease, order_by=table.c.id)
+
+
+def at_gateway(model: type[Payment] | type[Refund], name: str) -> ColumnElement[bool]:
+    """Rows of this gateway."""
+    return model.gateway == name
+
+
+def at_other_gateways(
+    model: type[Payment] | type[Refund], names: Sequence[str]
+) -> ColumnElement[bool]:
+    """Rows of gateways that are none of these: they are switched off."""
+    return model.gateway.not_in(names)
+
+
+def _is_open() -> ColumnElement[bool]:
+    """Payments whose outcome is not known; as in the partial indexes for look-ups."""
+    return or_(PAYMENTS.c.status == "pending", PAYMENTS.c.operation.is_not(None))
+
+
+def _lease(
+    session: Session,
+    table: Table,
+    which: ColumnElement[bool],
+    limit: int,
+    seconds: float,
+    order_by: Any = None,
+) -> Sequence[Row[Any]]:
+    columns = table.c
+    due = (
+        select(columns.id, columns.check_at.label("due_at"))
+        .where(which)
+        .order_by(columns.check_at if order_by is None else order_by)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+        .cte("due")
+    )
+    return session.execute(
+        update(table)
+        .where(columns.id == due.c.id)
+        .values(checks=columns.checks + 1, check_at=seconds_from_now(seconds))
+        .returning(*columns, due.c.due_at)
+    ).all()
+
+
+# Comparisons --------------------------------------------------------------------------------------
+
+
+def claim_comparison(
+    session: Session, gateway: str, *, first_window: timedelta, lease: float
+) -> Row[Any] | None:
+    """The window that is to be compared now: `since` and `until`. None if none is due.
+
+    For `lease` seconds nobody else gets it.
+    """
+    session.execute(
+        upsert(Comparison)
+        .values(gateway=gateway, compared_until=func.now() - first_window, next_at=func.now())
+        .on_conflict_do_nothing()
+    )
+    window: Row[Any] | None = session.execute(
+        update(COMPARISONS)
+        .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at <= func.now())
+        .values(next_at=seconds_from_now(lease))
+        .returning(*[COMPARISONS.c.compared_until.label("since"), func.now().label("until")])
+    ).one_or_none()
+    return window
+
+
+def finish_comparison(session: Session, gateway: str, *, until: datetime, next_in: float) -> None:
+    """All until then has been compared; the next window is due in so many seconds."""
+    session.execute(
+        update(COMPARISONS)
+        .where(COMPARISONS.c.gateway == gateway)
+        .values(compared_until=until, next_at=seconds_from_now(next_in))
+    )

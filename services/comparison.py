@@ -1,0 +1,330 @@
+"""Comparing our books with a gateway's, page by page, and asking where they differ.
+
+A difference moves no money here: it makes the service look the payment up, and the answer is
+applied like any other. So what was moved in the gateway's own dashboard comes into our books
+whether or not a webhook told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Engine, Row
+from sqlalchemy.orm import Session
+
+import crud
+import leases
+from database import new_session, phase
+from domain.states import PaymentStatus
+from gateways import base
+from observability.logs import get_logger
+from schemas import MAX_ID
+from services import payments, questions
+from services.calling import ask, state_of
+from services.history import By
+from services.questions import Question
+from services.reconcile import LookupRules, settle_all
+from services.settlement import settle_charge, settle_dispute
+
+log = get_logger()
+
+COMPARE_EVERY: Final = 120.0  # seconds; what is moved outside is here within minutes
+FIRST_WINDOW: Final = timedelta(days=7)  # of a gateway that was never compared
+OVERLAP: Final = timedelta(minutes=1)  # for clocks, and what is written but not committed
+LEASE: Final = 600.0  # seconds; a comparison that died is begun again after them
+PAGE: Final = 500  # of our own payments
+
+# How a payment's status reads in a gateway's books.
+EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[base.ChargeStatus]]] = {
+    "requires_action": frozenset({"requires_action"}),
+    "authorized": frozenset({"authorized"}),
+    "captured": frozenset({"captured"}),
+    "partially_refunded": frozenset({"captured"}),
+    "refunded": frozenset({"captured"}),
+    "failed": frozenset({"declined"}),
+    "voided": frozenset({"voided"}),
+    "canceled": frozenset({"voided", "declined"}),
+}
+# A gateway may forget charges that never held money; all others it must show.
+ALWAYS_LISTED: Final[frozenset[PaymentStatus]] = frozenset(
+    {"authorized", "captured", "partially_refunded", "refunded"}
+)
+
+Mismatch = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One charge in the gateway's list beside our payment, and how they differ."""
+
+    payment: Row[Any] | None
+    listed: base.ListedCharge
+    difference: Mismatch | None
+
+
+def run_once(session: Session, rules: LookupRules, name: str) -> int:
+    """Compare a gateway's recent window, if it is due. Returns how many charges were compared."""
+    gateway = rules.gateways.get(name)
+    if gateway is None or not gateway.capabilities.lists_charges:
+        return 0
+    with phase(session):
+        window = leases.claim_comparison(session, name, first_window=FIRST_WINDOW, lease=LEASE)
+    if window is None:
+        return 0
+    compared = 0
+    for one in compare_charges(session, gateway, window.since - OVERLAP):
+        compared += 1
+        if one.payment is not None and one.difference is not None:
+            look_up_now(session, one.payment)
+    with phase(session):
+        leases.finish_comparison(session, name, until=window.until, next_in=COMPARE_EVERY)
+    return compared
+
+
+def look_up_now(session: Session, payment: Row[Any]) -> None:
+    """Have a payment looked up, as soon as a worker can; it may have moved since it was read."""
+    with phase(session):
+        _, locked = payments.lock(session, payment.order_id, payment.id)
+        if locked.status != "pending" and locked.operation is None:
+            leases.schedule_lookup(locked, "now")
+            session.flush()
+
+
+def compare(
+    session: Session,
+    gateway: base.Gateway,
+    since: datetime | None = None,
+    *,
+    settles: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[Mismatch]:
+    """Where our books and a gateway's differ, in what was made or changed since then.
+
+    With `settles` a payment that differs is looked up at once, and told of only if it still does.
+    `progress` is told how many charges were compared. Nothing for a gateway that cannot list
+    them. Raises NotDone and Unknown when the gateway cannot be asked.
+    """
+    if not gateway.capabilities.lists_charges:
+        return
+    seen: set[int] = set()  # our ids, some 60 bytes each
+    for count, one in enumerate(compare_charges(session, gateway, since), 1):
+        if one.payment is not None:
+            seen.add(one.payment.id)
+        difference = one.difference
+        if difference is not None and one.payment is not None:
+            if settles and not _is_accepted(one.payment):
+                difference = _settle(session, gateway, one.payment, one.listed)
+            if _is_accepted(one.payment):
+                difference = None
+        if difference is not None:
+            yield difference
+        if count % PAGE == 0:
+            progress(count)
+    yield from _not_listed(session, gateway, since, seen)
+
+
+def _settle(
+    session: Session, gateway: base.Gateway, payment: Row[Any], listed: base.ListedCharge
+) -> Mismatch | None:
+    """Look a payment up that differs from the list, and compare it with what is shown now."""
+    with phase(session):
+        payment = crud.require_payment(session, payment.id, None)
+        method = crud.get_charged_payment_method(session, payment.payment_method_id)
+    question = Question.about_payment(payment)
+    query = questions.about_charge(payment, method)
+    charge = state_of(ask(gateway, "look_up", lambda: gateway.look_up(query)))
+    if charge is not None:
+        with phase(session):
+            order, locked = payments.lock(session, payment.order_id, payment.id)
+            by = By.gateway(gateway.name)
+            settle_charge(session, by, order, locked, charge, question.source(locked))
+    with phase(session):
+        payment = crud.require_payment(session, payment.id, None)
+        refunds = crud.list_refunds_of_payments(session, [payment.id])
+    return difference_of(payment, refunds, charge if charge is not None else listed.charge)
+
+
+def compare_charges(
+    session: Session, gateway: base.Gateway, since: datetime | None
+) -> Iterator[Compared]:
+    """Each charge of the gateway's list beside our payment. Disputes are written down here.
+
+    Raises NotDone and Unknown when the gateway cannot be asked.
+    """
+    cursor: str | None = None
+    while True:
+        page = gateway.guard.run(partial(gateway.list_charges, since, cursor))
+        yield from _compare_page(session, gateway, page.charges)
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def _compare_page(
+    session: Session, gateway: base.Gateway, charges: Sequence[base.ListedCharge]
+) -> Iterator[Compared]:
+    keys = [listed.key for listed in charges if listed.key is not None]
+    references = [listed.charge.reference for listed in charges]
+    with phase(session):
+        found = crud.list_payments_of_charges(session, gateway.name, keys, references)
+        by_key = {payment.gateway_key: payment for payment in found}
+        by_reference = {payment.gateway_reference: payment for payment in found}
+        refunds: dict[int, list[Row[Any]]] = {payment.id: [] for payment in found}
+        for refund in crud.list_refunds_of_payments(session, list(refunds)):
+            refunds[refund.payment_id].append(refund)
+    for listed in charges:
+        payment = by_key.get(listed.key or "") or by_reference.get(listed.charge.reference)
+        if payment is None:
+            yield Compared(None, listed, _without_payment(gateway, listed))
+            continue
+        if listed.disputes:
+            _save_disputes(session, gateway, payment, listed.disputes)
+        yield Compared(payment, listed, difference_of(payment, refunds[payment.id], listed.charge))
+
+
+def _without_payment(gateway: base.Gateway, listed: base.ListedCharge) -> Mismatch | None:
+    """A charge that is none of ours. Others may use an account over the network, too."""
+    if gateway.remote:
+        return None
+    return {
+        "payment_id": listed.payment_id,
+        "what": "charge_without_payment",
+        "theirs": listed.charge.status,
+    }
+
+
+def _save_disputes(
+    session: Session, gateway: base.Gateway, payment: Row[Any], disputes: Sequence[base.Dispute]
+) -> None:
+    """Write down disputes that are new or have changed."""
+    with phase(session):
+        known = {
+            dispute.gateway_reference: dispute.status
+            for dispute in crud.list_disputes_by_reference(
+                session, gateway.name, [dispute.reference for dispute in disputes]
+            )
+        }
+    news = [dispute for dispute in disputes if known.get(dispute.reference) != dispute.status]
+    if not news:
+        return
+    with phase(session):
+        order, locked = payments.lock(session, payment.order_id, payment.id)
+        for dispute in news:
+            settle_dispute(session, By.gateway(gateway.name), order, locked, dispute)
+
+
+def difference_of(
+    payment: Row[Any], refunds: Sequence[Row[Any]], charge: base.Charge
+) -> Mismatch | None:
+    """How a payment and a charge differ; None if they agree or an outcome is open."""
+    if payment.status == "pending" or payment.operation is not None:
+        return None  # counted as still open
+    not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
+    other = payment.gateway_reference not in (None, charge.reference, charge.replaces)
+    pairs: list[tuple[str, Any, Any]] = [
+        ("amount", payment.amount, charge.amount),
+        ("currency", payment.currency, charge.currency),
+        ("amount_captured", payment.amount_captured, charge.amount_captured),
+    ]
+    what = None
+    if not_charged or other:
+        what = ("number_of_charges", payment.status, charge.status)
+    elif charge.status not in EXPECTED_CHARGE_STATUS[payment.status]:
+        what = ("status", payment.status, charge.status)
+    else:
+        what = next((pair for pair in pairs if pair[2] is not None and pair[1] != pair[2]), None)
+    what = what or _difference_of_refunds(refunds, charge.refunds)
+    if what is None:
+        return None
+    name, ours, theirs = what
+    return {"payment_id": payment.id, "what": name, "ours": ours, "theirs": theirs}
+
+
+def _difference_of_refunds(
+    ours: Sequence[Row[Any]], theirs: Sequence[base.Refund] | None
+) -> tuple[str, Any, Any] | None:
+    if theirs is None or any(refund.status == "pending" for refund in ours):
+        return None
+    left = {refund.gateway_reference: refund for refund in ours}
+    for state in theirs:
+        refund = left.pop(state.reference, None)
+        if refund is None and state.status != "failed":
+            return ("refund", None, state.status)
+        if refund is not None and (refund.status, refund.amount) != (state.status, state.amount):
+            return ("refund", refund.status, state.status)
+    missing = next((refund for refund in left.values() if refund.status != "failed"), None)
+    return None if missing is None else ("refund", missing.status, None)
+
+
+def _not_listed(
+    session: Session, gateway: base.Gateway, since: datetime | None, seen: set[int]
+) -> Iterator[Mismatch]:
+    """Our payments that the gateway's list should have shown and did not."""
+    before = MAX_ID
+    while True:
+        with phase(session):
+            page = crud.list_recent_payments(session, gateway.name, before, PAGE)
+        recent = [row for row in page if since is None or row.created_at >= since]
+        for payment in recent:
+            missing = payment.id not in seen and payment.status in ALWAYS_LISTED
+            if missing and payment.operation is None and not _is_accepted(payment):
+                yield {
+                    "payment_id": payment.id,
+                    "what": "number_of_charges",
+                    "ours": payment.status,
+                    "theirs": 0,
+                }
+        if not recent or len(page) < PAGE:
+            return
+        before = page[-1].id
+
+
+def _is_accepted(payment: Row[Any]) -> bool:
+    """Whether a person has looked at the difference and keeps it."""
+    return payment.review_state is not None and not payment.needs_review
+
+
+# The report of `cli.py reconcile` ----------------------------------------------------------------
+
+
+def reconcile(
+    engine: Engine,
+    rules: LookupRules,
+    since: datetime | None = None,
+    progress: Callable[[str, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Settle once everything that is open, due or not, then compare both sets of books.
+
+    `progress` is told what is done and how many of it so far.
+    """
+    with new_session(engine) as session, phase(session):
+        open_before = crud.count_open(session)
+    checked = settle_all(engine, rules, partial(progress, "looked up"))
+    mismatches: list[Mismatch] = []
+    not_compared: list[str] = []
+    with new_session(engine) as session:
+        for name, gateway in rules.gateways.by_name.items():
+            told = partial(progress, f"compared with {name}")
+            try:
+                mismatches += compare(session, gateway, since, settles=True, progress=told)
+            except base.GatewayError as error:
+                session.rollback()
+                log.warning("reconcile.not_compared", gateway=name, why=str(error))
+                mismatches.append({"gateway": name, "what": "not_reached"})
+            if not gateway.capabilities.lists_charges:
+                not_compared.append(name)
+        with phase(session):
+            still_open = crud.count_open(session)
+            needs_review = crud.count_needs_review(session)
+    return {
+        "checked": checked,
+        "settled": max(0, open_before - still_open),
+        "still_open": still_open,
+        "needs_review": needs_review,
+        "mismatches": mismatches,
+        "not_compared": not_compared,  # gateways that cannot list their charges
+    }

@@ -1,0 +1,167 @@
+"""Ending a review: a person says what the gateway's books show, and that settles the payment.
+
+What they say is applied as if the gateway had said it, by the same rules: what cannot follow from
+the payment's state is refused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from sqlalchemy.orm import Session
+
+import crud
+import schemas
+from database import phase
+from domain.settlement import (
+    HOLDS_MONEY,
+    Decision,
+    decide,
+    decide_not_executed,
+    decide_refund_not_executed,
+)
+from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
+from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
+from gateways import base
+from models import Order, Payment
+from services import payments
+from services.context import Answer, Context
+from services.history import By, end_review
+from services.settlement import apply, apply_refund, known, known_refund, settle_refund
+
+CHARGE_STATUS: Final[dict[ReviewResolution, ChargeStatus]] = {
+    "captured": "captured",
+    "authorized": "authorized",
+    "voided": "voided",
+}
+# What a payment is when the gateway's books show that.
+AGREES: Final[dict[ReviewResolution, frozenset[PaymentStatus]]] = {
+    "captured": frozenset({"captured", "partially_refunded", "refunded"}),
+    "authorized": frozenset({"authorized"}),
+    "voided": frozenset({"voided", "canceled"}),
+    "not_charged": frozenset({"failed"}),
+}
+OF_REFUNDS: Final[frozenset[ReviewResolution]] = frozenset({"refunded", "not_refunded"})
+
+
+def end(session: Session, context: Context, payment_id: int, data: schemas.ReviewCreate) -> Answer:
+    """End the review of a payment. Raises what `resolve` raises."""
+    with phase(session):
+        shown = _resolve(session, By.caller(context), payment_id, data)
+        return context.answer(session, Answer.resource(200, shown))
+
+
+def resolve(
+    session: Session, by: By, payment_id: int, data: schemas.ReviewCreate
+) -> schemas.Payment:
+    """End the review of a payment; the payment as it is then.
+
+    Raises NotFound, InvalidRequest, AmountExceedsRemaining, and InvalidStatusTransition for a
+    payment that needs no review and for what cannot follow from its state.
+    """
+    with phase(session):
+        return _resolve(session, by, payment_id, data)
+
+
+def _resolve(
+    session: Session, by: By, payment_id: int, data: schemas.ReviewCreate
+) -> schemas.Payment:
+    found = crud.require_payment(session, payment_id, None)
+    order, payment = payments.lock(session, found.order_id, payment_id)
+    if not payment.needs_review:
+        raise InvalidStatusTransition(
+            "The payment needs no review", current_status=payment.status, allowed_statuses=[]
+        )
+    if (data.refund_id is not None) != (data.resolution in OF_REFUNDS):
+        raise InvalidRequest.of(
+            "refund_id", "refund_id", "Name a refund with `refunded` or `not_refunded`, only then"
+        )
+    reason = payment.review_reason
+    if data.refund_id is not None:
+        _settle_refund(session, by, order, payment, data.refund_id, data)
+    elif data.resolution != "accepted":
+        _settle_charge(session, by, order, payment, data)
+        payment.review_state = None
+    # What was settled may have ended the review, or have raised another one.
+    payment.review_reason = reason
+    end_review(session, by, order, payment, resolution=data.resolution, note=data.note)
+    return schemas.Payment.model_validate(payment)
+
+
+def _settle_charge(
+    session: Session, by: By, order: Order, payment: Payment, data: schemas.ReviewCreate
+) -> None:
+    # A person may state any amount that was authorized, whoever captured it.
+    ours = replace(known(order, payment), capture_method="manual")
+    charge = None
+    if data.resolution == "not_charged":
+        decision = decide_not_executed(ours, "answer")
+        if payment.status == "requires_action" and payment.operation is None:
+            decision = Decision(payment="failed", lookup="never")
+    else:
+        charge = _stated(payment, data)
+        if payment.operation == "capture":
+            ours = replace(ours, operation_amount=charge.amount_captured)
+        decision = decide(ours, charge, "answer")
+        if payment.operation is not None and decision.operation is None:
+            # The books show the charge as it was: the capture or void was not done.
+            decision = decide_not_executed(ours, "answer")
+    status = decision.payment or payment.status
+    if decision.review is not None or status not in AGREES[data.resolution]:
+        raise InvalidStatusTransition(
+            f"A payment that is {payment.status} cannot be {data.resolution}",
+            current_status=payment.status,
+            allowed_statuses=[],
+        )
+    apply(session, by, order, payment, decision, charge)
+
+
+def _stated(payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
+    """The charge as the person says that the gateway's books show it."""
+    status = CHARGE_STATUS[data.resolution]
+    reference = data.gateway_reference or payment.gateway_reference
+    if reference is None and status in HOLDS_MONEY:
+        raise InvalidRequest.of(
+            "gateway_reference", "missing", "Name the charge: without it it cannot be refunded"
+        )
+    captured = 0
+    if status == "captured":
+        captured = data.amount or payment.amount_captured or payment.amount
+        if captured > payment.amount:
+            raise AmountExceedsRemaining(remaining=payment.amount)
+    return base.Charge(
+        reference=reference or payment.gateway_key,
+        status=status,
+        amount=payment.amount,
+        currency=payment.currency,
+        amount_captured=captured,
+        capture_before=payment.capture_before,
+        replaces=payment.gateway_reference,
+    )
+
+
+def _settle_refund(
+    session: Session,
+    by: By,
+    order: Order,
+    payment: Payment,
+    refund_id: int,
+    data: schemas.ReviewCreate,
+) -> None:
+    refund = crud.lock_refund(session, refund_id, payment.id)
+    if refund is None:
+        raise NotFound
+    if refund.status != "pending":
+        raise InvalidStatusTransition(
+            f"The refund is {refund.status}", current_status=payment.status, allowed_statuses=[]
+        )
+    if data.resolution == "not_refunded":
+        decision = decide_refund_not_executed(known_refund(order, payment, refund), "answer")
+        apply_refund(session, by, order, payment, refund, decision)
+        return
+    reference = data.gateway_reference or refund.gateway_reference
+    if reference is None:
+        raise InvalidRequest.of("gateway_reference", "missing", "Name the gateway's refund")
+    state = base.Refund(reference, "succeeded", refund.amount, refund.currency)
+    settle_refund(session, by, order, payment, refund, state, "answer")

@@ -1,0 +1,475 @@
+"""The rule of settlement, as a table and by laws, over every combination of state and news."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import pytest
+
+from domain.settlement import (
+    HOLDS_MONEY,
+    Decision,
+    Known,
+    KnownRefund,
+    Source,
+    decide,
+    decide_not_executed,
+    decide_refund,
+    decide_refund_not_executed,
+    decide_unknown,
+    relation_of,
+)
+from domain.states import (
+    CAPTURED_PAYMENT_STATUSES,
+    CHARGE_MOVES,
+    DEAD_PAYMENT_STATUSES,
+    ORDER_MOVES,
+    REFUND_MOVES,
+    REFUND_STATUSES,
+    ChargeStatus,
+    OrderStatus,
+    PaymentStatus,
+    RefundStatus,
+    ReviewReason,
+)
+
+
+@dataclass(frozen=True)
+class Charge:
+    """A charge as any gateway could show it."""
+
+    status: ChargeStatus
+    reference: str = "ch_1"
+    amount: int | None = 1000
+    currency: str = "USD"
+    amount_captured: int = 0
+    replaces: str | None = None
+
+
+@dataclass(frozen=True)
+class Refund:
+    status: RefundStatus
+    reference: str = "re_1"
+    amount: int = 400
+    currency: str = "USD"
+
+
+CHARGE_STATUSES: tuple[ChargeStatus, ...] = get_args(ChargeStatus)
+CHARGES: tuple[Charge, ...] = tuple(
+    Charge(status, reference, amount, currency, captured if status == "captured" else 0)
+    for status, reference, amount, currency, captured in itertools.product(
+        CHARGE_STATUSES,
+        ("ch_1", "ch_2"),
+        (1000, 900, None),
+        ("USD", "EUR"),
+        (1000, 600, 1001),
+    )
+)
+
+# The order as it is beside a payment in that status.
+ORDERS: dict[PaymentStatus, tuple[OrderStatus, ...]] = {
+    "pending": ("pending",),
+    "requires_action": ("pending",),
+    "authorized": ("authorized",),
+    "captured": ("paid", "shipped", "delivered"),
+    "partially_refunded": ("paid",),
+    "refunded": ("refunded",),
+    "failed": ("pending", "paid", "canceled"),
+    "voided": ("canceled",),
+    "canceled": ("pending", "canceled"),
+}
+
+
+def payments() -> Iterator[Known]:
+    for status, orders in ORDERS.items():
+        operations: tuple[Any, ...] = (None,)
+        if status in ("authorized", "requires_action"):
+            operations = (None, "void", "cancel")
+        if status == "authorized":
+            operations += ("capture",)
+        for order, method, reference, operation, can_ask in itertools.product(
+            orders, ("automatic", "manual"), (None, "ch_1"), operations, (True, False)
+        ):
+            if reference is None and status not in ("pending", "failed"):
+                continue
+            yield Known(
+                status=status,
+                amount=1000,
+                currency="USD",
+                amount_captured=1000 if status in CAPTURED_PAYMENT_STATUSES else 0,
+                capture_method=method,  # type: ignore[arg-type]
+                reference=reference,
+                operation=operation,
+                operation_amount=600 if operation == "capture" else 1000 if operation else None,
+                order=order,
+                can_ask=can_ask,
+            )
+
+
+KNOWN = tuple(payments())
+SOURCES: tuple[Source, ...] = ("answer", "hint")
+EVERY = tuple(itertools.product(KNOWN, CHARGES, SOURCES))
+
+
+def after(known: Known, decision: Decision, charge: Charge | None = None) -> Known:
+    """What is known once a decision has been written down."""
+    changed = replace(
+        known,
+        status=decision.payment or known.status,
+        order=decision.order or known.order,
+        review=None if decision.ends_review else decision.review or known.review,
+    )
+    if decision.operation is not None:
+        changed = replace(changed, operation=None, operation_amount=None)
+    if charge is not None and known.reference in (None, charge.replaces):
+        changed = replace(changed, reference=charge.reference)
+    if decision.payment == "captured" and charge is not None:
+        changed = replace(changed, amount_captured=charge.amount_captured)
+    return changed
+
+
+# The table --------------------------------------------------------------------------------------
+
+AHEAD, LEVEL, CONTRADICTS = "ahead", "level", "contradiction"
+# Our status, then what the gateway shows, of our amount under our reference.
+TABLE: dict[PaymentStatus, dict[ChargeStatus, str]] = {
+    "pending": {
+        "processing": LEVEL,
+        "requires_action": LEVEL,  # the shopper has acted since
+        "approved": LEVEL,
+        "authorized": AHEAD,
+        "captured": AHEAD,
+        "declined": AHEAD,
+        "voided": AHEAD,
+    },
+    "requires_action": {
+        "processing": AHEAD,
+        "requires_action": LEVEL,
+        "approved": AHEAD,
+        "authorized": AHEAD,
+        "captured": AHEAD,
+        "declined": AHEAD,
+        "voided": AHEAD,
+    },
+    "authorized": {
+        "processing": LEVEL,
+        "requires_action": LEVEL,
+        "approved": LEVEL,
+        "authorized": LEVEL,
+        "captured": AHEAD,
+        "declined": CONTRADICTS,
+        "voided": AHEAD,
+    },
+    **{
+        status: {
+            "processing": LEVEL,
+            "requires_action": LEVEL,
+            "approved": LEVEL,
+            "authorized": LEVEL,
+            "captured": LEVEL,
+            "declined": CONTRADICTS,
+            "voided": CONTRADICTS,
+        }
+        for status in CAPTURED_PAYMENT_STATUSES
+    },
+    **{
+        status: {
+            "processing": LEVEL,
+            "requires_action": LEVEL,
+            "approved": LEVEL,
+            "authorized": CONTRADICTS,
+            "captured": CONTRADICTS,
+            "declined": LEVEL,
+            "voided": LEVEL,
+        }
+        for status in DEAD_PAYMENT_STATUSES
+    },
+}
+
+
+@pytest.mark.parametrize("status", TABLE)
+def test_how_a_state_of_our_amount_relates_to_ours(status: PaymentStatus) -> None:
+    for known in KNOWN:
+        if known.status != status or known.reference is None or known.operation is not None:
+            continue
+        captured = known.amount_captured or known.amount
+        for shown, relation in TABLE[status].items():
+            charge = Charge(shown, amount_captured=captured if shown == "captured" else 0)
+            assert relation_of(known, charge) == relation, (known, shown)
+
+
+def test_a_first_answer_may_send_the_shopper_away() -> None:
+    known = replace(KNOWN[0], reference=None)
+    assert known.status == "pending"
+    assert decide(known, Charge("requires_action"), "answer").payment == "requires_action"
+
+
+def test_another_reference_is_another_charge_and_only_held_money_needs_a_person() -> None:
+    for known, charge, source in EVERY:
+        if known.reference is None or charge.reference == known.reference:
+            continue
+        expected: ReviewReason | None = "second_charge" if charge.status in HOLDS_MONEY else None
+        assert decide(known, charge, source) == Decision(review=expected)
+
+
+def test_a_reference_that_the_gateway_replaces_is_the_same_charge() -> None:
+    known = next(one for one in KNOWN if one.status == "pending" and one.reference == "ch_1")
+    charge = Charge("captured", "ch_2", amount_captured=1000, replaces="ch_1")
+    assert decide(known, charge, "answer").payment == "captured"
+
+
+@pytest.mark.parametrize(
+    "charge",
+    [
+        Charge("captured", amount=1001, amount_captured=1001),
+        Charge("captured", currency="EUR", amount_captured=1000),
+        Charge("captured", amount_captured=1),
+        Charge("authorized", amount=500),
+    ],
+)
+def test_another_amount_moves_nothing_and_an_answer_with_it_is_a_persons(charge: Charge) -> None:
+    for known in KNOWN:
+        automatic = known.capture_method == "automatic" and known.operation is None
+        if known.reference is None or not (automatic and known.status in ("pending", "authorized")):
+            continue
+        answer = decide(known, charge, "answer")
+        assert (answer.payment, answer.review) == (None, "amount_differs"), known
+        hint = decide(known, charge, "hint")
+        assert hint.payment is None
+        assert hint.lookup == "now" if known.can_ask else hint.review == "amount_differs"
+
+
+def test_an_authorization_may_be_captured_in_part_by_whoever() -> None:
+    for known in KNOWN:
+        if known.status != "authorized" or known.capture_method != "manual":
+            continue
+        decision = decide(known, Charge("captured", amount_captured=600), "answer")
+        assert (decision.payment, decision.order) == ("captured", "paid")
+        if known.operation == "capture":
+            assert decision.operation == "done"  # the 600 that were asked for
+        elif known.operation is not None:
+            assert decision.operation == "not_done"
+
+
+def test_a_declined_capture_leaves_the_money_held() -> None:
+    for known in KNOWN:
+        if known.operation != "capture":
+            continue
+        decision = decide(known, Charge("declined"), "answer")
+        assert decision == Decision(operation="not_done", lookup="at_expiry")
+
+
+# The laws ---------------------------------------------------------------------------------------
+
+
+def test_all_moves_are_legal() -> None:
+    for known, charge, source in EVERY:
+        decision = decide(known, charge, source)
+        if decision.payment is not None:
+            assert (known.status, decision.payment) in CHARGE_MOVES
+        if decision.order is not None:
+            assert "payments" in ORDER_MOVES[(known.order, decision.order)] or (
+                # with `cancel` the caller who asked for it cancels the order
+                known.operation == "cancel" and decision.order == "canceled"
+            )
+
+
+def test_held_money_is_never_dropped() -> None:
+    """It is in our books, or a person is asked, or the gateway is asked at once."""
+    for known, charge, source in EVERY:
+        if charge.status not in HOLDS_MONEY:
+            continue
+        decision = decide(known, charge, source)
+        final = after(known, decision, charge)
+        if decision.review is not None or decision.lookup == "now":
+            continue
+        assert charge.reference == final.reference, (known, charge)
+        held = (*CAPTURED_PAYMENT_STATUSES, "authorized")
+        assert final.status in held, (known, charge, source)
+        assert charge.amount in (None, known.amount)
+        assert charge.currency == known.currency
+        if charge.status == "captured":
+            assert charge.amount_captured == final.amount_captured
+
+
+def declines_a_capture(known: Known, charge: Charge) -> bool:
+    """The answer to a capture itself: what the books show after it is "authorized"."""
+    return known.operation == "capture" and charge.status == "declined"
+
+
+def test_a_hint_and_then_the_answer_equals_the_answer() -> None:
+    for known, charge in itertools.product(KNOWN, CHARGES):
+        if declines_a_capture(known, charge):
+            continue
+        hinted = after(known, decide(known, charge, "hint"), charge)
+        answered = after(known, decide(known, charge, "answer"), charge)
+        both = after(hinted, decide(hinted, charge, "answer"), charge)
+        assert both == answered, (known, charge)
+
+
+def test_the_same_news_twice_equals_once() -> None:
+    for known, charge, source in EVERY:
+        if declines_a_capture(known, charge):
+            continue
+        once = after(known, decide(known, charge, source), charge)
+        again = decide(once, charge, source)
+        assert (again.payment, again.order, again.operation) == (None, None, None)
+        assert after(once, again, charge) == once, (known, charge, source)
+
+
+def test_a_hint_never_ends_in_less_than_was_known() -> None:
+    """Old news moves nothing back, and calls no look-up off."""
+    for known, charge in itertools.product(KNOWN, CHARGES):
+        decision = decide(known, charge, "hint")
+        if decision.payment is None:
+            assert decision.lookup in ("keep", "now") or not known.can_ask
+
+
+def test_what_is_open_is_always_looked_up() -> None:
+    for known, charge, source in EVERY:
+        decision = decide(known, charge, source)
+        final = after(known, decision, charge)
+        if final.is_open or final.status == "requires_action":
+            assert decision.lookup in ("keep", "now", "soon", "later"), (known, charge)
+
+
+def test_an_operation_is_over_exactly_when_the_charge_is_decided() -> None:
+    for known, charge, source in EVERY:
+        final = after(known, decide(known, charge, source), charge)
+        if known.operation is not None and final.status not in ("authorized", "requires_action"):
+            assert final.operation is None
+
+
+def test_an_order_follows_its_payment() -> None:
+    for known, charge, source in EVERY:
+        decision = decide(known, charge, source)
+        final = after(known, decision, charge)
+        if decision.payment == "captured":
+            assert final.order in ("paid", "shipped", "delivered", "refunded", "canceled")
+        if decision.payment == "authorized" and known.order == "pending":
+            assert final.order == "authorized"
+        if decision.payment == "canceled" and known.operation != "cancel":
+            assert decision.order is None  # the order may be paid in another way
+
+
+# No charge, or nobody knows -----------------------------------------------------------------------
+
+
+def test_a_charge_that_never_happened_frees_the_order() -> None:
+    for known in KNOWN:
+        decision = decide_not_executed(known, "answer")
+        if known.operation is not None:
+            assert (decision.payment, decision.operation) == (None, "not_done")
+        elif known.status == "pending":
+            assert (decision.payment, decision.lookup) == ("failed", "never")
+        else:
+            assert (decision.payment, decision.review) == (None, None)
+        assert decide_not_executed(known, "hint") == Decision()
+
+
+def test_only_what_is_open_for_too_long_goes_to_a_person() -> None:
+    for known in KNOWN:
+        may_move = known.is_open or known.status == "requires_action"
+        expected = "outcome_unknown" if may_move else None
+        assert decide_unknown(known, overdue=True).review == expected
+        assert decide_unknown(known, overdue=False) == Decision()
+        asked = replace(known, review="amount_differs")
+        assert decide_unknown(asked, overdue=True) == Decision()
+
+
+def test_an_outcome_that_is_known_at_last_needs_no_person() -> None:
+    known = replace(KNOWN[0], review="outcome_unknown")
+    assert decide(known, Charge("captured", amount_captured=1000), "answer").ends_review
+    assert decide_not_executed(known, "answer").ends_review
+    assert not decide(known, Charge("processing"), "answer").ends_review
+    other = replace(known, review="amount_differs")
+    assert not decide(other, Charge("captured", amount_captured=1000), "answer").ends_review
+
+
+# Refunds ----------------------------------------------------------------------------------------
+
+
+def refunds() -> Iterator[KnownRefund]:
+    for status, reference, before, order, can_ask in itertools.product(
+        REFUND_STATUSES, (None, "re_1"), (0, 600), ("paid", "refunded"), (True, False)
+    ):
+        refunded = before + (400 if status == "succeeded" else 0)
+        yield KnownRefund(
+            status=status,
+            amount=400,
+            currency="USD",
+            reference=reference,
+            amount_captured=1000,
+            amount_refunded=refunded,
+            order=order,  # type: ignore[arg-type]
+            can_ask=can_ask,
+        )
+
+
+KNOWN_REFUNDS = tuple(refunds())
+REFUNDS = tuple(
+    Refund(status, reference, amount, currency)
+    for status, reference, amount, currency in itertools.product(
+        REFUND_STATUSES, ("re_1", "re_2"), (400, 300), ("USD", "EUR")
+    )
+)
+
+
+def test_refunds_move_only_as_they_may_and_the_sums_follow() -> None:
+    for known, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
+        decision = decide_refund(known, state, source)
+        if decision.refund is not None:
+            assert (known.status, decision.refund) in REFUND_MOVES
+            assert decision.refund == state.status
+            was = 400 if known.status == "succeeded" else 0
+            assert decision.refunded == (400 if decision.refund == "succeeded" else 0) - was
+        if decision.payment is not None:
+            total = known.amount_refunded + decision.refunded
+            expected = {0: "captured", known.amount_captured: "refunded"}
+            assert decision.payment == expected.get(total, "partially_refunded")
+
+
+def test_money_that_went_back_is_never_dropped() -> None:
+    for known, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
+        if state.status != "succeeded" or known.status == "succeeded":
+            continue
+        decision = decide_refund(known, state, source)
+        moved = decision.refund == "succeeded"
+        assert moved or decision.review is not None or decision.lookup == "now", (known, state)
+
+
+def test_a_refund_under_another_reference_was_made_twice() -> None:
+    known = next(one for one in KNOWN_REFUNDS if one.reference == "re_1")
+    assert decide_refund(known, Refund("succeeded", "re_2"), "hint").review == "refund_made_twice"
+    assert decide_refund(known, Refund("failed", "re_2"), "answer").review is None
+
+
+def test_a_refund_that_fails_after_its_order_has_ended_is_a_persons() -> None:
+    known = KnownRefund("succeeded", 400, "USD", "re_1", 400, 400, "refunded")
+    decision = decide_refund(known, Refund("failed"), "answer")
+    assert (decision.refund, decision.payment, decision.refunded) == ("failed", "captured", -400)
+    assert decision.review == "refund_failed_late"
+
+
+def test_a_refund_that_never_happened_frees_its_amount_unless_that_is_old_news() -> None:
+    for known in KNOWN_REFUNDS:
+        decision = decide_refund_not_executed(known, "answer")
+        assert decision.refund == ("failed" if known.status == "pending" else None)
+        assert decide_refund_not_executed(known, "hint").refund is None
+
+
+def test_refund_news_twice_equals_once() -> None:
+    for known, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
+        decision = decide_refund(known, state, source)
+        once = replace(
+            known,
+            status=decision.refund or known.status,
+            reference=known.reference or state.reference,
+            amount_refunded=known.amount_refunded + decision.refunded,
+            order=decision.order or known.order,
+        )
+        again = decide_refund(once, state, source)
+        assert (again.refund, again.refunded, again.order) == (None, 0, None)
