@@ -50,7 +50,8 @@ INVARIANTS: Final[Mapping[str, str]] = {
         SELECT p.id FROM payments p LEFT JOIN LATERAL (
             SELECT e.data ->> 'status' AS status FROM events e
             WHERE e.order_id = p.order_id AND (e.data ->> 'id')::bigint = p.id
-            AND e.type LIKE 'payment.%' AND e.type <> 'payment.needs_review'
+            AND e.type LIKE 'payment.%'
+            AND e.type NOT IN ('payment.needs_review', 'payment.reviewed')
             ORDER BY e.sequence DESC LIMIT 1) told ON true
         WHERE coalesce(told.status, 'pending') <> CASE
             WHEN p.status IN ('partially_refunded', 'refunded') THEN 'captured'

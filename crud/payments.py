@@ -144,6 +144,12 @@ def find_payment(
     return session.execute(query).one_or_none()
 
 
+def is_other_payments_reference(session: Session, payment: Payment, reference: str) -> bool:
+    """Whether another payment at the same gateway has this reference."""
+    found = find_payment(session, payment.gateway, None, reference)
+    return found is not None and found.id != payment.id
+
+
 def has_unreferenced_payment(session: Session, gateway: str) -> bool:
     """Whether this gateway has been asked for a charge whose reference we have not heard yet."""
     found = session.scalar(

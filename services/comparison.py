@@ -34,7 +34,8 @@ log = get_logger()
 
 COMPARE_EVERY: Final = 120.0  # seconds; what is moved outside is here within minutes
 FIRST_WINDOW: Final = timedelta(days=7)  # of a gateway that was never compared
-OVERLAP: Final = timedelta(minutes=1)  # for clocks, and what is written but not committed
+# For clocks that are off, and what is written but not committed.
+OVERLAP: Final = timedelta(minutes=5)
 LEASE: Final = 600.0  # seconds; a comparison that died is begun again after them
 PAGE: Final = 500  # of our own payments
 

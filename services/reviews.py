@@ -100,7 +100,7 @@ def _settle_charge(
         if payment.status == "requires_action" and payment.operation is None:
             decision = Decision(payment="failed", lookup="never")
     else:
-        charge = _stated(payment, data)
+        charge = _stated(session, payment, data)
         if payment.operation == "capture":
             ours = replace(ours, operation_amount=charge.amount_captured)
         decision = decide(ours, charge, "answer")
@@ -117,7 +117,7 @@ def _settle_charge(
     apply(session, by, order, payment, decision, charge)
 
 
-def _stated(payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
+def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
     """The charge as the person says that the gateway's books show it."""
     status = CHARGE_STATUS[data.resolution]
     reference = data.gateway_reference or payment.gateway_reference
@@ -125,6 +125,10 @@ def _stated(payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
         raise InvalidRequest.of(
             "gateway_reference", "missing", "Name the charge: without it it cannot be refunded"
         )
+    if data.gateway_reference is not None and crud.is_other_payments_reference(
+        session, payment, data.gateway_reference
+    ):
+        raise InvalidRequest.of("gateway_reference", "taken", "This is another payment's charge")
     captured = 0
     if status == "captured":
         captured = data.amount or payment.amount_captured or payment.amount

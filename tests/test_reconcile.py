@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 import secrets
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -30,6 +27,8 @@ from tests.support.quiet import (
     LOST,
     REPORT,
     UNHEARD,
+    command,
+    environment,
     gateway,
     gateways,
     make_due,
@@ -246,35 +245,6 @@ def test_a_look_up_that_was_overtaken_changes_nothing(
 
 
 # The commands and the workers as processes ------------------------------------------------------
-
-
-def environment(settings: Settings) -> dict[str, str]:
-    assert settings.secret_key is not None
-    assert settings.fingerprint_key is not None
-    assert settings.database_url is not None
-    return os.environ | {
-        "ENVIRONMENT": "development",
-        "DATABASE_URL": settings.database_url,
-        "DATA_DIR": str(settings.data_dir),
-        "SECRET_KEY": settings.secret_key.get_secret_value(),
-        "FINGERPRINT_KEY": settings.fingerprint_key.get_secret_value(),
-        "RECONCILE_AFTER": "1",
-        "GATEWAY_TIMEOUT": "2",
-    }
-
-
-def command(settings: Settings, *arguments: str) -> tuple[int, dict[str, Any]]:
-    """Run an operator command: its exit code and its JSON report."""
-    done = subprocess.run(
-        [sys.executable, "cli.py", *arguments],
-        cwd=ROOT,
-        env=environment(settings),
-        stdout=subprocess.PIPE,
-        timeout=60,
-        check=False,
-    )
-    report: dict[str, Any] = json.loads(done.stdout)
-    return done.returncode, report
 
 
 def test_the_commands_report_books_that_agree_and_books_that_do_not(

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +21,7 @@ from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from services import comparison, invariants, reconcile
 from services.reconcile import LookupRules
+from tests.conftest import ROOT
 from tests.support.shop import (
     MANAGES,
     Bearer,
@@ -119,3 +124,32 @@ def run_once(shop: Shop, gateways: Gateways) -> int:
 
 def unknown(query: base.LookUp) -> Any:
     raise base.Unknown("no answer")
+
+
+def environment(settings: Settings) -> dict[str, str]:
+    assert settings.secret_key is not None
+    assert settings.fingerprint_key is not None
+    assert settings.database_url is not None
+    return os.environ | {
+        "ENVIRONMENT": "development",
+        "DATABASE_URL": settings.database_url,
+        "DATA_DIR": str(settings.data_dir),
+        "SECRET_KEY": settings.secret_key.get_secret_value(),
+        "FINGERPRINT_KEY": settings.fingerprint_key.get_secret_value(),
+        "RECONCILE_AFTER": "1",
+        "GATEWAY_TIMEOUT": "2",
+    }
+
+
+def command(settings: Settings, *arguments: str) -> tuple[int, dict[str, Any]]:
+    """Run an operator command: its exit code and its JSON report."""
+    done = subprocess.run(
+        [sys.executable, "cli.py", *arguments],
+        cwd=ROOT,
+        env=environment(settings),
+        stdout=subprocess.PIPE,
+        timeout=60,
+        check=False,
+    )
+    report: dict[str, Any] = json.loads(done.stdout or "{}")
+    return done.returncode, report
