@@ -255,7 +255,7 @@ def reviewed_and_nothing_else(
 def test_a_refund_in_stripes_dashboard_is_for_a_person(stripe: Stand) -> None:
     _, payment = stripe.paid(1000)
     before = books(stripe, payment)
-    refund = stripe_double(stripe).refund_by_hand(payment["gateway_reference"], 300)
+    refund = stripe_double(stripe).refund_outside(payment["gateway_reference"], 300)
     reviewed_and_nothing_else(stripe, payment, before)
     for kind in ("refund.created", "charge.refunded"):
         taken(stripe, sent(stripe, kind, payment["gateway_reference"]))

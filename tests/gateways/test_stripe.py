@@ -1172,7 +1172,7 @@ def test_a_refund_that_was_made_by_hand_has_no_id_of_ours(
     gateway: StripeGateway, double: StripeDouble
 ) -> None:
     _, charge = pay(gateway, double)
-    reference = double.refund_by_hand(charge.reference, 300)
+    reference = double.refund_outside(charge.reference, 300)
     event = events_of(gateway, double)["refund.created"]
     assert event.refund == Refund(reference, "succeeded", 300, "USD")
     assert (event.refund_id, event.payment_id, event.reference) == (None, None, charge.reference)
