@@ -129,7 +129,9 @@ def test_a_charge_that_took_no_money_has_no_refunds(
     gateway: StripeGateway, double: StripeDouble, kind: str
 ) -> None:
     request, charge = pay(gateway, double, kind)
+    before = len(double.requests)
     assert look_up(gateway, request, charge).refunds == ()
+    assert len(double.requests) == before + 1
 
 
 def test_a_capture_and_a_cancellation_outside_are_read(
@@ -225,6 +227,18 @@ def test_an_old_refund_that_fails_lately_is_listed(
     double.fail_refund(refund.reference)
     failed = Refund(refund.reference, "failed", 400, "USD", refund_id=5)
     assert listed_charges(gateway, minutes_ago(5)) == {charge.reference: as_read(charge, failed)}
+
+
+def test_an_old_refund_that_is_done_lately_is_listed(
+    gateway: StripeGateway, double: StripeDouble
+) -> None:
+    double.refund_status = "pending"
+    _, charge = pay(gateway, double)
+    refund = gateway.refund(refund_request(charge, 400))
+    double.pass_days(6)
+    double.settle_refund(refund.reference)
+    done = Refund(refund.reference, "succeeded", 400, "USD", refund_id=5)
+    assert listed_charges(gateway, minutes_ago(5)) == {charge.reference: as_read(charge, done)}
 
 
 def test_disputes_are_listed_when_they_open_and_when_they_close(

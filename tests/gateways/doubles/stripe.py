@@ -143,6 +143,12 @@ class StripeDouble(Shelves, Double):
             refund["status"] = "failed"
             self._event("refund.failed", refund)
 
+    def settle_refund(self, refund_reference: str) -> None:
+        with self.lock:
+            refund = self.refunds[refund_reference]
+            refund["status"] = "succeeded"
+            self._event("refund.updated", refund)
+
     def refund_outside(self, reference: str, amount: int) -> str:
         """A refund of Stripe's units that somebody makes in the dashboard."""
         with self.lock:
@@ -155,6 +161,9 @@ class StripeDouble(Shelves, Double):
     def void_outside(self, reference: str) -> None:
         with self.lock:
             self._void(self.intents[reference], {})
+
+    def limit_pages(self, entries: int) -> None:
+        self.page_limit = entries
 
     def pass_days(self, days: float) -> None:
         """Let everything be so much older. Keys are forgotten after one."""
