@@ -29,7 +29,7 @@ from observability.logs import get_logger
 
 log = get_logger()
 
-CLOCK_SKEW: Final = timedelta(hours=1)
+CLOCK_SKEW: Final = timedelta(days=1)  # a customer's list is short, and must not miss a charge
 PAGE: Final = 100  # the most that a list of Stripe's answers with
 # The charge behind a PaymentIntent tells when an authorization ends, and what was refunded.
 EXPAND: Final = ["latest_charge.refunds"]

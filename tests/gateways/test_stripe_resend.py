@@ -130,6 +130,14 @@ def test_a_charge_is_found_among_many_of_its_customer(
     assert gateway.look_up(after_the_time(request)) == as_read(charge)
 
 
+def test_a_charge_is_found_by_a_clock_that_is_hours_ahead(
+    gateway: StripeGateway, double: StripeDouble
+) -> None:
+    request, charge = pay(gateway, double)
+    double.pass_days(0.9)
+    assert gateway.look_up(after_the_time(request)) == as_read(charge)
+
+
 def test_a_charge_that_arrives_just_before_its_fence_is_found(
     gateway: StripeGateway, double: StripeDouble, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,11 +159,19 @@ def test_a_charge_without_a_customer_is_searched_and_fenced(
         gateway.charge(request)
 
 
+@pytest.mark.parametrize(
+    ("status", "kind"), [(409, "invalid_request_error"), (400, "idempotency_error")]
+)
 def test_a_charge_still_under_way_is_unknown(
-    gateway: StripeGateway, double: StripeDouble, monkeypatch: pytest.MonkeyPatch
+    gateway: StripeGateway,
+    double: StripeDouble,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    kind: str,
 ) -> None:
     request = charge_request(save(gateway, double))
-    answer_otherwise(double, monkeypatch, CREATE, error(409, code="idempotency_key_in_use"))
+    in_use = error(status, type=kind, code="idempotency_key_in_use")
+    answer_otherwise(double, monkeypatch, CREATE, in_use)
     with pytest.raises(Unknown) as caught:
         gateway.look_up(after_the_time(request))
     assert not isinstance(caught.value, CannotTell)
