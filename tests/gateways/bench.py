@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import httpx
@@ -101,9 +102,9 @@ class Bench(ABC):
     def void_outside(self, reference: str) -> None:
         raise NotApplicable("this bench has no dashboard")
 
-    def limit_pages(self, entries: int) -> None:
-        """Let a page of the gateway's lists have so few entries. Raises NotApplicable."""
-        raise NotApplicable("the pages of this gateway are as long as they are")
+    def short_pages(self) -> AbstractContextManager[object]:
+        """While it is entered, pages of the gateway's lists have few entries, where they can."""
+        return nullcontext()
 
     def forge(
         self, headers: Mapping[str, str], body: bytes, *, age: float = 0, foreign: bool = False
@@ -177,8 +178,10 @@ class DoubleBench(Bench):
     def void_outside(self, reference: str) -> None:
         self._control("void_outside")(reference)
 
-    def limit_pages(self, entries: int) -> None:
-        self._control("limit_pages")(entries)
+    def short_pages(self) -> AbstractContextManager[object]:
+        control = getattr(self.double, "short_pages", nullcontext)
+        pages: AbstractContextManager[object] = control()
+        return pages
 
     def forge(
         self, headers: Mapping[str, str], body: bytes, *, age: float = 0, foreign: bool = False

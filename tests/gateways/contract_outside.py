@@ -165,12 +165,9 @@ def pages_of_the_list_hold_everything_once_or_more(stand: Stand) -> None:
     if not gateway_of(stand).capabilities.lists_charges:
         raise NotApplicable("this gateway lists no charges")
     since = start()
-    stand.bench.limit_pages(2)
-    try:
-        payments = [stand.paid(amount)[1] for amount in (700, 800, 900, 1000, 1100)]
+    payments = [stand.paid(amount)[1] for amount in (700, 800, 900, 1000, 1100)]
+    with stand.bench.short_pages():
         found = {one.payment_id: one.charge for one in listed(stand, since)}
-    finally:
-        stand.bench.limit_pages(100)
     for payment in payments:
         charge = found[payment["id"]]
         assert (charge.reference, charge.status) == (payment["gateway_reference"], "captured")
