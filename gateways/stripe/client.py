@@ -36,6 +36,13 @@ class KeyInUse(Unknown):
     """The first request with this key is still under way (409)."""
 
 
+class KeySpent(Unknown):
+    """The key was used before, for another request (idempotency_error): this one was refused.
+
+    https://docs.stripe.com/api/idempotent_requests
+    """
+
+
 class CardDeclined(Unknown):
     """The card was declined (402).
 
@@ -136,6 +143,8 @@ def outcome(error: stripe.StripeError) -> GatewayError:
         return NotDone(why)  # of our key, not of the request
     if code == "idempotency_key_in_use":
         return KeyInUse(why)
+    if body.get("type") == "idempotency_error":
+        return KeySpent(why)
     if isinstance(error, stripe.InvalidRequestError) and error.http_status in (400, 404):
         return RequestRefused(why, code)
     return Unknown(why)

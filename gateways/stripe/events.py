@@ -19,7 +19,6 @@ from gateways.stripe import states
 from gateways.stripe.client import Fields
 
 TOLERANCE_SECONDS = 300  # both ways: what Stripe's SDKs allow the past
-KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 
 
@@ -62,7 +61,7 @@ def read(body: bytes) -> GatewayEvent:
 
 
 def _charge(intent: Fields) -> dict[str, Any]:
-    key = _key(intent)
+    key = states.our_key(intent)
     if key is None:
         return NOTHING  # every charge of ours carries one; somebody else uses this account too
     return {
@@ -76,7 +75,7 @@ def _charge(intent: Fields) -> dict[str, Any]:
 def _expired(gateway_charge: Fields) -> dict[str, Any]:
     if not _intent(gateway_charge):
         return NOTHING
-    of = {**_of_intent(gateway_charge), "key": _key(gateway_charge)}
+    of = {**_of_intent(gateway_charge), "key": states.our_key(gateway_charge)}
     return {**of, "charge": states.expired(gateway_charge)}
 
 
@@ -85,6 +84,7 @@ def _refund(refund: Fields) -> dict[str, Any]:
         **_of_intent(refund),
         "refund": states.refund(refund),
         "refund_id": states.our_id(refund, "refund_id"),
+        "refund_key": states.our_key(refund),
     }
 
 
@@ -106,12 +106,6 @@ def _method_updated(method: Fields) -> dict[str, Any]:
 
 def _method_gone(method: Fields) -> dict[str, Any]:
     return {**NOTHING, "method": MethodChange(states.text(method, "id"), None)}
-
-
-def _key(intent: Fields) -> str | None:
-    """Which of the systems that share an account has made the charge."""
-    found = states.part(intent, "metadata", "key")
-    return found if isinstance(found, str) and KEY.fullmatch(found) else None
 
 
 def _of_intent(fields: Fields) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""The Stripe gateway: what is asked of Stripe, under which key, and how lost answers are found.
+"""The Stripe gateway: what is asked of Stripe, under which key, and what became of lost requests.
 
-What its objects mean is in `states.py`, what its failures mean in `client.py`.
+What its objects mean is in `states.py`, what its failures mean in `client.py`, what its books show
+in `books.py`.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Final, Literal, TypeVar
@@ -28,6 +30,7 @@ from gateways.base import (
     Capabilities,
     ChangeRequest,
     Charge,
+    ChargePage,
     ChargeRequest,
     ChargeStatus,
     Gateway,
@@ -45,10 +48,12 @@ from gateways.base import (
     Unknown,
 )
 from gateways.stripe import amounts, events, states
+from gateways.stripe.books import Books
 from gateways.stripe.client import (
     CardDeclined,
     Fields,
     KeyInUse,
+    KeySpent,
     RequestRefused,
     Wire,
     ask,
@@ -60,8 +65,6 @@ T = TypeVar("T")
 # Stripe forgets keys once they are 24 hours old; an hour is for clocks and slow requests.
 # https://docs.stripe.com/api/idempotent_requests
 KEY_LIFE: Final = timedelta(hours=23)
-CLOCK_SKEW: Final = timedelta(hours=1)
-PAGE: Final = 100  # the most that a list of Stripe's answers with
 
 TOKEN: Final = re.compile(r"pm_[A-Za-z0-9_]{1,250}")
 WHAT_TO_SEND: Final = (
@@ -101,10 +104,14 @@ class StripeGateway(Gateway):
         """`timeout` is in seconds, for each read from the socket."""
         # Card numbers that pass through this service put the store into PCI DSS SAQ D (some 250
         # requirements, and scans) instead of SAQ A. Stripe has to allow it for the account, too.
-        self.capabilities = Capabilities(payment_types=frozenset({"card"}), card_numbers=raw_cards)
+        self.capabilities = Capabilities(
+            payment_types=frozenset({"card"}), card_numbers=raw_cards, lists_charges=True
+        )
         self._webhook_secrets = tuple(webhook_secrets)
         self._wire = Wire(timeout)
-        self._stripe = connect(api_key, base_url, self._wire).v1
+        client = connect(api_key, base_url, self._wire)
+        self._stripe = client.v1
+        self._books = Books(client)
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -216,7 +223,7 @@ class StripeGateway(Gateway):
             "payment_method": request.token,
             "capture_method": "automatic" if request.capture else "manual",
             "confirm": True,
-            "metadata": _mark(request),
+            "metadata": states.marks(request),
             "expand": EXPAND,
         }
         if request.customer is not None:
@@ -250,7 +257,11 @@ class StripeGateway(Gateway):
         )
 
     def refund(self, request: RefundRequest) -> Refund:
-        metadata = {"payment_id": str(request.payment_id), "refund_id": str(request.refund_id)}
+        metadata = {
+            "payment_id": str(request.payment_id),
+            "refund_id": str(request.refund_id),
+            "key": request.key,
+        }
         params: RefundCreateParams = {
             "payment_intent": request.reference,
             "amount": _units(request.amount, request.currency),
@@ -268,88 +279,85 @@ class StripeGateway(Gateway):
     # Questions ----------------------------------------------------------------------------------
 
     def look_up(self, query: LookUp) -> Charge | None:
+        request, reference = query.request, query.reference
         try:
-            if isinstance(query.request, ChangeRequest):
-                return self._look_up_change(query.request, query)
-            if query.reference is not None:
-                return self._read(query.reference)
-            return self._look_up_charge(query.request, query.asked_at)
+            if isinstance(request, ChangeRequest):
+                return self._look_up_change(request, query)
+            if reference is not None:
+                return self._books.read(reference)
+            return self._look_up_charge(request, query)
         except NotDone as error:  # of our question; it says nothing about the request
             raise _untold(error) from None
 
-    def _look_up_charge(self, request: ChargeRequest, asked_at: datetime) -> Charge | None:
-        return _again(
-            lambda: self.charge(request),
-            asked_at,
-            lambda: self._find_charge(request, asked_at),
-        )
+    def _look_up_charge(self, request: ChargeRequest, query: LookUp) -> Charge | None:
+        def find() -> Charge | None:
+            return self._books.find_charge(request, query.asked_at)
+
+        if _may_repeat(query):
+            return _again(lambda: self.charge(request), find)
+        return _no_more(lambda: self._fence_charge(request), find, query)
 
     def _look_up_change(self, request: ChangeRequest, query: LookUp) -> Charge | None:
-        found = self._read(query.reference or request.reference)
-        if found.status not in UNDECIDED:
-            return found
-        if _is_over(query.asked_at):
-            return None  # nothing of ours can still arrive, and the books show that nothing has
-        change = self.capture if request.operation == "capture" else self.void
-        return _again(lambda: change(request), query.asked_at, lambda: None)
+        def find() -> Charge | None:
+            found = self._books.read(query.reference or request.reference)
+            return None if found.status in UNDECIDED else found
+
+        if _may_repeat(query):
+            change = self.capture if request.operation == "capture" else self.void
+            return find() or _again(lambda: change(request), find)
+        return _no_more(lambda: self._fence_change(request), find, query)
 
     def look_up_refund(self, query: RefundLookUp) -> Refund | None:
         request, reference = query.request, query.reference
+
+        def find() -> Refund | None:
+            return self._books.find_refund(request)
+
         try:
             if reference is not None:
                 return states.refund(ask(lambda: self._stripe.refunds.retrieve(reference)))
-            if _is_over(query.asked_at):
-                return self._find_refund(request)  # None: it was never made
-            return _again(
-                lambda: self.refund(request),
-                query.asked_at,
-                lambda: self._find_refund(request),
-            )
+            if _may_repeat(query):
+                return _again(lambda: self.refund(request), find)
+            return _no_more(lambda: self._fence_change(request), find, query)
         except NotDone as error:
             raise _untold(error) from None
 
-    def _read(self, reference: str) -> Charge:
-        return states.charge(
-            ask(lambda: self._stripe.payment_intents.retrieve(reference, {"expand": EXPAND}))
+    def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
+        return self._books.page(since, cursor)
+
+    # Fences: harmless requests that use up a key, so that a late original is refused -------------
+
+    def _fence_charge(self, request: ChargeRequest) -> None:
+        """Make a PaymentIntent that nobody can pay. Raises KeySpent, NotDone or Unknown.
+
+        Repeated it is the same one, whichever of the two answers was lost. It carries none of our
+        marks, so nothing takes it for the charge.
+        """
+        params: PaymentIntentCreateParams = {
+            "amount": _units(request.amount, request.currency),
+            "currency": request.currency.lower(),
+            "description": "Nothing to pay: keeps a lost request from charging late",
+            "metadata": {"fence": request.key},
+        }
+        made = ask(
+            lambda: self._stripe.payment_intents.create(params, {"idempotency_key": request.key})
         )
-
-    def _find_charge(self, request: ChargeRequest, asked_at: datetime) -> Charge | None:
-        """The charge that a request of ours made, by the marks it carries."""
-        mark = _mark(request)
-        for question in self._questions(request, asked_at):
-            for intent in _listed(ask(question)):
-                if all(states.part(intent, "metadata", name) == mark[name] for name in mark):
-                    return self._read(states.text(intent, "id"))
-        return None
-
-    def _questions(
-        self, request: ChargeRequest, asked_at: datetime
-    ) -> list[Callable[[], stripe.StripeObject]]:
-        """A customer's list shows what was just written; the search may be a minute behind."""
-        since = int((asked_at - CLOCK_SKEW).timestamp())
-        search = f"metadata['payment_id']:'{request.payment_id}'"
-        questions: list[Callable[[], stripe.StripeObject]] = [
-            lambda: self._stripe.payment_intents.search({"query": search, "limit": PAGE})
-        ]
-        if (customer := request.customer) is not None:
-            questions.insert(
-                0,
-                lambda: self._stripe.payment_intents.list(
-                    {"customer": customer, "created": {"gte": since}, "limit": PAGE}
-                ),
+        with suppress(RequestRefused):  # somebody has canceled it in the dashboard
+            ask(
+                lambda: self._stripe.payment_intents.cancel(
+                    states.text(made, "id"), {}, {"idempotency_key": f"{request.key}-fence"}
+                )
             )
-        return questions
 
-    def _find_refund(self, request: RefundRequest) -> Refund | None:
-        listed = ask(
-            lambda: self._stripe.refunds.list({"payment_intent": request.reference, "limit": PAGE})
+    def _fence_change(self, request: ChangeRequest | RefundRequest) -> None:
+        """Write into the charge what stands there. Raises KeySpent, NotDone or Unknown."""
+        ask(
+            lambda: self._stripe.payment_intents.update(
+                request.reference,
+                {"metadata": {"payment_id": str(request.payment_id)}},
+                {"idempotency_key": request.key},
+            )
         )
-        for found in _listed(listed):
-            if states.our_id(found, "refund_id") == request.refund_id:
-                return states.refund(found)
-        if listed.get("has_more"):
-            raise CannotTell("more refunds than one list holds")
-        return None
 
     # Webhooks -----------------------------------------------------------------------------------
 
@@ -371,22 +379,45 @@ def _charged(call: Callable[[], stripe.StripeObject]) -> Charge:
         return state
 
 
-def _again(call: Callable[[], T], asked_at: datetime, find: Callable[[], T | None]) -> T | None:
+def _may_repeat(query: LookUp | RefundLookUp) -> bool:
+    """Whether the request may be sent again; under a key that was forgotten it would be anew."""
+    return query.resend and not _is_over(query.asked_at)
+
+
+def _again(call: Callable[[], T], find: Callable[[], T | None]) -> T | None:
     """Send a request anew whose answer was lost; where that tells nothing, find what it made.
 
     None: Stripe refuses it by its own checks, so under this key nothing ever happened. Raises
     NotDone and Unknown.
     """
-    if not _is_over(asked_at):
-        try:
-            return call()
-        except Refused:
-            return None
-        except Unknown:
-            pass  # Stripe answers a key with its first answer, a stored 500 too
+    try:
+        return call()
+    except Refused:
+        return None
+    except Unknown:
+        pass  # Stripe answers a key with its first answer, a stored 500 too
     found = find()
     if found is None:
         raise CannotTell("no trace of the request")
+    return found
+
+
+def _no_more(
+    fence: Callable[[], None], find: Callable[[], T | None], query: LookUp | RefundLookUp
+) -> T | None:
+    """Find what a request made that is not sent again, or see to it that it never makes anything.
+
+    None: it never will. Raises NotDone and Unknown.
+    """
+    found = find()
+    if found is not None or _is_over(query.asked_at):
+        return found  # nothing is under way for a day, so the books show all that will ever be
+    try:
+        fence()
+    except KeySpent:  # by the request itself, perhaps since we looked
+        found = find()
+        if found is None:  # refused or failed at Stripe; in a day it can be told
+            raise CannotTell("the request arrived, and nothing shows what came of it") from None
     return found
 
 
@@ -400,27 +431,11 @@ def _untold(error: NotDone) -> Unknown:
     return Unknown(str(error)) if isinstance(error, Busy) else CannotTell(str(error))
 
 
-def _mark(request: ChargeRequest) -> dict[str, str]:
-    """What a charge is found by. Ids alone would not do: test systems may share an account."""
-    return {
-        "payment_id": str(request.payment_id),
-        "order_id": str(request.order_id),
-        "key": request.key,
-    }
-
-
 def _units(amount: int, currency: str) -> int:
     units = amounts.to_stripe(amount, currency)
     if units is None:
         raise Refused("Stripe cannot express this amount")
     return units
-
-
-def _listed(page: Fields) -> list[Fields]:
-    data = page.get("data")
-    if not isinstance(data, list):
-        raise Unknown("an answer without data")
-    return [found for found in data if isinstance(found, Mapping)]
 
 
 def _token_unknown() -> MethodInvalid:

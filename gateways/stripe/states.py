@@ -13,6 +13,7 @@ from typing import Any, Final, Literal
 from domain.declines import STRIPE, normalized
 from gateways.base import (
     Charge,
+    ChargeRequest,
     ChargeStatus,
     Decline,
     Dispute,
@@ -53,6 +54,7 @@ AUTHORIZATION_LIFETIME = timedelta(days=7)
 # The ids in our metadata are BIGINTs of ours. Whatever else stands there is somebody else's.
 OUR_ID: Final = re.compile(r"[1-9][0-9]{0,18}")
 MAX_ID: Final = 2**63 - 1
+KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 
 
 def charge(intent: Fields, decline: Decline | None = None) -> Charge:
@@ -72,6 +74,7 @@ def charge(intent: Fields, decline: Decline | None = None) -> Charge:
         capture_before=_capture_before(intent) if status == "authorized" else None,
         redirect_url=redirect_url,
         decline=(decline or _last_decline(intent)) if status == "declined" else None,
+        refunds=_refunds(intent),
     )
 
 
@@ -91,6 +94,7 @@ def refund(found: Fields) -> Refund:
         status=REFUNDS.get(text(found, "status"), "pending"),
         amount=money(found, "amount"),
         currency=currency(found),
+        refund_id=our_id(found, "refund_id"),
     )
 
 
@@ -101,6 +105,8 @@ def dispute(found: Fields) -> Dispute:
         amount=money(found, "amount"),
         currency=currency(found),
         reason=word(found.get("reason")) or "general",
+        # 0 where the card's bank wants to hear nothing.
+        evidence_due_at=_moment(part(found, "evidence_details", "due_by")),
     )
 
 
@@ -129,6 +135,21 @@ def card_details(method: Fields) -> dict[str, Any]:
         "exp_month": whole(card, "exp_month"),
         "exp_year": whole(card, "exp_year"),
     }
+
+
+def marks(request: ChargeRequest) -> dict[str, str]:
+    """What a charge is found by. Ids alone would not do: test systems may share an account."""
+    return {
+        "payment_id": str(request.payment_id),
+        "order_id": str(request.order_id),
+        "key": request.key,
+    }
+
+
+def our_key(fields: Fields) -> str | None:
+    """The key that an object was made with; None for what no system like ours has made."""
+    found = part(fields, "metadata", "key")
+    return found if isinstance(found, str) and KEY.fullmatch(found) else None
 
 
 def our_id(fields: Fields, name: str) -> int | None:
@@ -173,6 +194,16 @@ def part(fields: Fields, *path: str) -> Any:
             return None
         found = found.get(name)
     return found
+
+
+def _refunds(intent: Fields) -> tuple[Refund, ...] | None:
+    """All refunds of a PaymentIntent; None where the answer does not show all of them."""
+    if "latest_charge" in intent and intent["latest_charge"] is None:
+        return ()  # nothing was ever charged
+    listed = part(intent, "latest_charge", "refunds")
+    if not isinstance(listed, Mapping) or listed.get("has_more") is not False:
+        return None
+    return tuple(refund(found) for found in listed.get("data", ()) if isinstance(found, Mapping))
 
 
 def _capture_before(intent: Fields) -> datetime | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import httpx
@@ -34,6 +35,8 @@ class Bench(ABC):
     steps: Mapping[Step, str]
     key_header: str | None  # which carries our key
     keyless: frozenset[Step] = frozenset()  # steps for which the gateway has no keys
+    # What stands in the body of a request that only uses up a key, on the path of a step.
+    fence: bytes | None = None
     off_session: bool = True  # declines what would need a shopper who is not there
     signs_all: bool = True  # its signature covers the whole body, and stands in a header
     reads_back: bool = True  # its books can be read; else only webhooks tell of changes
@@ -88,6 +91,20 @@ class Bench(ABC):
     def fail_refund(self, reference: str) -> None:
         """Let a refund fail that has succeeded. Raises NotApplicable."""
         raise NotApplicable("this bench lets no refund fail")
+
+    def refund_outside(self, reference: str, amount: int) -> None:
+        """Refund in the gateway's dashboard, minor units of ISO 4217. Raises NotApplicable."""
+        raise NotApplicable("this bench has no dashboard")
+
+    def capture_outside(self, reference: str, amount: int) -> None:
+        raise NotApplicable("this bench has no dashboard")
+
+    def void_outside(self, reference: str) -> None:
+        raise NotApplicable("this bench has no dashboard")
+
+    def short_pages(self) -> AbstractContextManager[object]:
+        """While it is entered, pages of the gateway's lists have few entries, where they can."""
+        return nullcontext()
 
     def forge(
         self, headers: Mapping[str, str], body: bytes, *, age: float = 0, foreign: bool = False
@@ -151,6 +168,20 @@ class DoubleBench(Bench):
 
     def fail_refund(self, reference: str) -> None:
         self._control("fail_refund")(reference)
+
+    def refund_outside(self, reference: str, amount: int) -> None:
+        self._control("refund_outside")(reference, amount)
+
+    def capture_outside(self, reference: str, amount: int) -> None:
+        self._control("capture_outside")(reference, amount)
+
+    def void_outside(self, reference: str) -> None:
+        self._control("void_outside")(reference)
+
+    def short_pages(self) -> AbstractContextManager[object]:
+        control = getattr(self.double, "short_pages", nullcontext)
+        pages: AbstractContextManager[object] = control()
+        return pages
 
     def forge(
         self, headers: Mapping[str, str], body: bytes, *, age: float = 0, foreign: bool = False

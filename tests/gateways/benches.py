@@ -22,6 +22,7 @@ class StripeBench(DoubleBench):
         "refund": r"/v1/refunds",
     }
     key_header = "Idempotency-Key"
+    fence = b"metadata[fence]"
     zero_decimals = (500, "JPY")
     other_decimals = (500, "ISK")
     refused_amount = (12_345, "KWD")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from tests.gateways.bench import NotApplicable, Step
+from tests.gateways.contract_outside import OUTSIDE
+from tests.gateways.contract_resend import RESEND
 from tests.gateways.proxy import Delivery
 from tests.gateways.stand import GATEWAY_TIMEOUT, Scenario, Stand, ok, together
 
@@ -682,3 +684,6 @@ def no_secret_is_in_the_logs_or_in_the_database(stand: Stand) -> None:
     for secret in secrets:
         assert secret not in log, f"a secret that begins with {secret[:6]} is in the logs"
         assert secret not in dump, f"a secret that begins with {secret[:6]} is in the database"
+
+
+SCENARIOS += [*RESEND, *OUTSIDE]  # they ask the gateway beside the service

@@ -32,6 +32,7 @@ class StripeApiBench(Bench):
     gateway = "stripe"
     steps = StripeBench.steps
     key_header = StripeBench.key_header
+    fence = StripeBench.fence
     zero_decimals = StripeBench.zero_decimals
     other_decimals = StripeBench.other_decimals
     refused_amount = StripeBench.refused_amount
@@ -94,6 +95,22 @@ class StripeApiBench(Bench):
         )
         answer.raise_for_status()
         return answer.json()
+
+    def refund_outside(self, reference: str, amount: int) -> None:
+        self._act("/v1/refunds", payment_intent=reference, amount=amount)
+
+    def capture_outside(self, reference: str, amount: int) -> None:
+        self._act(f"/v1/payment_intents/{reference}/capture", amount_to_capture=amount)
+
+    def void_outside(self, reference: str) -> None:
+        self._act(f"/v1/payment_intents/{reference}/cancel")
+
+    def _act(self, path: str, **form: Any) -> None:
+        """What the dashboard does: the same, by another client."""
+        answer = httpx.post(
+            self.upstream + path, data=form, auth=(self.api_key, ""), timeout=30, trust_env=False
+        )
+        answer.raise_for_status()
 
     def approve(self, reference: str, *, yes: bool) -> None:
         raise NotApplicable("nobody is there to approve it")

@@ -254,7 +254,7 @@ def reviewed_and_nothing_else(
 
 def test_a_refund_in_stripes_dashboard_is_in_our_books_once(stripe: Stand) -> None:
     _, payment = stripe.paid(1000)
-    refund = stripe_double(stripe).refund_by_hand(payment["gateway_reference"], 300)
+    refund = stripe_double(stripe).refund_outside(payment["gateway_reference"], 300)
     for kind in ("refund.created", "charge.refunded"):
         taken(stripe, sent(stripe, kind, payment["gateway_reference"]))
     after = stripe.becomes(payment["id"], "partially_refunded")

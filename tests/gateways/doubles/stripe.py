@@ -9,9 +9,9 @@ import hashlib
 import hmac
 import json
 import re
-import secrets
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -20,11 +20,20 @@ from pydantic import SecretStr
 
 from domain.money import exponent
 from tests.gateways.doubles.server import Answer, BookEntry, Double, Request
+from tests.gateways.doubles.stripe_shelves import (
+    PARAMETERS,
+    Object,
+    Refusal,
+    Shelves,
+    moves_money,
+    new_id,
+)
 
 API_KEY: Final = "sk_test_double"
 SECRET: Final = "whsec_double"
 FOREIGN_SECRET: Final = "whsec_of_another_endpoint"
-AUTHORIZATION_SECONDS: Final = 6 * 24 * 3600
+DAY: Final = 24 * 3600  # seconds
+AUTHORIZATION_SECONDS: Final = 6 * DAY
 
 # Stripe's decimals where they are not those of ISO 4217.
 DECIMALS: Final = {
@@ -33,8 +42,6 @@ DECIMALS: Final = {
     **dict.fromkeys(("ISK", "UGX"), 2),
 }
 THREE_DECIMAL: Final = {"bhd", "jod", "kwd", "omr", "tnd"}
-
-Object = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -58,51 +65,15 @@ CARDS: Final = {
 }
 NUMBERS: Final = {card.number: card for card in CARDS.values()}
 
-# The parameters that each request may have; those of money need a key.
-PARAMETERS: Final = {
-    "customers": {"metadata"},
-    "payment_methods": {"type", "card", "billing_details"},
-    "payment_methods/*/attach": {"customer"},
-    "payment_intents": {
-        *("amount", "currency", "customer", "payment_method", "capture_method", "confirm"),
-        *("metadata", "off_session", "automatic_payment_methods", "return_url", "expand"),
-    },
-    "payment_intents/*/capture": {"amount_to_capture", "expand"},
-    "payment_intents/*/cancel": {"expand"},
-    "refunds": {"payment_intent", "amount", "metadata", "reason"},
-}
 
-
-class Refusal(Exception):
-    """An error of Stripe's. A stored one is replayed under its key: its work had begun."""
-
-    def __init__(
-        self,
-        status: int,
-        code: str | None,
-        *,
-        kind: str = "invalid_request_error",
-        stored: bool = False,
-        **fields: Any,
-    ) -> None:
-        self.status, self.stored = status, stored
-        # Real messages echo what was sent; so does this one.
-        self.body = {"error": {"type": kind, "code": code, "message": f"No: {fields}", **fields}}
-
-
-class StripeDouble(Double):
+class StripeDouble(Shelves, Double):
     """Stripe's API on loopback. Requests with other keys than API_KEY are answered 401."""
 
     def __init__(self) -> None:
-        super().__init__()
+        Double.__init__(self)
+        Shelves.__init__(self)
         self.keys: dict[str, tuple[str, bytes, Answer]] = {}
-        self.customers: dict[str, Object] = {}
-        self.methods: dict[str, Object] = {}
         self.cards: dict[str, Card] = {}  # by payment method
-        self.intents: dict[str, Object] = {}
-        self.charges: dict[str, Object] = {}
-        self.refunds: dict[str, Object] = {}
-        self.disputes: dict[str, Object] = {}
         self.refund_status = "succeeded"  # what new refunds start with
 
     def __enter__(self) -> StripeDouble:
@@ -146,12 +117,14 @@ class StripeDouble(Double):
             intent = self.intents[reference]
             assert intent["status"] == "succeeded"
             dispute = {
-                "id": _new_id("du"),
+                "id": new_id("du"),
                 "object": "dispute",
                 "amount": intent["amount_received"],
                 "currency": intent["currency"],
                 "charge": intent["latest_charge"],
                 "payment_intent": reference,
+                "created": int(time.time()),
+                "evidence_details": {"due_by": int(time.time()) + 9 * DAY},
                 "reason": "fraudulent",
                 "status": "needs_response",
                 "metadata": {},
@@ -171,10 +144,39 @@ class StripeDouble(Double):
             refund["status"] = "failed"
             self._event("refund.failed", refund)
 
-    def refund_by_hand(self, reference: str, amount: int) -> str:
+    def settle_refund(self, refund_reference: str) -> None:
+        with self.lock:
+            refund = self.refunds[refund_reference]
+            refund["status"] = "succeeded"
+            self._event("refund.updated", refund)
+
+    def refund_outside(self, reference: str, amount: int) -> str:
         """A refund of Stripe's units that somebody makes in the dashboard."""
         with self.lock:
             return str(self._refund(self.intents[reference], amount, {}, None)["id"])
+
+    def capture_outside(self, reference: str, amount: int) -> None:
+        with self.lock:
+            self._capture(self.intents[reference], {"amount_to_capture": str(amount)})
+
+    def void_outside(self, reference: str) -> None:
+        with self.lock:
+            self._void(self.intents[reference], {})
+
+    @contextmanager
+    def short_pages(self) -> Iterator[None]:
+        self.page_limit, longest = 2, self.page_limit
+        try:
+            yield
+        finally:
+            self.page_limit = longest
+
+    def pass_days(self, days: float) -> None:
+        """Let everything be so much older. Keys are forgotten after one."""
+        with self.lock:
+            self.grow_older(int(days * DAY))
+            if days >= 1:
+                self.keys.clear()
 
     def replace_card(self, token: str, **fields: Any) -> None:
         """The bank sends the shopper a new card, and tells the scheme."""
@@ -225,7 +227,7 @@ class StripeDouble(Double):
     # HTTP ---------------------------------------------------------------------------------------
 
     def answer(self, request: Request) -> Answer:
-        head = {"Request-Id": _new_id("req")}
+        head = {"Request-Id": new_id("req")}
         key = request.headers.get("idempotency-key")
         if request.headers.get("authorization") != f"Bearer {API_KEY}":
             return Answer(401, Refusal(401, None).body, head)
@@ -255,7 +257,9 @@ class StripeDouble(Double):
             return None
         path, body, first = self.keys[key]
         if (path, body) != (request.path, request.body):
-            self.violations.append(f"a key of {path} again for {request.path}")
+            sent = ((path, body), (request.path, request.body))
+            if all(moves_money(path, decode(body.decode())) for path, body in sent):
+                self.violations.append(f"a key of {path} again for {request.path}")
             raise Refusal(400, None, kind="idempotency_error")
         return first
 
@@ -263,7 +267,7 @@ class StripeDouble(Double):
         parts = request.path.removeprefix("/v1/").split("/")
         fields = decode(request.query if request.method == "GET" else request.body.decode())
         if request.method == "GET":
-            return self._read(parts, fields)
+            return self.read(parts, fields)
         route = "/".join("*" if place == 1 else part for place, part in enumerate(parts))
         if request.method != "POST" or route not in PARAMETERS:
             self.violations.append(f"{request.method} {request.path}")
@@ -273,36 +277,6 @@ class StripeDouble(Double):
             self.violations.append(f"unknown parameters of {route}: {sorted(unknown)}")
             raise Refusal(400, "parameter_unknown", param=min(unknown))
         return self._write(route, parts, fields)
-
-    def _read(self, parts: list[str], fields: Object) -> Object:
-        shelf: Mapping[str, Object] = {
-            "payment_intents": self.intents,
-            "payment_methods": self.methods,
-            "refunds": self.refunds,
-        }[parts[0]]
-        if len(parts) == 2 and parts[1] != "search":
-            if parts[1] not in shelf:
-                raise Refusal(404, "resource_missing", param="id")
-            return self._shown(shelf[parts[1]], fields)
-        if len(parts) == 2:
-            wanted = re.fullmatch(r"metadata\['(\w+)'\]:'([^']*)'", fields["query"])
-            assert wanted is not None
-            name, value = wanted.groups()
-            found = [one for one in shelf.values() if one["metadata"].get(name) == value]
-        else:
-            since = int(fields.get("created", {}).get("gte", 0))
-            found = [
-                one
-                for one in shelf.values()
-                if one["created"] >= since
-                and all(
-                    one[name] == fields[name]
-                    for name in ("customer", "payment_intent")
-                    if name in fields
-                )
-            ]
-        newest = found[::-1][: int(fields.get("limit", 10))]
-        return {"object": "list", "data": newest, "has_more": len(newest) < len(found)}
 
     def _write(self, route: str, parts: list[str], fields: Object) -> Object:
         if route == "customers":
@@ -318,27 +292,24 @@ class StripeDouble(Double):
         intent = self.intents.get(parts[1])
         if intent is None:
             raise Refusal(404, "resource_missing", param="intent")
-        change: Callable[[Object, Object], None] = (
-            self._capture if route.endswith("capture") else self._void
-        )
-        change(intent, fields)
-        return self._shown(intent, fields)
-
-    def _shown(self, found: Object, fields: Object) -> Object:
-        if "latest_charge" in fields.get("expand", {}).values() and found["latest_charge"]:
-            return {**found, "latest_charge": self.charges[found["latest_charge"]]}
-        return found
+        changes: Mapping[str, Callable[[Object, Object], None]] = {
+            "payment_intents/*": self._update,
+            "payment_intents/*/capture": self._capture,
+            "payment_intents/*/cancel": self._void,
+        }
+        changes[route](intent, fields)
+        return self.shown(intent, fields)
 
     # Customers and cards ------------------------------------------------------------------------
 
     def _new_customer(self, fields: Object) -> Object:
-        customer = {"id": _new_id("cus"), "object": "customer", **fields}
+        customer = {"id": new_id("cus"), "object": "customer", **fields}
         self.customers[customer["id"]] = customer
         return customer
 
     def _new_method(self, card: Card, name: str | None = None, **expiry: int) -> Object:
         method: Object = {
-            "id": _new_id("pm"),
+            "id": new_id("pm"),
             "object": "payment_method",
             "type": "card",
             "created": int(time.time()),
@@ -393,37 +364,45 @@ class StripeDouble(Double):
         if not re.fullmatch(r"[a-z]{3}", currency) or (currency in THREE_DECIMAL and amount % 10):
             self.violations.append(f"{amount} {currency}")
             raise Refusal(400, "parameter_invalid_integer", param="amount")
+        confirms = moves_money("/v1/payment_intents", fields)
+        method = self._chargeable(fields) if confirms else None
+        intent: Object = {
+            "id": new_id("pi"),
+            "object": "payment_intent",
+            "amount": amount,
+            "amount_capturable": 0,
+            "amount_received": 0,
+            "capture_method": fields.get("capture_method", "automatic"),
+            "client_secret": new_id("pi_secret"),
+            "created": int(time.time()),
+            "currency": currency,
+            "customer": fields.get("customer"),
+            "last_payment_error": None,
+            "latest_charge": None,
+            "metadata": fields.get("metadata", {}),
+            "next_action": None,
+            "payment_method": method and method["id"],
+            "status": "requires_payment_method",
+        }
+        self.intents[intent["id"]] = intent
+        self._event("payment_intent.created", intent)
+        if method is not None:
+            off_session = fields.get("off_session") == "true"
+            self._confirm(intent, self.cards[method["id"]], fields.get("return_url"), off_session)
+        return self.shown(intent, fields)
+
+    def _chargeable(self, fields: Object) -> Object:
+        """The payment method of a request that creates and confirms at once."""
         method = self.methods.get(fields["payment_method"])
         if method is None:
             raise Refusal(404, "resource_missing", param="payment_method")
         if method["customer"] is None or method["customer"] != fields.get("customer"):
             raise Refusal(400, None, param="payment_method")
         redirects = fields["automatic_payment_methods"].get("allow_redirects", "always")
-        off_session = fields.get("off_session") == "true"
-        if fields.get("confirm") != "true" or (redirects == "always") != ("return_url" in fields):
+        if (redirects == "always") != ("return_url" in fields):
             self.violations.append("confirmed without a return URL, or with one in vain")
             raise Refusal(400, "parameter_missing", param="return_url")
-        intent: Object = {
-            "id": _new_id("pi"),
-            "object": "payment_intent",
-            "amount": amount,
-            "amount_capturable": 0,
-            "amount_received": 0,
-            "capture_method": fields["capture_method"],
-            "client_secret": _new_id("pi_secret"),
-            "created": int(time.time()),
-            "currency": currency,
-            "customer": fields["customer"],
-            "last_payment_error": None,
-            "latest_charge": None,
-            "metadata": fields.get("metadata", {}),
-            "next_action": None,
-            "payment_method": method["id"],
-            "status": "requires_confirmation",
-        }
-        self.intents[intent["id"]] = intent
-        self._confirm(intent, self.cards[method["id"]], fields.get("return_url"), off_session)
-        return self._shown(intent, fields)
+        return method
 
     def _confirm(
         self, intent: Object, card: Card, return_url: str | None, off_session: bool
@@ -468,7 +447,7 @@ class StripeDouble(Double):
         manual = intent["capture_method"] == "manual"
         until = int(time.time()) + AUTHORIZATION_SECONDS if manual else None
         charge = {
-            "id": _new_id("ch"),
+            "id": new_id("ch"),
             "object": "charge",
             "amount": intent["amount"],
             "captured": not manual,
@@ -489,6 +468,9 @@ class StripeDouble(Double):
         intent.update(status="succeeded", amount_received=amount, amount_capturable=0)
         self.charges[intent["latest_charge"]]["captured"] = True
         self._event("payment_intent.succeeded", intent)
+
+    def _update(self, intent: Object, fields: Object) -> None:
+        intent["metadata"] = {**intent["metadata"], **fields["metadata"]}
 
     def _capture(self, intent: Object, fields: Object) -> None:
         amount = self._amount(fields["amount_to_capture"])
@@ -522,7 +504,7 @@ class StripeDouble(Double):
 
     def _refund(self, intent: Object, amount: int, metadata: Object, reason: str | None) -> Object:
         refund = {
-            "id": _new_id("re"),
+            "id": new_id("re"),
             "object": "refund",
             "amount": amount,
             "charge": intent["latest_charge"],
@@ -554,14 +536,15 @@ class StripeDouble(Double):
     # Events -------------------------------------------------------------------------------------
 
     def _event(self, kind: str, found: Object) -> None:
-        event = {
-            "id": _new_id("evt"),
+        event: Object = {
+            "id": new_id("evt"),
             "object": "event",
             "type": kind,
             "created": int(time.time()),
-            "data": {"object": found},
+            "data": {"object": json.loads(json.dumps(found))},  # as it is now
             "livemode": False,
         }
+        self.events[event["id"]] = event
         body = json.dumps(event).encode()
         signature = sign(body, SECRET, int(time.time()))
         headers = {"Content-Type": "application/json", "Stripe-Signature": signature}
@@ -588,10 +571,6 @@ def decode(form: str) -> Object:
 
 def _unexpected_state(intent: Object) -> Refusal:
     return Refusal(400, "payment_intent_unexpected_state", payment_intent=intent, stored=True)
-
-
-def _new_id(prefix: str) -> str:
-    return f"{prefix}_{secrets.token_hex(12)}"
 
 
 def _iso(units: int, currency: str) -> int:
