@@ -118,6 +118,7 @@ class Capabilities:
     partial_refund: bool = True
     reads_back: bool = True  # its books can be read; else only events tell what has changed
     lists_charges: bool = False  # `list_charges` tells what was made or changed lately
+    lists_disputes: bool = False  # `list_charges` tells what was disputed lately, and only that
     wants_returned: bool = False  # completes only with what it added to the return URL
 
 
@@ -422,6 +423,9 @@ class Gateway(ABC):
     needs: ClassVar[tuple[str, ...]] = ()  # the settings that it cannot do without
     remote: ClassVar[bool] = True  # False: part of this process, needs no guard
     guard: Guard = NoGuard()
+    # Whether an event with this `delivery_id` was taken before. The service sets it; an adapter
+    # that has to ask its gateway what an event means asks only about those that are new.
+    is_known: Callable[[str], bool] = staticmethod(lambda delivery_id: False)
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -499,7 +503,8 @@ class Gateway(ABC):
         """A page of the charges that were made, refunded, captured, canceled or disputed since
         then (None: ever), in any order; one that is listed twice does no harm.
 
-        For gateways with the capability `lists_charges`. Raises NotDone or Unknown.
+        For gateways with the capability `lists_charges`, or `lists_disputes`: then it is the
+        charges that were disputed. Raises NotDone or Unknown.
         """
         raise Refused("this gateway cannot list its charges")
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import httpx
 
 from gateways.base import Busy, Unknown
+
+Body = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # sent as JSON
 
 CONNECT_SECONDS = 3.05  # just over TCP's first retransmission
 # Idle connections are dropped before gateways drop them: a request on a connection that was just
@@ -63,7 +65,7 @@ class Transport:
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
-        body: Mapping[str, Any] | None = None,
+        body: Body | None = None,
         form: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,
     ) -> Reply:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from gateways.base import Busy, NotDone, Refused, Unknown
-from gateways.transport import Reply, Transport
+from gateways.transport import Body, Reply, Transport
 
 # A token is given up this long before it expires: a request must not outlive it on its way.
 TOKEN_MARGIN_SECONDS: Final = 60.0
@@ -59,6 +59,17 @@ class Client:
         """Raises NotFound, NotDone or Unknown."""
         return self._call("GET", path, {}, None)
 
+    def find(self, path: str) -> Mapping[str, Any] | None:
+        """None: PayPal knows no such thing, or it is another account's. Raises NotDone, Unknown."""
+        try:
+            return self.get(path)
+        except NotFound:
+            return None
+
+    def patch(self, path: str, changes: Sequence[Mapping[str, Any]]) -> None:
+        """Change an object, by JSON Patch. Raises Rejected, NotFound, NotDone or Unknown."""
+        self._call("PATCH", path, {}, changes)
+
     def post(
         self, path: str, body: Mapping[str, Any], *, key: str | None = None
     ) -> Mapping[str, Any]:
@@ -73,7 +84,7 @@ class Client:
         return self._call("POST", path, headers, body)
 
     def _call(
-        self, method: str, path: str, headers: Mapping[str, str], body: Mapping[str, Any] | None
+        self, method: str, path: str, headers: Mapping[str, str], body: Body | None
     ) -> Mapping[str, Any]:
         token = self._access_token()
         reply = self._send(method, path, headers, body, token)
@@ -90,7 +101,7 @@ class Client:
         method: str,
         path: str,
         headers: Mapping[str, str],
-        body: Mapping[str, Any] | None,
+        body: Body | None,
         token: str,
     ) -> Reply:
         authorized = {**headers, "Authorization": f"Bearer {token}"}

@@ -1,4 +1,8 @@
-"""What PayPal's webhooks say, once they are verified.
+"""Which payment a webhook of PayPal's is about, and nothing else of what it says.
+
+PayPal signs only the CRC-32 of a body. Whoever has seen the headers of one genuine webhook, in a
+proxy's log say, can make another body with the same sum, and it stays valid for days. So what a
+webhook says of money, states, disputes and methods is not even read; PayPal is asked instead.
 
 https://developer.paypal.com/api/rest/webhooks/event-names/
 """
@@ -7,48 +11,51 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import datetime
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Final
 
-from gateways.base import GatewayEvent, MethodChange, SignatureInvalid, Unknown
-from gateways.paypal.amounts import read as read_amount
-from gateways.paypal.states import (
-    Object,
-    Order,
-    charge_of_order,
-    first_object,
-    link,
-    payment_id,
-    plain_id,
-    read_authorization,
-    read_capture,
-    read_dispute,
-    read_order,
-    read_refund,
-    related,
-)
-
-# Asks PayPal for a capture. None: there is no such capture. Raises Unknown.
-FindCapture = Callable[[str], Object | None]
-Fields = dict[str, Any]  # of a GatewayEvent, but for its id and type
-Handler = Callable[[Object, FindCapture, datetime], Fields]
+from gateways.base import SignatureInvalid
+from gateways.paypal.states import Object, first_object, link, our_ids, our_key, plain_id, related
 
 CAPTURE_PATH: Final = re.compile(r"/v2/payments/captures/([A-Za-z0-9_-]{1,64})$", re.ASCII)
 ORDER_PATH: Final = re.compile(r"/v2/checkout/orders/([A-Za-z0-9_-]{1,64})$", re.ASCII)
 MAX_TYPE: Final = 100  # characters
-KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 
 
-def refund_custom_id(payment: int, refund: int) -> str:
-    """What a refund of ours carries. PayPal allows letters, digits and `-_.,` only."""
-    return f"{payment}-{refund}"
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What something is about: one of our payments, or what PayPal has to be asked for."""
+
+    payment_id: int | None = None
+    reference: str | None = None  # PayPal's id of the order
+    key: str | None = None  # ours, of the charge
+    capture_id: str | None = None  # whose payment it is of, only PayPal can tell
+    dispute_id: str | None = None  # how it stands, only PayPal can tell
+    token: str | None = None  # of a method that is said to be gone
+
+    @property
+    def is_known(self) -> bool:
+        """Whether it names a payment that may be ours."""
+        return self.payment_id is not None or self.reference is not None
+
+    @property
+    def is_unclear(self) -> bool:
+        """Whether PayPal has to be asked."""
+        return any(one is not None for one in (self.capture_id, self.dispute_id, self.token))
 
 
-def parse(body: bytes, find_capture: FindCapture, now: datetime) -> GatewayEvent:
-    """Raises SignatureInvalid for what is no event, Unknown when PayPal had to be asked."""
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """A webhook, as far as it is read."""
+
+    id: str
+    type: str
+    subject: Subject
+
+
+def read(body: bytes) -> Notice:
+    """Raises SignatureInvalid for what is no event."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):
@@ -56,154 +63,68 @@ def parse(body: bytes, find_capture: FindCapture, now: datetime) -> GatewayEvent
     if not isinstance(event, dict):
         raise SignatureInvalid
     event_id, kind = plain_id(event.get("id")), event.get("event_type")
-    resource = event.get("resource")
     if event_id is None or not isinstance(kind, str) or not 0 < len(kind) <= MAX_TYPE:
         raise SignatureInvalid
-    handler = HANDLERS.get(kind)
-    if handler is None:
-        return GatewayEvent(event_id, kind, payment_id=None, reference=None)
+    find = SUBJECTS.get(kind)
+    if find is None:
+        return Notice(event_id, kind, Subject())
+    resource = event.get("resource")
     if not isinstance(resource, dict):
         raise SignatureInvalid
-    return GatewayEvent(event_id, kind, **handler(resource, find_capture, now))
+    return Notice(event_id, kind, find(resource))
 
 
-# Charges ----------------------------------------------------------------------------------------
+def subject_of_payment(resource: Object) -> Subject:
+    """Of an authorization or a capture: our payment by both its id and its key, or by PayPal's
+    order alone."""
+    key, reference = our_key(resource), _order_id(resource)
+    if key is None:
+        return Subject(reference=reference)
+    payment, refund = our_ids(resource)
+    # What carries a refund's id as well has the key of that refund, not of the charge.
+    return Subject(payment, reference, key if refund is None else None)
 
 
-def _order(resource: Object, _: FindCapture, now: datetime) -> Fields:
-    with _reading():
-        charge = charge_of_order(read_order(resource), now)
-    unit = first_object(resource.get("purchase_units"))
-    return {**_identity(unit), "reference": charge.reference, "charge": charge}
+def _of_order(resource: Object) -> Subject:
+    unit = subject_of_payment(first_object(resource.get("purchase_units")))
+    return Subject(unit.payment_id, plain_id(resource.get("id")), unit.key)
 
 
-def _authorization(resource: Object, _: FindCapture, now: datetime) -> Fields:
-    with _reading():
-        return _charge_of(resource, now, authorizations=[read_authorization(resource)])
+def _of_refund(resource: Object) -> Subject:
+    """Of a refund, or of a capture that PayPal has reversed."""
+    subject = subject_of_payment(resource)
+    if subject.is_known:
+        return subject
+    capture_id = related(resource, "capture_id") or _linked(resource, CAPTURE_PATH)
+    return Subject(capture_id=capture_id)
 
 
-def _capture(resource: Object, find_capture: FindCapture, now: datetime) -> Fields:
-    if related(resource, "authorization_id") is not None:
-        # It may be a part of what was authorized, and there may be other parts.
-        return _ask(resource, find_capture, now)
-    with _reading():
-        return _charge_of(resource, now, captures=[read_capture(resource)])
+def _of_dispute(resource: Object) -> Subject:
+    return Subject(dispute_id=plain_id(resource.get("dispute_id")))
 
 
-def _charge_of(resource: Object, now: datetime, **payments: Any) -> Fields:
-    """A charge, by the one payment of its order; its amount is that of the whole order."""
-    order_id = _order_id(resource)
-    if order_id is None:
-        return _identity(resource) | {"ask": _payment_id(resource) is not None}
-    amount, currency = read_amount(resource.get("amount"))
-    order = Order(
-        **{"authorizations": [], "captures": [], **payments},
-        id=order_id,
-        status="COMPLETED",
-        amount=amount,
-        currency=currency,
-        redirect_url=None,
-    )
-    return _identity(resource) | {"charge": charge_of_order(order, now)}
+def _of_token(resource: Object) -> Subject:
+    return Subject(token=plain_id(resource.get("id")))
 
 
-def _ask(resource: Object, _: FindCapture, __: datetime) -> Fields:
-    identity = _identity(resource)
-    return identity | {"ask": any(value is not None for value in identity.values())}
-
-
-# Refunds, disputes, methods ---------------------------------------------------------------------
-
-
-def _refund(resource: Object, find_capture: FindCapture, _: datetime) -> Fields:
-    with _reading():
-        refund = read_refund(resource)
-    payment, refund_id = _ours(resource.get("custom_id"))
-    key = resource.get("invoice_id")
-    if payment is not None and isinstance(key, str) and KEY.fullmatch(key):
-        return {
-            "payment_id": payment,
-            "reference": _order_id(resource),
-            "refund": refund,
-            "refund_id": refund_id,
-            "refund_key": key,
-        }
-    return _identity_of_capture(_capture_id(resource), find_capture) | {"refund": refund}
-
-
-def _reversal(resource: Object, find_capture: FindCapture, _: datetime) -> Fields:
-    """PayPal took the money back. The resource is a refund, or the capture itself."""
-    with _reading():
-        refund = replace(read_refund(resource), status="succeeded")
-    identity = _identity(resource)
-    if identity["payment_id"] is None and identity["reference"] is None:
-        identity = _identity_of_capture(_capture_id(resource), find_capture)
-    return identity | {"refund": refund}
-
-
-def _dispute(resource: Object, find_capture: FindCapture, _: datetime) -> Fields:
-    with _reading():
-        dispute = read_dispute(resource)
-    transaction = first_object(resource.get("disputed_transactions"))
-    capture_id = plain_id(transaction.get("seller_transaction_id"))
-    return _identity_of_capture(capture_id, find_capture) | {"dispute": dispute}
-
-
-def _method_deleted(resource: Object, _: FindCapture, __: datetime) -> Fields:
-    token = plain_id(resource.get("id"))
-    if token is None:
-        raise SignatureInvalid
-    return {"payment_id": None, "reference": None, "method": MethodChange(token, None)}
-
-
-HANDLERS: Final[Mapping[str, Handler]] = {
-    "CHECKOUT.ORDER.APPROVED": _order,
-    "CHECKOUT.PAYMENT-APPROVAL.REVERSED": _ask,
-    "PAYMENT.AUTHORIZATION.CREATED": _authorization,
-    # After a reauthorization it may be the old one that is voided.
-    "PAYMENT.AUTHORIZATION.VOIDED": _ask,
-    "PAYMENT.CAPTURE.COMPLETED": _capture,
-    "PAYMENT.CAPTURE.DECLINED": _capture,
-    "PAYMENT.CAPTURE.DENIED": _capture,
-    "PAYMENT.CAPTURE.PENDING": _capture,
-    "PAYMENT.CAPTURE.REFUNDED": _refund,
-    "PAYMENT.CAPTURE.REVERSED": _reversal,
-    "CUSTOMER.DISPUTE.CREATED": _dispute,
-    "CUSTOMER.DISPUTE.UPDATED": _dispute,
-    "CUSTOMER.DISPUTE.RESOLVED": _dispute,
-    "VAULT.PAYMENT-TOKEN.DELETED": _method_deleted,
+SUBJECTS: Final[Mapping[str, Callable[[Object], Subject]]] = {
+    "CHECKOUT.ORDER.APPROVED": _of_order,
+    "CHECKOUT.PAYMENT-APPROVAL.REVERSED": subject_of_payment,
+    "PAYMENT.AUTHORIZATION.CREATED": subject_of_payment,
+    "PAYMENT.AUTHORIZATION.VOIDED": subject_of_payment,
+    "PAYMENT.CAPTURE.COMPLETED": subject_of_payment,
+    "PAYMENT.CAPTURE.DECLINED": subject_of_payment,
+    "PAYMENT.CAPTURE.DENIED": subject_of_payment,
+    "PAYMENT.CAPTURE.PENDING": subject_of_payment,
+    "PAYMENT.CAPTURE.REFUNDED": _of_refund,
+    "PAYMENT.CAPTURE.REVERSED": _of_refund,
+    "PAYMENT.REFUND.FAILED": _of_refund,
+    "PAYMENT.REFUND.PENDING": _of_refund,
+    "CUSTOMER.DISPUTE.CREATED": _of_dispute,
+    "CUSTOMER.DISPUTE.UPDATED": _of_dispute,
+    "CUSTOMER.DISPUTE.RESOLVED": _of_dispute,
+    "VAULT.PAYMENT-TOKEN.DELETED": _of_token,
 }
-
-
-# Whose ------------------------------------------------------------------------------------------
-
-
-def _identity(resource: Object) -> Fields:
-    """Our payment by both its id and its key, or by PayPal's order alone."""
-    key = resource.get("invoice_id")
-    if not (isinstance(key, str) and KEY.fullmatch(key)):
-        return {"payment_id": None, "reference": _order_id(resource)}
-    payment = _payment_id(resource)
-    return {"payment_id": payment, "reference": _order_id(resource), "key": key}
-
-
-def _identity_of_capture(capture_id: str | None, find_capture: FindCapture) -> Fields:
-    capture = find_capture(capture_id) if capture_id is not None else None
-    return _identity(capture or {})
-
-
-def _payment_id(resource: Object) -> int | None:
-    return _ours(resource.get("custom_id"))[0]
-
-
-def _ours(custom_id: Any) -> tuple[int | None, int | None]:
-    """The ids of our payment and our refund; a capture carries the first only."""
-    if not isinstance(custom_id, str):
-        return None, None
-    payment, dash, refund = custom_id.partition("-")
-    if dash and (payment_id(payment) is None or payment_id(refund) is None):
-        return None, None
-    return payment_id(payment), payment_id(refund)
 
 
 def _order_id(resource: Object) -> str | None:
@@ -214,20 +135,7 @@ def _order_id(resource: Object) -> str | None:
     )
 
 
-def _capture_id(resource: Object) -> str | None:
-    return related(resource, "capture_id") or _linked(resource, CAPTURE_PATH)
-
-
 def _linked(resource: Object, path: re.Pattern[str]) -> str | None:
     """The id at the end of the link to what it belongs to. Only the id: never ask that URL."""
     found = path.search(link(resource, "up") or "")
     return found.group(1) if found else None
-
-
-@contextmanager
-def _reading() -> Iterator[None]:
-    """What cannot be read in a webhook makes it malformed; there is nobody to ask again."""
-    try:
-        yield
-    except Unknown:
-        raise SignatureInvalid from None

@@ -5,7 +5,6 @@ A charge is an order of one purchase unit, and `Charge.reference` is always its 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -15,20 +14,19 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from config import ConfigurationError, Settings
-from domain.declines import PAYPAL, normalized
-from domain.masking import mask_email
 from gateways.base import (
     Busy,
     CannotTell,
     Capabilities,
     ChangeRequest,
     Charge,
+    ChargeOperation,
+    ChargePage,
     ChargeRequest,
+    ChargeStatus,
     Gateway,
     GatewayEvent,
     LookUp,
-    MethodDeclined,
-    MethodInvalid,
     MethodRequest,
     NotDone,
     Refund,
@@ -39,13 +37,13 @@ from gateways.base import (
     SignatureInvalid,
     Unknown,
 )
-from gateways.paypal import amounts, events, signature
+from gateways.paypal import amounts, disputes, events, inquiries, signature, vault
 from gateways.paypal.certificates import Certificates
 from gateways.paypal.client import Client, NotFound, Rejected
+from gateways.paypal.disputes import CAPTURES
 from gateways.paypal.states import (
     DECLINES,
     Authorization,
-    Object,
     Order,
     charge_of_order,
     decline,
@@ -53,32 +51,29 @@ from gateways.paypal.states import (
     read_capture,
     read_order,
     read_refund,
+    refund_custom_id,
 )
+from gateways.paypal.vault import REDIRECT
 
 R = TypeVar("R")
 T = TypeVar("T")
 
 ORDERS: Final = "/v2/checkout/orders"
 AUTHORIZATIONS: Final = "/v2/payments/authorizations"
-CAPTURES: Final = "/v2/payments/captures"
 REFUNDS: Final = "/v2/payments/refunds"
-TOKENS: Final = "/v3/vault/payment-tokens"
-# Nothing is left to give back; a repeat that hears so may have given it back the first time.
-SPENT: Final = frozenset({"CAPTURE_FULLY_REFUNDED", "REFUND_AMOUNT_EXCEEDED"})
-SETUP_TOKEN: Final = re.compile(r"[0-9A-Z_-]{1,36}")  # as PayPal's specification has it
 
 LIVE_API: Final = "https://api-m.paypal.com"
 SANDBOX_API: Final = "https://api-m.sandbox.paypal.com"
 LIVE_CERT_HOSTS: Final = ("api.paypal.com", "api-m.paypal.com")
 SANDBOX_CERT_HOSTS: Final = ("api.sandbox.paypal.com", "api-m.sandbox.paypal.com")
 
-# The token of a method without a vault: the payer approves each payment on PayPal's page.
-REDIRECT: Final = "redirect"
-
 # How long PayPal remembers a PayPal-Request-Id, less what clocks and queues may take. Later than
 # that a repeat would be a second request. https://developer.paypal.com/api/rest/requests/
-ORDER_KEYS: Final = timedelta(hours=6) - timedelta(minutes=15)
+ORDER_KEYS: Final = timedelta(hours=6) - timedelta(hours=1)
 PAYMENT_KEYS: Final = timedelta(days=45) - timedelta(hours=6)
+
+# What the purchase unit of an order is called that only uses up the key of a lost charge.
+FENCE: Final = "fence"
 
 # For so long PayPal keeps an order that nobody has approved, at least; then it is gone (404).
 UNPAID_ORDER_LIFE: Final = timedelta(hours=3)
@@ -108,9 +103,14 @@ NOT_CAPTURABLE: Final = frozenset(
     }
 )
 
-
-WAITING: Final = frozenset({"requires_action", "approved"})  # for the payer, or for `complete`
-UNPAID: Final = WAITING | {"authorized"}
+# For the payer, or for `complete`.
+WAITING: Final[frozenset[ChargeStatus]] = frozenset({"requires_action", "approved"})
+# What the books show while they do not show that the operation was done.
+UNDONE: Final[Mapping[ChargeOperation, frozenset[ChargeStatus]]] = {
+    "capture": frozenset({"authorized"}),
+    "complete": frozenset({"approved"}),
+    "void": WAITING | {"authorized"},
+}
 
 
 class PayPalGateway(Gateway):
@@ -118,7 +118,9 @@ class PayPalGateway(Gateway):
 
     name = "paypal"
     needs = ("paypal_client_id", "paypal_client_secret")
-    capabilities = Capabilities(payment_types=frozenset({"paypal"}))
+    # PayPal's transaction search is no list of charges: what happens appears in it up to three
+    # hours later, and without the ids of orders. So our own payments are read one by one.
+    capabilities = Capabilities(payment_types=frozenset({"paypal"}), lists_disputes=True)
 
     def __init__(
         self,
@@ -166,35 +168,7 @@ class PayPalGateway(Gateway):
     # Methods ------------------------------------------------------------------------------------
 
     def save_method(self, request: MethodRequest) -> SavedMethod:
-        """By email nothing is kept at PayPal; a token is one of its vault, or a setup token."""
-        if request.token is None:
-            if request.email is None:
-                raise MethodInvalid(
-                    "details", "token_unknown", "Send an email address or a PayPal vault token."
-                )
-            return SavedMethod(REDIRECT, dict(request.details))
-        if plain_id(request.token) is None:
-            raise _token_unknown()
-        try:
-            answer = self.client.get(f"{TOKENS}/{request.token}")
-        except (NotFound, Rejected):
-            if not SETUP_TOKEN.fullmatch(request.token):
-                raise _token_unknown() from None
-            answer = self._exchange_setup_token(request.token)
-        return _saved_method(answer)
-
-    def _exchange_setup_token(self, token: str) -> Object:
-        """A setup token that the payer has approved becomes a payment token, once."""
-        source = {"token": {"id": token, "type": "SETUP_TOKEN"}}
-        try:
-            # The same token twice is the same request: the second answer repeats the first.
-            return self.client.post(TOKENS, {"payment_source": source}, key=f"vault-{token}")
-        except Rejected as refusal:
-            if refusal.issue in DECLINES:
-                raise MethodDeclined(normalized(PAYPAL, refusal.issue)) from None
-            raise _token_unknown() from None
-        except NotFound:
-            raise _token_unknown() from None
+        return vault.save(self.client, request)
 
     # Charges ------------------------------------------------------------------------------------
 
@@ -207,12 +181,21 @@ class PayPalGateway(Gateway):
             if refusal.issue not in DECLINES:
                 raise
             return _declined_charge(request, refusal.issue)
-        state = self._state(read_order(answer))
-        if request.off_session and state.status == "requires_action":
+        charge = self._made(request, read_order(answer))
+        if charge is None:
+            raise Refused("the charge was given up before")
+        return charge
+
+    def _made(self, request: ChargeRequest, order: Order) -> Charge | None:
+        """The charge that an order is; None for the one that only uses up the charge's key."""
+        if order.unit == FENCE:
+            return None
+        charge = self._state(order)
+        if request.off_session and charge.status == "requires_action":
             # Nobody is there to be asked, and nobody will complete it.
             why = decline("PAYER_ACTION_REQUIRED")
-            return replace(state, status="declined", redirect_url=None, decline=why)
-        return state
+            return replace(charge, status="declined", redirect_url=None, decline=why)
+        return charge
 
     def complete(self, request: ChangeRequest) -> Charge:
         """Capture or authorize an order that its payer has approved."""
@@ -222,16 +205,22 @@ class PayPalGateway(Gateway):
             answer = self.client.post(path, {}, key=f"{request.key}-complete")
         except Rejected as refusal:
             if refusal.issue in COMPLETED_BEFORE:
-                return self._current_state(request.reference)
+                return self._state_instead_of(refusal, request)
             if refusal.issue not in DECLINES:
                 raise
             return _declined(request, refusal.issue)
-        return self._state(read_order(answer))
+        charge = self._state(read_order(answer))
+        if charge.status == "approved":
+            raise Unknown("a completion that the books do not show")
+        return charge
 
     def capture(self, request: ChangeRequest) -> Charge:
         """Capture an authorization and release the rest, renewing it first when it is old."""
         money = amounts.write(request.amount, request.currency)
-        order = self._read_before_request(request.reference)
+        order = self._read_before_request(request)
+        if any(one.status != "declined" for one in order.captures):
+            # By an earlier request, or in PayPal's dashboard. PayPal would take more on top of it.
+            return self._state(order)
         authorization = order.authorization
         if authorization is None:
             raise Refused("the order has no authorization")
@@ -245,7 +234,7 @@ class PayPalGateway(Gateway):
             )
         except Rejected as refusal:
             if refusal.issue in NOT_CAPTURABLE:
-                return self._state_instead_of(refusal, request.reference)
+                return self._state_instead_of(refusal, request)
             if refusal.issue not in DECLINES:
                 raise
             return _declined(request, refusal.issue)
@@ -281,12 +270,12 @@ class PayPalGateway(Gateway):
     def void(self, request: ChangeRequest) -> Charge:
         """Void an authorization, or give up an order that is not paid.
 
-        An order cannot be canceled at PayPal. It is voided by our never completing it.
+        An order cannot be canceled at PayPal: one that waits is voided by our never completing it.
         """
-        order = self._read_before_request(request.reference)
+        order = self._read_before_request(request)
         state = self._state(order)
         if state.status in WAITING:
-            return replace(state, status="voided", redirect_url=None)
+            return _given_up(state)
         authorization = order.authorization
         if authorization is None or authorization.over or state.status == "captured":
             return state
@@ -294,13 +283,13 @@ class PayPalGateway(Gateway):
             answer = self.client.post(f"{AUTHORIZATIONS}/{authorization.id}/void", {})
         except Rejected as refusal:
             if refusal.issue == "PREVIOUSLY_CAPTURED":
-                return self._state_instead_of(refusal, request.reference)
+                return self._state_instead_of(refusal, request)
             if refusal.issue != "PREVIOUSLY_VOIDED":
                 raise
             answer = {"status": "VOIDED"}
         if answer.get("status") == "VOIDED":
             return replace(state, status="voided", capture_before=None)
-        after = self._current_state(request.reference)  # 204 has no body, and {} is no answer
+        after = self._current_state(request)  # 204 has no body, and {} is no answer
         if after.status == "authorized":
             raise Unknown("a void that the books do not show")
         return after
@@ -309,59 +298,124 @@ class PayPalGateway(Gateway):
 
     def refund(self, request: RefundRequest) -> Refund:
         money = amounts.write(request.amount, request.currency)
-        order = self._read_before_request(request.reference)
+        order = self._read_before_request(request)
+        made = order.our_refunds.get(request.key)
+        if made is not None:
+            return made
         capture = order.capture("captured")
         if capture is None:
             raise Refused("nothing is captured")
         body: dict[str, Any] = {
             "amount": money,
-            "custom_id": events.refund_custom_id(request.payment_id, request.refund_id),
+            "custom_id": refund_custom_id(request.payment_id, request.refund_id),
             "invoice_id": request.key,
         }
         reason = request.reason
         if reason and len(reason) <= MAX_NOTE and reason.isprintable():
             body["note_to_payer"] = reason
-        return read_refund(
-            self.client.post(f"{CAPTURES}/{capture.id}/refund", body, key=request.key)
-        )
+        answer = self.client.post(f"{CAPTURES}/{capture.id}/refund", body, key=request.key)
+        return read_refund(answer, request.payment_id)
 
     # Questions ----------------------------------------------------------------------------------
 
     def look_up(self, query: LookUp) -> Charge | None:
-        request, reference = query.request, query.reference
+        request = query.request
         if isinstance(request, ChangeRequest):
-            return self._look_up_change(request, query.asked_at)
-        if reference is None:
-            # PayPal cannot be searched for what is ours, but it can be asked the same again.
-            return self._repeat(self.charge, request, query.asked_at, ORDER_KEYS)
+            return self._look_up_change(request, query)
+        if query.reference is None:
+            return self._look_up_unheard(request, query)
         try:
-            return self._state(self._read_order(reference))
+            order = self._read_order(query.reference, request.payment_id)
+            if order.key != request.key:
+                raise CannotTell("the order was made by another system")
+            return self._state(order)
         except NotFound as gone:
             unpaid = request.token == REDIRECT  # else it was paid at once, or not at all
             if unpaid and self._now() - query.asked_at > UNPAID_ORDER_LIFE:
-                return Charge(reference, "voided", request.amount, request.currency)
+                return Charge(query.reference, "voided", request.amount, request.currency)
             raise CannotTell(str(gone)) from None
         except NotDone as error:
             raise _untold(error) from None
 
-    def _look_up_change(self, request: ChangeRequest, asked_at: datetime) -> Charge | None:
-        state = self._current_state(request.reference)
-        if request.operation == "capture" and state.status == "authorized":
-            return self._repeat(self.capture, request, asked_at, PAYMENT_KEYS)
-        if request.operation == "complete" and state.status == "approved":
-            return self._repeat(self.complete, request, asked_at, ORDER_KEYS)
-        if request.operation == "void" and state.status in UNPAID:
-            # To give up twice is to give up: a void needs no key.
-            return self._repeat(self.void, request, asked_at, timedelta.max)
-        return state
+    def _look_up_unheard(self, request: ChargeRequest, query: LookUp) -> Charge | None:
+        """A charge of whose order we have not heard. PayPal cannot be searched for it, but it can
+        be asked the same again."""
+        if query.resend:
+            return self._repeat(self.charge, request, query.asked_at, ORDER_KEYS)
+        if request.token == REDIRECT:
+            # An order is paid when its payer has approved it and we complete it. The link to the
+            # page where payers approve is in the answer that nobody has heard, so there never was
+            # a payer, and what arrives late is an order that we never complete.
+            return None
+        return self._fence_charge(request, query.asked_at)
 
-    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
-        if query.reference is None:
-            return self._repeat(self.refund, query.request, query.asked_at, PAYMENT_KEYS)
+    def _fence_charge(self, request: ChargeRequest, asked_at: datetime) -> Charge | None:
+        """Use up the key of a charge with an order that can take no money: nobody pays it.
+
+        Whatever a second request says, PayPal answers it with what the first with the same
+        PayPal-Request-Id has made, as it is now. So either this finds the charge, or the charge
+        is answered with this order should it still arrive. PayPal must not have forgotten the key
+        of a charge that was made; it keeps this order's for hours, and no request is under way so
+        long. https://developer.paypal.com/reference/guidelines/idempotency/
+        """
+        self._require_remembered(asked_at, ORDER_KEYS)
         try:
-            return read_refund(self.client.get(f"{REFUNDS}/{_path_id(query.reference)}"))
+            answer = self.client.post(ORDERS, _fence_body(request), key=request.key)
         except NotDone as error:
             raise _untold(error) from None
+        return self._made(request, read_order(answer))
+
+    def _look_up_change(self, request: ChangeRequest, query: LookUp) -> Charge | None:
+        state = self._current_state(request)
+        if state.status not in UNDONE[request.operation]:
+            return state
+        if request.operation == "void" and state.status in WAITING:
+            return _given_up(state)
+        if query.resend:
+            return self._repeat_change(request, query.asked_at)
+        if request.operation == "complete":
+            return self._fence_completion(request)
+        # The key of a capture can be used up by a capture only, and a void has no key.
+        raise CannotTell("the books do not show it, and it may still arrive")
+
+    def _repeat_change(self, request: ChangeRequest, asked_at: datetime) -> Charge | None:
+        if request.operation == "capture":
+            return self._repeat(self.capture, request, asked_at, PAYMENT_KEYS)
+        if request.operation == "complete":
+            return self._repeat(self.complete, request, asked_at, ORDER_KEYS)
+        # To give up twice is to give up: a void needs no key.
+        return self._repeat(self.void, request, asked_at, timedelta.max)
+
+    def _fence_completion(self, request: ChangeRequest) -> Charge | None:
+        """Make an approved order one that a completion cannot complete, however late it arrives.
+
+        PayPal captures no order whose intent is to be authorized, and the other way round
+        (ACTION_DOES_NOT_MATCH_INTENT). https://developer.paypal.com/docs/api/orders/v2/#orders_patch
+        """
+        intent = "AUTHORIZE" if request.capture else "CAPTURE"
+        change = {"op": "replace", "path": "/intent", "value": intent}
+        try:
+            self.client.patch(f"{ORDERS}/{_path_id(request.reference)}", [change])
+        except NotDone as error:
+            raise _untold(error) from None
+        state = self._current_state(request)
+        return None if state.status in WAITING else state
+
+    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+        request = query.request
+        if query.reference is None and query.resend:
+            return self._repeat(self.refund, request, query.asked_at, PAYMENT_KEYS)
+        try:
+            if query.reference is not None:
+                answer = self.client.get(f"{REFUNDS}/{_path_id(query.reference)}")
+                return read_refund(answer, request.payment_id)
+            order = self._read_order(request.reference, request.payment_id)
+        except NotDone as error:
+            raise _untold(error) from None
+        made = order.our_refunds.get(request.key)
+        if made is None:  # the key of a refund can be used up by a refund only
+            raise CannotTell("the books do not show it, and it may still arrive")
+        return made
 
     def _repeat(
         self, ask: Callable[[R], T], request: R, asked_at: datetime, lifetime: timedelta
@@ -370,62 +424,79 @@ class PayPalGateway(Gateway):
 
         None if PayPal's own checks refuse it: then the first had no effect either.
         """
-        if self._now() - asked_at > lifetime:
-            raise CannotTell("asked too long ago to be asked again")
+        self._require_remembered(asked_at, lifetime)
         try:
             return ask(request)
-        except Rejected as refusal:
-            if refusal.issue in SPENT:  # by the first request, if its key was forgotten
-                raise CannotTell(str(refusal)) from None
-            return None
         except Refused:
             return None
         except NotDone as error:  # that says nothing about the first request
             raise _untold(error) from None
 
-    # Webhooks -----------------------------------------------------------------------------------
+    def _require_remembered(self, asked_at: datetime, lifetime: timedelta) -> None:
+        if self._now() - asked_at > lifetime:
+            raise CannotTell("asked too long ago to be asked again")
+
+    # Changes that nobody asked us for -----------------------------------------------------------
+
+    def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
+        """The charges that were disputed. See `capabilities` for why it is not all charges."""
+        return disputes.list_changed(self.client, since, cursor, self._now())
 
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+        """An event only says which payment to ask about. What no look-up of a payment shows,
+        disputes and saved methods, is asked here; but once for each signature."""
         if not self._webhook_id:
             raise SignatureInvalid
-        now = self._now()
-        signature.verify(self._webhook_id, self._certificates, headers, body, now)
-        return events.parse(body, self._find_capture, now)
-
-    def _find_capture(self, capture_id: str) -> Object | None:
-        try:
-            return self.guard.run(lambda: self.client.get(f"{CAPTURES}/{capture_id}"))
-        except NotFound:
-            return None
-        except NotDone as error:
-            raise Unknown(str(error)) from None
+        delivery_id = signature.verify(
+            self._webhook_id, self._certificates, headers, body, self._now()
+        )
+        notice = events.read(body)
+        answer = inquiries.Answer(notice.subject)
+        if notice.subject.is_unclear and not self.is_known(delivery_id):
+            answer = inquiries.ask_about(self.client, self.guard, notice.subject)
+        return GatewayEvent(
+            notice.id,
+            notice.type,
+            payment_id=answer.subject.payment_id,
+            reference=answer.subject.reference,
+            key=answer.subject.key,
+            dispute=answer.dispute,
+            method=answer.method,
+            ask=answer.subject.is_known,
+            delivery_id=delivery_id,
+        )
 
     # Inside -------------------------------------------------------------------------------------
 
     def _state(self, order: Order) -> Charge:
         return charge_of_order(order, self._now())
 
-    def _read_order(self, reference: str) -> Order:
-        return read_order(self.client.get(f"{ORDERS}/{_path_id(reference)}"))
+    def _read_order(self, reference: str, payment_id: int) -> Order:
+        """Raises CannotTell for the order of another payment: we may have been told a reference
+        by an event that is not PayPal's."""
+        order = read_order(self.client.get(f"{ORDERS}/{_path_id(reference)}"))
+        if order.payment_id != payment_id:
+            raise CannotTell("the order is of another payment")
+        return order
 
-    def _read_before_request(self, reference: str) -> Order:
+    def _read_before_request(self, request: ChangeRequest | RefundRequest) -> Order:
         """Before money is asked for: whatever fails here, surely nothing was done."""
         try:
-            return self._read_order(reference)
+            return self._read_order(request.reference, request.payment_id)
         except Unknown as error:
             raise NotDone(f"reading the order: {error}") from None
 
-    def _current_state(self, reference: str) -> Charge:
+    def _current_state(self, request: ChangeRequest) -> Charge:
         """After money was asked for: whatever fails here leaves that unknown."""
         try:
-            return self._state(self._read_order(reference))
+            return self._state(self._read_order(request.reference, request.payment_id))
         except NotDone as error:
             raise Unknown(f"reading the order: {error}") from None
 
-    def _state_instead_of(self, refusal: Rejected, reference: str) -> Charge:
+    def _state_instead_of(self, refusal: Rejected, request: ChangeRequest) -> Charge:
         """What the books show where a refusal says that they show something else by now."""
-        state = self._current_state(reference)
-        if state.status == "authorized":
+        state = self._current_state(request)
+        if state.status in UNDONE[request.operation]:
             raise refusal
         return state
 
@@ -459,9 +530,20 @@ def _order_body(request: ChargeRequest) -> dict[str, Any]:
     }
 
 
+def _fence_body(request: ChargeRequest) -> dict[str, Any]:
+    """Without a payment source: such an order waits for a payer, and nobody is given its link."""
+    money = amounts.write(request.amount, request.currency)
+    return {"intent": "CAPTURE", "purchase_units": [{"reference_id": FENCE, "amount": money}]}
+
+
 def _declined_charge(request: ChargeRequest, issue: str) -> Charge:
     """Declined without an order at PayPal; our key is all there is to name the charge by."""
     return Charge(request.key, "declined", request.amount, request.currency, decline=decline(issue))
+
+
+def _given_up(charge: Charge) -> Charge:
+    """An order cannot be canceled at PayPal. It is voided by our never completing it."""
+    return replace(charge, status="voided", redirect_url=None)
 
 
 def _declined(request: ChangeRequest, issue: str) -> Charge:
@@ -470,38 +552,9 @@ def _declined(request: ChangeRequest, issue: str) -> Charge:
     )
 
 
-def _saved_method(answer: Object) -> SavedMethod:
-    """Raises MethodInvalid for a card in the vault, Unknown for an answer that is no token."""
-    token, source = plain_id(answer.get("id")), answer.get("payment_source")
-    if token is None or not isinstance(source, Mapping):
-        raise Unknown("an answer without a payment token")
-    wallet = source.get("paypal")
-    if not isinstance(wallet, Mapping):
-        raise MethodInvalid(
-            "details.token",
-            "token_unknown",
-            "The token is not of a PayPal account.",
-        )
-    email, customer = wallet.get("email_address"), answer.get("customer")
-    return SavedMethod(
-        token,
-        details={"email": mask_email(email)} if isinstance(email, str) else {},
-        identity=plain_id(wallet.get("account_id")) or plain_id(wallet.get("payer_id")) or token,
-        customer=plain_id(customer.get("id")) if isinstance(customer, Mapping) else None,
-    )
-
-
 def _untold(error: NotDone) -> Unknown:
     """A question that PayPal refuses says nothing about the request, and nothing against PayPal."""
     return Unknown(str(error)) if isinstance(error, Busy) else CannotTell(str(error))
-
-
-def _token_unknown() -> MethodInvalid:
-    return MethodInvalid(
-        "details.token",
-        "token_unknown",
-        "Send a PayPal vault token, or a setup token that its payer has approved.",
-    )
 
 
 def _path_id(reference: str) -> str:

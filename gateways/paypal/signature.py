@@ -36,10 +36,11 @@ def verify(
     headers: Mapping[str, str],
     body: bytes,
     now: datetime,
-) -> None:
-    """Raises SignatureInvalid, also when the certificate could not be had.
+) -> str:
+    """The id of the transmission: it is signed, while of the body only a CRC-32 is.
 
-    The cheap checks come first: nobody makes us fetch a certificate with a header out of shape.
+    Raises SignatureInvalid, also when the certificate could not be had. The cheap checks come
+    first: nobody makes us fetch a certificate with a header out of shape.
     """
     if headers.get("paypal-auth-algo") != ALGORITHM:
         raise SignatureInvalid
@@ -57,6 +58,7 @@ def verify(
         key.verify(signature, signed.encode(), PKCS1v15(), SHA256())
     except InvalidSignature:
         raise SignatureInvalid from None
+    return transmission_id
 
 
 def _decode(value: str) -> bytes:

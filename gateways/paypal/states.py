@@ -60,6 +60,7 @@ DISPUTE_OUTCOMES: Final[Mapping[str, Literal["won", "lost"]]] = {
 NEVER: Final = datetime.min.replace(tzinfo=timezone.utc)
 ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}", re.ASCII)
 PAYMENT_ID: Final = re.compile(r"[1-9][0-9]{0,18}", re.ASCII)
+KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +102,11 @@ class Order:
     redirect_url: str | None
     authorizations: Sequence[Authorization]
     captures: Sequence[Capture]
+    refunds: tuple[Refund, ...]  # whoever made them
+    our_refunds: Mapping[str, Refund]  # those of ours, by the key that each was made with
+    unit: str | None  # what whoever made the order calls its purchase unit
+    payment_id: int | None  # our payment's id
+    key: str | None  # ours, of the charge
 
     @property
     def authorization(self) -> Authorization | None:
@@ -118,16 +124,25 @@ def read_order(answer: Object) -> Order:
     unit = first_object(answer.get("purchase_units"))
     amount, currency = amounts.read(unit.get("amount"))
     payments = _object(unit.get("payments"))
+    payment, _ = our_ids(unit)
+    refunds = [(one, read_refund(one, payment)) for one in objects(payments.get("refunds"))]
     return Order(
         id=_id(answer),
         status=_word(answer.get("status")),
         amount=amount,
         currency=currency,
         redirect_url=next((url for rel in REDIRECTS if (url := link(answer, rel))), None),
-        authorizations=[
-            read_authorization(one) for one in _objects(payments.get("authorizations"))
-        ],
-        captures=[read_capture(one) for one in _objects(payments.get("captures"))],
+        authorizations=[read_authorization(one) for one in objects(payments.get("authorizations"))],
+        captures=[read_capture(one) for one in objects(payments.get("captures"))],
+        refunds=tuple(refund for _, refund in refunds),
+        our_refunds={
+            key: refund
+            for one, refund in refunds
+            if refund.refund_id is not None and (key := our_key(one)) is not None
+        },
+        unit=plain_id(unit.get("reference_id")),
+        payment_id=payment,
+        key=our_key(unit),
     )
 
 
@@ -154,10 +169,17 @@ def read_capture(answer: Object) -> Capture:
     return Capture(_id(answer), "processing", amount, currency)
 
 
-def read_refund(answer: Object) -> Refund:
+def read_refund(answer: Object, payment: int | None) -> Refund:
+    """A refund of this payment of ours.
+
+    One that we made carries the ids of its payment and of itself, and its key. One that was made
+    in PayPal's dashboard carries nothing, or what the capture carries.
+    """
     amount, currency = amounts.read(answer.get("amount"))
     state = REFUNDS.get(_word(answer.get("status")), "pending")
-    return Refund(_id(answer), state, amount, currency)
+    of, refund_id = our_ids(answer)
+    ours = of is not None and of == payment and our_key(answer) is not None
+    return Refund(_id(answer), state, amount, currency, refund_id if ours else None)
 
 
 def read_dispute(answer: Object) -> Dispute:
@@ -170,6 +192,7 @@ def read_dispute(answer: Object) -> Dispute:
         amount=amount,
         currency=currency,
         reason=reason.lower() if isinstance(reason, str) else "other",
+        evidence_due_at=moment(answer.get("seller_response_due_date")),
     )
 
 
@@ -210,7 +233,7 @@ def _charge_of_authorization(order: Order, one: Authorization, now: datetime) ->
 
 
 def _charge(order: Order, status: ChargeStatus, **more: Any) -> Charge:
-    return Charge(order.id, status, order.amount, order.currency, **more)
+    return Charge(order.id, status, order.amount, order.currency, refunds=order.refunds, **more)
 
 
 def decline(issue: str) -> Decline:
@@ -220,7 +243,7 @@ def decline(issue: str) -> Decline:
 
 
 def link(answer: Object, rel: str) -> str | None:
-    for one in _objects(answer.get("links")):
+    for one in objects(answer.get("links")):
         if one.get("rel") == rel and isinstance(one.get("href"), str):
             return str(one["href"])
     return None
@@ -243,6 +266,27 @@ def payment_id(value: Any) -> int | None:
         return None
     number = int(value)
     return number if number < 2**63 else None
+
+
+def refund_custom_id(payment: int, refund: int) -> str:
+    """What a refund of ours carries. PayPal allows letters, digits and `-_.,` only."""
+    return f"{payment}-{refund}"
+
+
+def our_ids(answer: Object) -> tuple[int | None, int | None]:
+    """The ids of our payment and our refund; all but a refund of ours carry the first only."""
+    custom_id = answer.get("custom_id")
+    if not isinstance(custom_id, str):
+        return None, None
+    payment, dash, refund = custom_id.partition("-")
+    if dash and (payment_id(payment) is None or payment_id(refund) is None):
+        return None, None
+    return payment_id(payment), payment_id(refund)
+
+
+def our_key(answer: Object) -> str | None:
+    key = answer.get("invoice_id")
+    return key if isinstance(key, str) and KEY.fullmatch(key) else None
 
 
 def moment(value: Any) -> datetime | None:
@@ -281,9 +325,10 @@ def _object(value: Any) -> Object:
     return value if isinstance(value, Mapping) else {}
 
 
-def _objects(value: Any) -> list[Object]:
+def objects(value: Any) -> list[Object]:
+    """The objects of a list; none for anything else."""
     return [one for one in value if isinstance(one, Mapping)] if isinstance(value, list) else []
 
 
 def first_object(value: Any) -> Object:
-    return next(iter(_objects(value)), {})
+    return next(iter(objects(value)), {})
