@@ -43,6 +43,7 @@ class PaypalBench(DoubleBench):
         "refund": r"/v2/payments/captures/\w+/refund",
     }
     key_header = "PayPal-Request-Id"
+    fence = b'"fence"'
     keyless = frozenset({"void"})
     zero_decimals = (500, "JPY")
     other_decimals = (50_000, "HUF")

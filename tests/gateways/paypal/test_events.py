@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from decimal import Decimal
 from typing import Any, TypeVar
 
 import pytest
@@ -99,7 +98,7 @@ def test_a_refund_from_the_dashboard_names_its_payment(
     paypal: PayPalGateway, double: PaypalDouble, marked: bool
 ) -> None:
     charge = captured(paypal, double)
-    double.refund_by_hand(charge.reference, Decimal("1.00"), marked=marked)
+    double.refund_outside(charge.reference, 100, marked=marked)
     event = told(paypal, double, "PAYMENT.CAPTURE.REFUNDED")
     assert says_only_whose(event)
     assert event.payment_id == 7
@@ -153,7 +152,7 @@ def test_an_event_that_has_to_be_asked_about_waits_until_paypal_answers(
     charge, token = captured(paypal, double), double.vault_token()
     double.dispute(charge.reference)
     double.delete_vault_token(token)
-    double.refund_by_hand(charge.reference, Decimal("1.00"))
+    double.refund_outside(charge.reference, 100)
     gateway = built({**double.settings(), "paypal_api_base": "http://127.0.0.1:9"})
     for kind in (
         "CUSTOMER.DISPUTE.CREATED",

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime, timedelta
-from decimal import Decimal
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -59,7 +58,7 @@ def test_a_refund_from_the_dashboard_is_in_the_charge_and_not_ours(
 ) -> None:
     charge = captured(paypal, double)
     ours = paypal.refund(a_refund(charge, 300))
-    outside = double.refund_by_hand(charge.reference, Decimal("2.00"), marked=marked)
+    outside = double.refund_outside(charge.reference, 200, marked=marked)
     assert read(paypal, charge.reference, key_of(double, charge.reference)).refunds == (
         replace(ours, refund_id=3),
         Refund(outside, "succeeded", 200, "USD"),
@@ -70,7 +69,7 @@ def test_a_whole_refund_from_the_dashboard_and_a_reversal_leave_the_charge_captu
     paypal: PayPalGateway, double: PaypalDouble
 ) -> None:
     for act in (
-        lambda reference: double.refund_by_hand(reference, Decimal("10.99")),
+        lambda reference: double.refund_outside(reference, 1099),
         double.reverse,
     ):
         charge = captured(paypal, double)
@@ -108,7 +107,7 @@ def test_a_refund_of_ours_that_a_refund_from_the_dashboard_has_overtaken_never_h
     paypal: PayPalGateway, double: PaypalDouble
 ) -> None:
     charge = captured(paypal, double)
-    double.refund_by_hand(charge.reference, Decimal("10.99"))
+    double.refund_outside(charge.reference, 1099)
     assert paypal.look_up_refund(RefundLookUp(a_refund(charge), None, utc_now())) is None
 
 
@@ -119,10 +118,10 @@ def test_an_authorization_captured_in_the_dashboard_is_captured(
     paypal: PayPalGateway, double: PaypalDouble
 ) -> None:
     request, charge = authorized(paypal, double)
-    double.capture_by_hand(charge.reference, Decimal("6.00"), final=False)
+    double.capture_outside(charge.reference, 600, final=False)
     seen = read(paypal, charge.reference, request.key)
     assert (seen.status, seen.amount, seen.amount_captured) == ("captured", 1099, 600)
-    double.capture_by_hand(charge.reference, Decimal("4.99"))
+    double.capture_outside(charge.reference, 499)
     seen = read(paypal, charge.reference, request.key)
     assert (seen.status, seen.amount_captured) == ("captured", 1099)
 
@@ -131,7 +130,7 @@ def test_what_was_captured_in_the_dashboard_is_not_captured_on_top(
     paypal: PayPalGateway, double: PaypalDouble
 ) -> None:
     request, charge = authorized(paypal, double)
-    double.capture_by_hand(charge.reference, Decimal("1.00"), final=False)
+    double.capture_outside(charge.reference, 100, final=False)
     done = paypal.capture(a_change(request, charge.reference, "capture"))
     assert (done.status, done.amount_captured) == ("captured", 100)
     assert len([one for one in double.captures.values() if one["order"] == charge.reference]) == 1
@@ -142,7 +141,7 @@ def test_an_authorization_voided_in_the_dashboard_is_voided(
     paypal: PayPalGateway, double: PaypalDouble
 ) -> None:
     request, charge = authorized(paypal, double)
-    double.void_by_hand(charge.reference)
+    double.void_outside(charge.reference)
     assert read(paypal, charge.reference, request.key).status == "voided"
     assert paypal.capture(a_change(request, charge.reference, "capture")).status == "voided"
 

@@ -12,7 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from domain.money import unscale
+from domain.money import rescale, unscale
 from tests.gateways.doubles.paypal.signer import signer_named
 from tests.gateways.doubles.server import Answer, Double
 
@@ -135,6 +135,13 @@ def minor(amount: Decimal, currency: str) -> int:
     found = unscale(int(amount.scaleb(decimals)), currency, decimals)
     assert found is not None
     return found
+
+
+def major(amount: int, currency: str) -> Decimal:
+    decimals = 0 if currency in WITHOUT_DECIMALS else 2
+    found = rescale(amount, currency, decimals)
+    assert found is not None
+    return Decimal(found).scaleb(-decimals)
 
 
 def link(base_url: str, path: str, rel: str) -> dict[str, str]:

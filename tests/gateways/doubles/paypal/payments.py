@@ -1,4 +1,4 @@
-"""Payments v2 at the double: authorizations, captures and refunds, by the API and by hand."""
+"""Payments v2 at the double: authorizations, captures and refunds, by the API and outside it."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tests.gateways.doubles.paypal.account import (
     days,
     find,
     link,
+    major,
     money_of,
     new_id,
     time_of,
@@ -28,24 +29,26 @@ MOST_OF_AN_AUTHORIZATION = Decimal("1.15")  # may be captured, in all its captur
 class Payments(Account):
     """What becomes of the money of orders."""
 
-    # By hand, in the merchant's dashboard -------------------------------------------------------
+    # Outside, in the merchant's dashboard -------------------------------------------------------
 
-    def refund_by_hand(self, reference: str, amount: Decimal, *, marked: bool = False) -> str:
+    def refund_outside(self, reference: str, amount: int, *, marked: bool = False) -> str:
         """A refund on PayPal's own pages. `marked`: it carries what its capture carries."""
         with self.lock:
             capture = self._captured(reference)
             marks = {name: capture[name] for name in OF_REFUND[:2]} if marked else {}
-            refund = self._new_refund(capture, amount, marks, status="COMPLETED")
+            back = major(amount, capture["currency"])
+            refund = self._new_refund(capture, back, marks, status="COMPLETED")
             self._settle_refund(capture, refund)
             return str(refund["id"])
 
-    def capture_by_hand(self, reference: str, amount: Decimal, *, final: bool = True) -> None:
+    def capture_outside(self, reference: str, amount: int, *, final: bool = True) -> None:
         with self.lock:
             one = self._authorized(reference)
-            self._new_capture(self.orders[reference], amount, one["id"])
+            taken = major(amount, one["currency"])
+            self._new_capture(self.orders[reference], taken, one["id"])
             one["status"] = "CAPTURED" if final else "PARTIALLY_CAPTURED"
 
-    def void_by_hand(self, reference: str) -> None:
+    def void_outside(self, reference: str) -> None:
         with self.lock:
             self._void(self._authorized(reference)["id"])
 
