@@ -253,7 +253,8 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         _look_up_refunds_of(session, gateway, of, method)
         return
     question = Question.about_refund(seen)
-    query = questions.about_refund(of, seen, resend=seen.open_for < rules.resend_within)
+    may_resend = seen.status == "pending" and seen.open_for < rules.resend_within
+    query = questions.about_refund(of, seen, resend=may_resend)
     answer = ask(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
     if answer is UNKNOWN or isinstance(answer, NotDone):
         return
