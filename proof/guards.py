@@ -114,7 +114,7 @@ def _refund_reservation() -> None:
             connection.execute(
                 charges.update()
                 .where(charges.c.reference == request.reference)
-                .values(amount=10**12, amount_captured=10**12)
+                .values(amount=10**11, amount_captured=10**11)
             )
         return real(self, request)
 

@@ -1,14 +1,17 @@
-"""Reading and writing the sandbox's books: keys, charges and refunds, row by row."""
+"""Reading and writing the sandbox's books row by row: keys, charges, refunds, disputes."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from gateways.base import Charge, Decline, NotDone, Refund
+from gateways.base import MAX_TEXT, Charge, Decline, Dispute, NotDone, Refund
 from gateways.sandbox.tables import charges, refunds, requests
+
+# Keys -------------------------------------------------------------------------------------------
 
 
 def claim_key(connection: sa.Connection, key: str, reference: str) -> str | None:
@@ -34,9 +37,14 @@ def fence_key(connection: sa.Connection, key: str) -> str | None:
     return None if row.fenced else str(row.reference)
 
 
+# Rows -------------------------------------------------------------------------------------------
+
+
 def find_charge(
     connection: sa.Connection, reference: str, *, lock: bool = False
 ) -> sa.Row[Any] | None:
+    if not (0 < len(reference) <= MAX_TEXT and reference.isprintable()):
+        return None  # it comes from an address, and PostgreSQL cannot compare with every text
     query = sa.select(*charges.c).where(charges.c.reference == reference)
     return connection.execute(query.with_for_update() if lock else query).one_or_none()
 
@@ -49,6 +57,11 @@ def require_charge(connection: sa.Connection, reference: str, *, lock: bool = Fa
     return row
 
 
+def find_charge_by_key(connection: sa.Connection, key: str) -> sa.Row[Any] | None:
+    query = sa.select(*charges.c).where(charges.c.idempotency_key == key)
+    return connection.execute(query).one_or_none()
+
+
 def update_charge(connection: sa.Connection, reference: str, **values: Any) -> sa.Row[Any]:
     return connection.execute(
         charges.update()
@@ -58,8 +71,33 @@ def update_charge(connection: sa.Connection, reference: str, **values: Any) -> s
     ).one()
 
 
-def charge_state(row: sa.Row[Any]) -> Charge:
-    """A row of `charges` as the contract shows it."""
+def require_refund(connection: sa.Connection, reference: str) -> sa.Row[Any]:
+    query = sa.select(*refunds.c).where(refunds.c.reference == reference)
+    return connection.execute(query).one()
+
+
+def find_refund_by_id(connection: sa.Connection, charge: str, refund_id: int) -> sa.Row[Any] | None:
+    """The refund of a charge with this id of the service's."""
+    query = sa.select(*refunds.c).where(
+        refunds.c.charge == charge, refunds.c.refund_id == refund_id
+    )
+    return connection.execute(query).one_or_none()
+
+
+def list_refunds(connection: sa.Connection, references: Sequence[str]) -> Sequence[sa.Row[Any]]:
+    """All refunds of these charges, oldest first."""
+    return connection.execute(
+        sa.select(*refunds.c)
+        .where(refunds.c.charge.in_(references))
+        .order_by(refunds.c.created_at, refunds.c.reference)
+    ).all()
+
+
+# As the contract shows them ---------------------------------------------------------------------
+
+
+def charge_state(row: sa.Row[Any], given_back: Sequence[sa.Row[Any]] | None = None) -> Charge:
+    """The state of a charge, with its refunds where they are given."""
     return Charge(
         reference=row.reference,
         status=row.status,
@@ -69,55 +107,23 @@ def charge_state(row: sa.Row[Any]) -> Charge:
         capture_before=row.capture_before,
         redirect_url=row.redirect_url,
         decline=Decline(row.outcome, row.outcome) if row.status == "declined" else None,
+        refunds=None
+        if given_back is None
+        else tuple(refund_state(refund, row) for refund in given_back),
     )
 
 
-def refund_state(connection: sa.Connection, reference: str) -> Refund:
-    row = connection.execute(
-        sa.select(*refunds.c, charges.c.currency)
-        .join(charges, charges.c.reference == refunds.c.charge)
-        .where(refunds.c.reference == reference)
-    ).one()
-    return Refund(reference, row.status, row.amount, row.currency)
+def refund_state(row: sa.Row[Any], charge: sa.Row[Any]) -> Refund:
+    return Refund(row.reference, row.status, row.amount, charge.currency, row.refund_id)
 
 
-def list_entries(connection: sa.Connection, order_id: int | None) -> list[dict[str, Any]]:
-    """Every charge that was made or declined, oldest first, with its refunds."""
-    query = sa.select(*charges.c).order_by(charges.c.created_at, charges.c.reference)
-    if order_id is not None:
-        query = query.where(charges.c.order_id == order_id)
-    rows = connection.execute(query).all()
-    of_charge: dict[str, list[dict[str, Any]]] = {row.reference: [] for row in rows}
-    given_back = connection.execute(
-        sa.select(*refunds.c)
-        .where(refunds.c.charge.in_(of_charge))
-        .order_by(refunds.c.created_at, refunds.c.reference)
+def dispute_state(row: sa.Row[Any], charge: sa.Row[Any]) -> Dispute:
+    """A dispute is about all that was captured; the store may defend itself until it closes."""
+    return Dispute(
+        reference=row.reference,
+        status=row.status,
+        amount=charge.amount_captured,
+        currency=charge.currency,
+        reason="fraudulent",
+        evidence_due_at=row.closes_at,
     )
-    for refund in given_back:
-        of_charge[refund.charge].append(
-            {
-                "reference": refund.reference,
-                "amount": refund.amount,
-                "status": refund.status,
-            }
-        )
-    return [
-        {
-            "reference": row.reference,
-            "order_id": row.order_id,
-            "payment_id": row.payment_id,
-            "idempotency_key": row.idempotency_key,
-            "amount": row.amount,
-            "currency": row.currency,
-            "status": row.status,
-            "amount_captured": row.amount_captured,
-            "amount_refunded": sum(
-                refund["amount"]
-                for refund in of_charge[row.reference]
-                if refund["status"] == "succeeded"
-            ),
-            "refunds": of_charge[row.reference],
-            "created_at": row.created_at,
-        }
-        for row in rows
-    ]

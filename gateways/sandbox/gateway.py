@@ -6,7 +6,9 @@ transactions, whether or not the service ever heard the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +18,7 @@ from gateways.base import (
     Capabilities,
     ChangeRequest,
     Charge,
+    ChargePage,
     ChargeRequest,
     Gateway,
     GatewayEvent,
@@ -26,7 +29,9 @@ from gateways.base import (
     RefundRequest,
     SavedMethod,
 )
-from gateways.sandbox import books, cards, clock, money, webhooks
+from gateways.sandbox import books, cards, clock, entries, events, money, webhooks
+from gateways.sandbox.dashboard import Dashboard
+from gateways.sandbox.entries import Entry
 from gateways.sandbox.faults import with_fault
 
 
@@ -36,12 +41,15 @@ class SandboxGateway(Gateway):
     name = "sandbox"
     remote = False
     capabilities = Capabilities(
-        payment_types=frozenset({"card", "paypal", "bank_account"}), card_numbers=True
+        payment_types=frozenset({"card", "paypal", "bank_account"}),
+        card_numbers=True,
+        lists_charges=True,
     )
 
     def __init__(self, engine: sa.Engine, *, timeout: float) -> None:
         self.engine = engine
         self.timeout = timeout  # seconds that a caller waits, as with a gateway over the network
+        self.dashboard = Dashboard(engine)
 
     @classmethod
     def build(cls, settings: Settings, engine: sa.Engine) -> SandboxGateway:
@@ -86,32 +94,66 @@ class SandboxGateway(Gateway):
         with self.engine.begin() as connection:
             reference = money.new_reference("re")
             known = books.claim_key(connection, request.key, reference)
-            if known is not None:
-                return books.refund_state(connection, known)
             row = books.require_charge(connection, request.reference, lock=True)
-            money.refund(
-                connection, row, reference, request.amount, request.refund_id, request.fault
-            )
-            return books.refund_state(connection, reference)
+            if known is not None:
+                refund = books.require_refund(connection, known)
+            else:
+                refund = money.refund(
+                    connection, row, reference, request.amount, request.refund_id, request.fault
+                )
+            return books.refund_state(refund, row)
 
     # Questions ----------------------------------------------------------------------------------
+
+    # A key that was never used is fenced, so that the request can never be done: `resend` changes
+    # nothing here. Keys may be forgotten one day; what they did stands in the books.
 
     def look_up(self, query: LookUp) -> Charge | None:
         with self.engine.begin() as connection:
             known = books.fence_key(connection, query.key)
-            if known is None:
+            row = (
+                books.require_charge(connection, known)
+                if known is not None
+                else books.find_charge_by_key(connection, query.key)
+            )
+            if row is None:
                 return None
-            return books.charge_state(books.require_charge(connection, known))
+            return books.charge_state(row, books.list_refunds(connection, [row.reference]))
 
     def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+        request = query.request
         with self.engine.begin() as connection:
             known = books.fence_key(connection, query.key)
-            return None if known is None else books.refund_state(connection, known)
+            row = (
+                books.require_refund(connection, known)
+                if known is not None
+                else books.find_refund_by_id(connection, request.reference, request.refund_id)
+            )
+            if row is None:
+                return None
+            return books.refund_state(row, books.require_charge(connection, row.charge))
 
-    def books(self, order_id: int | None = None) -> list[dict[str, Any]]:
-        """Every charge that was made or declined, oldest first, with its refunds."""
+    def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
         with self.engine.connect() as connection:
-            return books.list_entries(connection, order_id)
+            return entries.list_changed(connection, since, cursor)
+
+    def page(
+        self, *, limit: int, order_id: int | None = None, cursor: str | None = None
+    ) -> list[Entry]:
+        """A page of the books: newest first, or all of one order's charges, oldest first.
+
+        `cursor` is the reference of the last charge before. Raises LookupError for one that is
+        none.
+        """
+        with self.engine.connect() as connection:
+            return entries.list_page(connection, limit=limit, order_id=order_id, cursor=cursor)
+
+    def books(self, order_id: int | None = None) -> Iterable[dict[str, Any]]:
+        """Every charge that was made or declined, with its refunds, read page by page."""
+        cursor = None
+        while page := self.page(limit=entries.PAGE, order_id=order_id, cursor=cursor):
+            yield from (entry.as_dict() for entry in page)
+            cursor = page[-1].reference
 
     # The shopper's page -------------------------------------------------------------------------
 
@@ -131,16 +173,30 @@ class SandboxGateway(Gateway):
     # What time does -----------------------------------------------------------------------------
 
     def tick(self) -> int:
-        """Expire authorizations, fail refunds and close disputes whose time has come."""
+        """Expire authorizations, fail refunds and close disputes whose time has come.
+
+        A batch of them; returns how many.
+        """
         with self.engine.begin() as connection:
             return clock.tick(connection)
 
+    def has_due_work(self) -> bool:
+        """Whether there is something to do for `tick`, or a webhook to deliver."""
+        with self.engine.connect() as connection:
+            return bool(connection.scalar(sa.select(clock.has_work())))
+
     # Webhooks -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _webhook_secret(self) -> str:  # made once, with the database
+        with self.engine.connect() as connection:
+            return webhooks.read_secret(connection)
 
     def due_webhooks(self, limit: int = 20) -> list[tuple[int, dict[str, str], bytes]]:
         """Signed webhooks that are due and not delivered: (id, headers, body)."""
+        secret = self._webhook_secret
         with self.engine.connect() as connection:
-            return webhooks.take_due(connection, webhooks.read_secret(connection), limit)
+            return webhooks.list_due(connection, secret, limit)
 
     def delivered(self, webhook_id: int) -> None:
         """The service has taken this webhook; it is not sent again."""
@@ -153,6 +209,4 @@ class SandboxGateway(Gateway):
             webhooks.postpone(connection, webhook_id)
 
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
-        with self.engine.connect() as connection:
-            secret = webhooks.read_secret(connection)
-        return webhooks.read(secret, headers, body)
+        return events.read(self._webhook_secret, headers, body)

@@ -11,19 +11,25 @@ from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 
 from gateways.base import ChargeRequest, NotDone
 from gateways.sandbox import books
 from gateways.sandbox.cards import DECLINES, outcome_of
-from gateways.sandbox.tables import charges, refunds
-from gateways.sandbox.webhooks import announce_charge, announce_refund
+from gateways.sandbox.tables import account, charges, disputes, refunds
+from gateways.sandbox.webhooks import announce_charge, announce_dispute, announce_refund
 
 AUTHORIZATION_LIFETIME = timedelta(days=7)  # what card schemes commonly honor
 REFUND_FAILS_AFTER = timedelta(seconds=2)  # long enough to be seen pending
+# Of the test card that is disputed.
+DISPUTE_OPENS_AFTER = timedelta(seconds=1)
+DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
 
 
 def make_charge(connection: sa.Connection, reference: str, request: ChargeRequest) -> sa.Row[Any]:
     outcome = outcome_of(request.token)
+    if _declines_next(connection):
+        outcome = "generic_decline"
     values: dict[str, Any] = {"status": "captured", "amount_captured": request.amount}
     if outcome in DECLINES:
         values = {"status": "declined"}
@@ -51,8 +57,16 @@ def make_charge(connection: sa.Connection, reference: str, request: ChargeReques
         )
         .returning(*charges.c)
     ).one()
-    announce_charge(connection, row, request.fault)
+    _announce(connection, row, request.fault)
     return row
+
+
+def _declines_next(connection: sa.Connection) -> bool:
+    """Whether somebody asked in the dashboard for this charge to be declined. It is asked once."""
+    taken = connection.execute(
+        account.update().where(account.c.decline_next).values(decline_next=False)
+    )
+    return taken.rowcount > 0
 
 
 def answer_action(connection: sa.Connection, row: sa.Row[Any], *, approve: bool) -> sa.Row[Any]:
@@ -72,6 +86,8 @@ def capture(
     """Capture this much of a locked authorization. Raises NotDone."""
     if row.status != "authorized":
         raise NotDone(f"the charge is {row.status}")
+    if not 0 < amount <= row.amount:
+        raise NotDone("the capture is more than what is authorized")
     return _change(connection, row, {"status": "captured", "amount_captured": amount}, fault)
 
 
@@ -87,21 +103,28 @@ def refund(
     connection: sa.Connection,
     row: sa.Row[Any],
     reference: str,
-    amount: int,
-    refund_id: int,
+    amount: int | None,
+    refund_id: int | None,
     fault: str | None = None,
-) -> None:
-    """Give this much of a locked charge back. Raises NotDone when that is more than is left."""
-    spent: int = connection.execute(
+) -> sa.Row[Any]:
+    """Give this much of a locked charge back; None: all that is left.
+
+    `refund_id` is the service's; None: made in the dashboard. Raises NotDone when it is more than
+    what is left.
+    """
+    reserved: int = connection.execute(
         sa.select(sa.func.coalesce(sa.func.sum(refunds.c.amount), 0)).where(
             refunds.c.charge == row.reference, refunds.c.status != "failed"
         )
     ).scalar_one()
-    if row.status != "captured" or spent + amount > row.amount_captured:
+    left = row.amount_captured - reserved
+    amount = left if amount is None else amount
+    if row.status != "captured" or not 0 < amount <= left:
         raise NotDone("the refund is more than what is left of the charge")
     fails = row.outcome == "refund_fails"
-    connection.execute(
-        refunds.insert().values(
+    made = connection.execute(
+        refunds.insert()
+        .values(
             reference=reference,
             charge=row.reference,
             refund_id=refund_id,
@@ -109,12 +132,55 @@ def refund(
             status="pending" if fails else "succeeded",
             fails_at=sa.func.now() + REFUND_FAILS_AFTER if fails else None,
         )
-    )
-    announce_refund(connection, reference, fault)
+        .returning(*refunds.c)
+    ).one()
+    announce_refund(connection, made, row, fault)
+    return made
+
+
+def open_dispute(
+    connection: sa.Connection,
+    row: sa.Row[Any],
+    closes_after: timedelta,
+    *,
+    told_after: timedelta | None = None,
+) -> sa.Row[Any]:
+    """Dispute a locked charge. Raises NotDone unless it is captured and was never disputed."""
+    if row.status != "captured":
+        raise NotDone(f"the charge is {row.status}")
+    dispute = connection.execute(
+        insert(disputes)
+        .values(
+            reference=new_reference("dp"),
+            charge=row.reference,
+            status="open",
+            closes_at=sa.func.now() + closes_after,
+        )
+        .on_conflict_do_nothing()
+        .returning(*disputes.c)
+    ).one_or_none()
+    if dispute is None:
+        raise NotDone("the charge has been disputed before")
+    announce_dispute(connection, dispute, row, delay=told_after)
+    return dispute
+
+
+def close_dispute(connection: sa.Connection, row: sa.Row[Any], *, won: bool) -> sa.Row[Any]:
+    """Decide the dispute of a locked charge. Raises NotDone unless it is open."""
+    dispute = connection.execute(
+        disputes.update()
+        .where(disputes.c.charge == row.reference, disputes.c.status == "open")
+        .values(status="won" if won else "lost")
+        .returning(*disputes.c)
+    ).one_or_none()
+    if dispute is None:
+        raise NotDone("the charge has no open dispute")
+    announce_dispute(connection, dispute, row)
+    return dispute
 
 
 def new_reference(kind: str) -> str:
-    """An id that nobody can guess: `ch_…` of a charge, `re_…` of a refund."""
+    """An id that nobody can guess: `ch_…` of a charge, `re_…` of a refund, `dp_…` of a dispute."""
     return f"{kind}_{secrets.token_hex(12)}"
 
 
@@ -125,8 +191,14 @@ def _change(
     fault: str | None = None,
 ) -> sa.Row[Any]:
     changed = books.update_charge(connection, row.reference, **values)
-    announce_charge(connection, changed, fault)
+    _announce(connection, changed, fault)
     return changed
+
+
+def _announce(connection: sa.Connection, row: sa.Row[Any], fault: str | None) -> None:
+    announce_charge(connection, row, fault)
+    if row.status == "captured" and row.outcome == "dispute":
+        open_dispute(connection, row, DISPUTE_CLOSES_AFTER, told_after=DISPUTE_OPENS_AFTER)
 
 
 def _authorized() -> dict[str, Any]:

@@ -12,13 +12,10 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gateways.base import Charge, Decline, Dispute, GatewayEvent, Refund, SignatureInvalid
-from gateways.sandbox.books import charge_state, refund_state, require_charge
-from gateways.sandbox.signature import sign, verify
-from gateways.sandbox.tables import account, disputes, refunds, webhooks
+from gateways.sandbox.books import charge_state, dispute_state
+from gateways.sandbox.signature import sign
+from gateways.sandbox.tables import account, webhooks
 
-DISPUTE_OPENS_AFTER = timedelta(seconds=1)
-DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
 LATE_WEBHOOK = timedelta(seconds=5)
 REORDERED_WEBHOOK = timedelta(seconds=2)
 WEBHOOK_RETRY = timedelta(seconds=1)
@@ -28,37 +25,31 @@ WEBHOOK_RETRY = timedelta(seconds=1)
 
 
 def announce_charge(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> None:
-    """Tell the state of a charge; a disputed test card's dispute follows its capture."""
     if row.status == "captured":
         # Real gateways tell each step, and not always in order.
-        created = asdict(charge_state(row)) | {"status": "processing", "amount_captured": 0}
+        created = _charge(row) | {"status": "processing", "amount_captured": 0}
         late = REORDERED_WEBHOOK if fault == "reordered_webhooks" else None
         announce(connection, row, "charge.created", {"charge": created}, delay=late)
-    state = {"charge": asdict(charge_state(row))}
     delay = LATE_WEBHOOK if fault == "late_webhook" else None
     times = 2 if fault == "duplicate_webhook" else 1
+    state = {"charge": _charge(row)}
     announce(connection, row, f"charge.{row.status}", state, delay=delay, times=times)
-    if row.status == "captured" and row.outcome == "dispute":
-        dispute = connection.execute(
-            disputes.insert()
-            .values(
-                reference=f"dp_{secrets.token_hex(12)}",
-                charge=row.reference,
-                status="open",
-                closes_at=sa.func.now() + DISPUTE_CLOSES_AFTER,
-            )
-            .returning(*disputes.c)
-        ).one()
-        announce_dispute(connection, dispute, row, delay=DISPUTE_OPENS_AFTER)
 
 
-def announce_refund(connection: sa.Connection, reference: str, fault: str | None = None) -> None:
-    row = connection.execute(sa.select(*refunds.c).where(refunds.c.reference == reference)).one()
+def announce_refund(
+    connection: sa.Connection, row: sa.Row[Any], charge: sa.Row[Any], fault: str | None = None
+) -> None:
+    refund = {
+        "reference": row.reference,
+        "status": row.status,
+        "amount": row.amount,
+        "currency": charge.currency,
+    }
     announce(
         connection,
-        require_charge(connection, row.charge),
+        charge,
         f"refund.{row.status}",
-        {"refund": asdict(refund_state(connection, reference)), "refund_id": row.refund_id},
+        {"refund": refund, "refund_id": row.refund_id},
         delay=LATE_WEBHOOK if fault == "late_webhook" else None,
         times=2 if fault == "duplicate_webhook" else 1,
     )
@@ -66,14 +57,27 @@ def announce_refund(connection: sa.Connection, reference: str, fault: str | None
 
 def announce_dispute(
     connection: sa.Connection,
-    dispute: sa.Row[Any],
+    row: sa.Row[Any],
     charge: sa.Row[Any],
     *,
     delay: timedelta | None = None,
 ) -> None:
-    event_type = "dispute.opened" if dispute.status == "open" else "dispute.closed"
-    state = Dispute(dispute.reference, dispute.status, charge.amount, charge.currency, "fraudulent")
-    announce(connection, charge, event_type, {"dispute": asdict(state)}, delay=delay)
+    event_type = "dispute.opened" if row.status == "open" else "dispute.closed"
+    state = asdict(dispute_state(row, charge))
+    evidence_due_at = state.pop("evidence_due_at")
+    announce(
+        connection,
+        charge,
+        event_type,
+        {"dispute": state, "evidence_due_at": evidence_due_at},
+        delay=delay,
+    )
+
+
+def _charge(row: sa.Row[Any]) -> dict[str, Any]:
+    state = asdict(charge_state(row))
+    del state["refunds"], state["replaces"]  # not what this tells
+    return state
 
 
 def announce(
@@ -112,13 +116,18 @@ def read_secret(connection: sa.Connection) -> str:
     return secret
 
 
-def take_due(
+def list_due(
     connection: sa.Connection, secret: str, limit: int
 ) -> list[tuple[int, dict[str, str], bytes]]:
-    """Signed webhooks that are due and not delivered: (id, headers, body)."""
+    """Signed webhooks that are due and not delivered: (id, headers, body). None while they are
+    held back."""
     rows = connection.execute(
         sa.select(webhooks.c.id, webhooks.c.payload)
-        .where(webhooks.c.delivered_at.is_(None), webhooks.c.due_at <= sa.func.now())
+        .where(
+            webhooks.c.delivered_at.is_(None),
+            webhooks.c.due_at <= sa.func.now(),
+            sa.not_(sa.select(account.c.webhooks_held).scalar_subquery()),
+        )
         .order_by(webhooks.c.due_at, webhooks.c.id)
         .limit(limit)
     ).all()
@@ -127,6 +136,15 @@ def take_due(
         body = json.dumps(row.payload, separators=(",", ":")).encode()
         signed.append((row.id, sign(secret, body, int(time.time())), body))
     return signed
+
+
+def count_waiting(connection: sa.Connection, most: int) -> int:
+    """How many are not delivered yet, counted up to `most`."""
+    waiting = sa.select(webhooks.c.id).where(webhooks.c.delivered_at.is_(None)).limit(most)
+    count: int = connection.execute(
+        sa.select(sa.func.count()).select_from(waiting.subquery())
+    ).scalar_one()
+    return count
 
 
 def mark_delivered(connection: sa.Connection, webhook_id: int) -> None:
@@ -141,35 +159,3 @@ def postpone(connection: sa.Connection, webhook_id: int) -> None:
         .where(webhooks.c.id == webhook_id)
         .values(due_at=sa.func.now() + WEBHOOK_RETRY)
     )
-
-
-# Reading ----------------------------------------------------------------------------------------
-
-
-def read(secret: str, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
-    """Verify a webhook and read it. Raises SignatureInvalid."""
-    verify(secret, headers.get("sandbox-signature", ""), body, int(time.time()))
-    try:
-        payload = json.loads(body)
-        charge, refund, dispute = (payload.get(key) for key in ("charge", "refund", "dispute"))
-        return GatewayEvent(
-            id=payload["id"],
-            type=payload["type"],
-            payment_id=payload["payment_id"],
-            reference=payload["reference"],
-            charge=Charge(
-                **{
-                    **charge,
-                    "capture_before": charge["capture_before"]
-                    and datetime.fromisoformat(charge["capture_before"]),
-                    "decline": charge["decline"] and Decline(**charge["decline"]),
-                }
-            )
-            if charge
-            else None,
-            refund=Refund(**refund) if refund else None,
-            refund_id=payload.get("refund_id"),
-            dispute=Dispute(**dispute) if dispute else None,
-        )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise SignatureInvalid from None
