@@ -18,6 +18,7 @@ from domain.money import format_money
 from errors import Forbidden, InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
+from routers.lists import next_page
 from routers.problems import problems
 from routers.route import GatewaysDep, PublicRoute, ServiceRoute
 from services import reconcile
@@ -80,13 +81,29 @@ TITLES = {
     responses=problems(InvalidRequest, Forbidden, NotFound),
 )
 def list_charges(
-    user: CurrentUser, gateways: GatewaysDep, query: Annotated[schemas.SandboxQuery, Query()]
+    request: Request,
+    response: Response,
+    user: CurrentUser,
+    gateways: GatewaysDep,
+    query: Annotated[schemas.SandboxQuery, Query()],
 ) -> Any:
-    """One entry for each charge that the gateway made or declined, whatever we heard of it."""
+    """One entry for each charge that the gateway made or declined, whatever we heard of it.
+
+    Newest first; with `order_id` the charges of this order, oldest first.
+    """
     require_scope(user, PAYMENTS_MANAGE)
     if query.order_id is not None and not 0 < query.order_id <= schemas.MAX_ID:
         return []
-    return _sandbox(gateways).books(query.order_id)
+    try:
+        entries = _sandbox(gateways).page(
+            limit=query.limit + 1, order_id=query.order_id, cursor=query.cursor
+        )
+    except LookupError:
+        raise InvalidRequest.of(
+            "cursor", "cursor", "Use the cursor of a `Link` header, unchanged"
+        ) from None
+    shown = next_page(request, response, entries, query, key="reference")
+    return [entry.as_dict() for entry in shown]
 
 
 @pages.get("/actions/{reference}")
