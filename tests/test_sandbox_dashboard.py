@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import secrets
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from pathlib import Path
@@ -18,6 +17,7 @@ import sqlalchemy as sa
 import main
 from config import load_settings
 from tests.conftest import VISA, card, place_order
+from tests.support.shop import until
 
 ACTION, DECLINED, DISPUTED = "4000002760003184", "4000000000000002", "4000000000000259"
 
@@ -108,13 +108,6 @@ class Browser:
 def browser(base_url: str) -> Iterator[Browser]:
     with httpx.Client(base_url=base_url, timeout=60) as client:
         yield Browser(client)
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.03)  # polls; the loop ends with the condition
 
 
 @dataclass
@@ -332,7 +325,7 @@ def test_webhooks_wait_until_they_are_to_be_delivered(
     assert webhooks() == [(name, False) for name in types]
     page = browser.press("", "Deliver them")
     assert "Webhooks are delivered" in page.text
-    until(lambda: webhooks() == [(name, True) for name in types])
+    until(lambda: webhooks() == [(name, True) for name in types], "they are delivered")
 
 
 # What it refuses --------------------------------------------------------------------------------

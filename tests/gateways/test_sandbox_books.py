@@ -19,9 +19,9 @@ from tests.support.sandbox import (
     lone_engine,
     make,
     refund_request,
-    sql,
     statements,
 )
+from tests.support.shop import sql
 
 __all__ = ["lone", "lone_engine"]  # fixtures
 

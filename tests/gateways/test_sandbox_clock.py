@@ -18,10 +18,10 @@ from tests.support.sandbox import (
     lone,
     lone_engine,
     make,
-    sql,
     statements,
     told,
 )
+from tests.support.shop import sql
 
 __all__ = ["lone", "lone_engine"]  # fixtures
 

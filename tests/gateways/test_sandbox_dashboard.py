@@ -17,9 +17,9 @@ from tests.support.sandbox import (
     lone,
     lone_engine,
     make,
-    sql,
     told,
 )
+from tests.support.shop import sql
 
 __all__ = ["lone", "lone_engine"]  # fixtures
 

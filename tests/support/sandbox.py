@@ -14,6 +14,7 @@ import sqlalchemy as sa
 import database
 from gateways.base import ChangeRequest, Charge, ChargeRequest, Refund, RefundRequest
 from gateways.sandbox import SandboxGateway
+from tests.support.shop import sql
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,6 @@ def lone(lone_engine: sa.Engine) -> SandboxGateway:
     )
     sql(lone_engine, "UPDATE sandbox.account SET webhooks_held = false, decline_next = false")
     return SandboxGateway(lone_engine, timeout=1)
-
-
-def sql(engine: sa.Engine, statement: str, **values: Any) -> list[Any]:
-    """Run one statement in a transaction of its own."""
-    with engine.begin() as connection:
-        result = connection.execute(sa.text(statement), values)
-        return list(result.all()) if result.returns_rows else []
 
 
 @contextmanager
@@ -74,6 +68,7 @@ def make(sandbox: SandboxGateway, token: str = "tok_success", **changes: Any) ->
 
 
 def change_request(operation: Any, charge: Charge, amount: int | None = None) -> ChangeRequest:
+    assert charge.amount is not None
     return ChangeRequest(
         operation=operation,
         key=new_key(),
