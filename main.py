@@ -38,6 +38,7 @@ from routers import (
     payments,
     root,
     sandbox,
+    sandbox_dashboard,
     webhooks,
 )
 from services.reconcile import LookupRules
@@ -88,6 +89,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     if "sandbox" in settings.gateway_names:
         app.include_router(sandbox.router)
         app.include_router(sandbox.pages)
+        if not settings.production:
+            app.include_router(sandbox_dashboard.router)
     docs.install(app, settings)
     return app
 

@@ -442,10 +442,16 @@ class OrderQuery(Page):
     user_id: Name | None = None
 
 
-class SandboxQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+class SandboxQuery(Page):
+    """Newest first; with `order_id` the charges of this order, oldest first and 200 at a time."""
 
     order_id: QueryInteger | None = None
+
+    @model_validator(mode="after")
+    def _show_whole_orders(self) -> SandboxQuery:
+        if self.order_id is not None and "limit" not in self.model_fields_set:
+            self.limit = 200  # few orders have more: who reads one need not page
+        return self
 
 
 class PaymentQuery(Page):

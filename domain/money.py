@@ -6,6 +6,7 @@ What a currency is, and how many decimals it has, comes from the ISO 4217 table 
 
 from __future__ import annotations
 
+import re
 from decimal import Decimal
 
 from iso4217 import Currency
@@ -28,6 +29,17 @@ def exponent(currency: str) -> int:
 def to_major(amount: int, currency: str) -> Decimal:
     """Minor units to the major unit: 1099, "USD" is 10.99."""
     return Decimal(amount).scaleb(-exponent(currency))
+
+
+def from_major(text: str, currency: str) -> int | None:
+    """Minor units of an amount that a person wrote: "10.99" with USD is 1099.
+
+    None for what is not an amount of this currency.
+    """
+    match = re.fullmatch(r"(\d{1,12})(?:\.(\d+))?", text.strip(), re.ASCII)
+    if match is None or len(match[2] or "") > exponent(currency):
+        return None
+    return int(match[1] + (match[2] or "").ljust(exponent(currency), "0"))
 
 
 def rescale(amount: int, currency: str, decimals: int) -> int | None:

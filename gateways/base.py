@@ -17,7 +17,7 @@ done, the circuit breaker and the bulkhead are around them (see `gateways/guard.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -518,7 +518,7 @@ class Gateway(ABC):
     def close(self) -> None:  # noqa: B027 - most have nothing that is open
         """Close what is open to the gateway; nothing is asked any more."""
 
-    def books(self) -> list[dict[str, Any]] | None:
+    def books(self) -> Iterable[dict[str, Any]] | None:
         """Every charge of this gateway, to compare with ours; None for one that cannot list them.
 
         The fields are those of `GET /sandbox/charges`.

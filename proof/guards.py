@@ -64,7 +64,7 @@ def _claim_before_call() -> None:
 
 def _stored_key() -> None:
     """The gateway is sent a key that is written down nowhere."""
-    from gateways.sandbox import SandboxGateway
+    from gateways.sandbox import SandboxGateway, webhooks
 
     charge = SandboxGateway.charge
 
@@ -72,7 +72,8 @@ def _stored_key() -> None:
         return charge(self, dataclasses.replace(request, key=str(uuid.uuid4())))
 
     # Its webhooks name our payment and would mend it; a gateway need not be that kind.
-    _replace(SandboxGateway, charge=with_other_key, _announce=_nothing)
+    _replace(SandboxGateway, charge=with_other_key)
+    _replace(webhooks, announce=_nothing)
 
 
 def _unknown_is_open() -> None:
@@ -101,22 +102,23 @@ def _idempotency() -> None:
 
 def _refund_reservation() -> None:
     """Nobody looks at what is left, and the gateway does not either."""
-    from gateways import sandbox
+    from gateways.sandbox import SandboxGateway
+    from gateways.sandbox.tables import charges
     from services import refunds
 
     _replace(refunds, _amount=lambda payment, asked: asked or payment.amount_captured)
-    real = sandbox.SandboxGateway._refund
+    real = SandboxGateway._refund
 
     def unchecked(self: Any, request: Any) -> Any:
         with self.engine.begin() as connection:
             connection.execute(
-                sandbox.charges.update()
-                .where(sandbox.charges.c.reference == request.reference)
-                .values(amount=10**12, amount_captured=10**12)
+                charges.update()
+                .where(charges.c.reference == request.reference)
+                .values(amount=10**11, amount_captured=10**11)
             )
         return real(self, request)
 
-    _replace(sandbox.SandboxGateway, _refund=unchecked)
+    _replace(SandboxGateway, _refund=unchecked)
 
 
 def _reconciler() -> None:

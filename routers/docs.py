@@ -62,6 +62,9 @@ with an `Idempotency-Key`: the same key is the same request, done once.
 
 Use any expiry that is not past, any CVC and any name. PayPal and bank accounts succeed.
 
+In development [the sandbox's dashboard](/sandbox) shows its charges. Refund, capture, cancel or
+dispute one there, past the service, and see what its books make of it.
+
 </details>
 """
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Path, Request, Response
 from pydantic import BeforeValidator
-from sqlalchemy import Row
 
 import schemas
 from errors import Forbidden
+
+T = TypeVar("T")
 
 
 def _id(value: Any) -> int:
@@ -28,10 +29,10 @@ Id = Annotated[int, BeforeValidator(_id), Path(examples=[1])]
 def next_page(
     request: Request,
     response: Response,
-    rows: Sequence[Row[Any]],
+    rows: Sequence[T],
     page: schemas.Page,
     key: str = "id",
-) -> Sequence[Row[Any]]:
+) -> Sequence[T]:
     """The rows of this page; a `Link` header leads to the next one (RFC 8288)."""
     shown = rows[: page.limit]
     if len(rows) > page.limit:

@@ -22,9 +22,9 @@ from sqlalchemy.orm import Session
 from auth import CurrentUser, authenticate
 from config import Settings
 from database import POOL_SIZE, repeat
-from errors import InvalidRequest
+from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
-from gateways.sandbox import parse_fault
+from gateways.sandbox import SandboxGateway, parse_fault
 from routers.json_body import StrictRequest
 from services import idempotency
 from services.calling import Asking
@@ -129,6 +129,13 @@ async def _gateways(request: Request) -> Gateways:
     return gateways
 
 
+async def _sandbox(request: Request) -> SandboxGateway:
+    sandbox = request.app.state.gateways.get("sandbox")
+    if not isinstance(sandbox, SandboxGateway):
+        raise NotFound("The sandbox gateway is switched off")
+    return sandbox
+
+
 async def _context(
     request: Request,
     user: CurrentUser,
@@ -184,5 +191,6 @@ async def _asking(
 
 SettingsDep = Annotated[Settings, Depends(_settings)]
 GatewaysDep = Annotated[Gateways, Depends(_gateways)]
+SandboxDep = Annotated[SandboxGateway, Depends(_sandbox)]
 ContextDep = Annotated[Context, Depends(_context)]
 AskingDep = Annotated[Asking, Depends(_asking)]

@@ -16,10 +16,9 @@ from database import SessionDep, phase
 from domain.access import PAYMENTS_MANAGE
 from domain.money import format_money
 from errors import Forbidden, InvalidRequest, NotFound
-from gateways.registry import Gateways
-from gateways.sandbox import SandboxGateway
+from routers.lists import next_page
 from routers.problems import problems
-from routers.route import GatewaysDep, PublicRoute, ServiceRoute
+from routers.route import GatewaysDep, PublicRoute, SandboxDep, ServiceRoute
 from services import reconcile
 from services.payments import RETURN_PAGE
 
@@ -80,19 +79,33 @@ TITLES = {
     responses=problems(InvalidRequest, Forbidden, NotFound),
 )
 def list_charges(
-    user: CurrentUser, gateways: GatewaysDep, query: Annotated[schemas.SandboxQuery, Query()]
+    request: Request,
+    response: Response,
+    user: CurrentUser,
+    sandbox: SandboxDep,
+    query: Annotated[schemas.SandboxQuery, Query()],
 ) -> Any:
-    """One entry for each charge that the gateway made or declined, whatever we heard of it."""
+    """One entry for each charge that the gateway made or declined, whatever we heard of it.
+
+    Newest first; with `order_id` the charges of this order, oldest first.
+    """
     require_scope(user, PAYMENTS_MANAGE)
     if query.order_id is not None and not 0 < query.order_id <= schemas.MAX_ID:
         return []
-    return _sandbox(gateways).books(query.order_id)
+    try:
+        entries = sandbox.page(limit=query.limit + 1, order_id=query.order_id, cursor=query.cursor)
+    except LookupError:
+        raise InvalidRequest.of(
+            "cursor", "cursor", "Use the cursor of a `Link` header, unchanged"
+        ) from None
+    shown = next_page(request, response, entries, query, key="reference")
+    return [entry.as_dict() for entry in shown]
 
 
 @pages.get("/actions/{reference}")
-def show_action(request: Request, gateways: GatewaysDep, reference: str) -> Response:
+def show_action(request: Request, sandbox: SandboxDep, reference: str) -> Response:
     """The page that a payment in `requires_action` sends its shopper to."""
-    row = _sandbox(gateways).action(reference)
+    row = sandbox.action(reference)
     if row is None:
         raise NotFound
     return _page(row, request.url.path)
@@ -100,10 +113,14 @@ def show_action(request: Request, gateways: GatewaysDep, reference: str) -> Resp
 
 @pages.post("/actions/{reference}/{decision}")
 def answer_action(
-    request: Request, session: SessionDep, gateways: GatewaysDep, reference: str, decision: str
+    request: Request,
+    session: SessionDep,
+    gateways: GatewaysDep,
+    sandbox: SandboxDep,
+    reference: str,
+    decision: str,
 ) -> Response:
     """The shopper's answer; then back to the shop, which finds the payment settled."""
-    sandbox = _sandbox(gateways)
     if decision not in ("approve", "decline"):
         raise NotFound
     row = sandbox.answer_action(reference, approve=decision == "approve")
@@ -127,10 +144,3 @@ def _page(row: Row[Any], path: str) -> Response:
     )
     title = "Approve this payment?" if waiting else TITLES[row.status]
     return HTMLResponse(PAGE.format(title=title, content=content), headers=PAGE_HEADERS)
-
-
-def _sandbox(gateways: Gateways) -> SandboxGateway:
-    sandbox = gateways.get("sandbox")
-    if not isinstance(sandbox, SandboxGateway):
-        raise NotFound("The sandbox gateway is switched off")
-    return sandbox

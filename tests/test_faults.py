@@ -19,7 +19,7 @@ import main
 from config import Settings, load_settings
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from gateways.sandbox.gateway import FAULTS
+from gateways.sandbox.faults import FAULTS
 from services.calling import Asking
 from tests.support.shop import (
     ACTION,

@@ -51,9 +51,18 @@ charges = sa.Table(
     sa.Column("return_url", sa.Text),
     sa.Column("capture_before", sa.DateTime(timezone=True)),
     _created_at(),
+    # Moved by triggers when the charge, one of its refunds or its dispute changes.
+    sa.Column(
+        "changed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()
+    ),
     sa.CheckConstraint("amount_captured BETWEEN 0 AND amount", "amount_captured"),
     sa.CheckConstraint(
         "status IN ('requires_action', 'authorized', 'captured', 'voided', 'declined')", "status"
+    ),
+    sa.Index("ix_charges_changed_at_reference", "changed_at", "reference"),
+    sa.Index("ix_charges_created_at_reference", "created_at", "reference"),
+    sa.Index(
+        "ix_charges_expiring", "capture_before", postgresql_where=sa.text("status = 'authorized'")
     ),
 )
 refunds = sa.Table(
@@ -61,12 +70,13 @@ refunds = sa.Table(
     metadata,
     sa.Column("reference", sa.Text, primary_key=True),
     sa.Column("charge", sa.Text, sa.ForeignKey(charges.c.reference), nullable=False, index=True),
-    sa.Column("refund_id", sa.BigInteger, nullable=False),
+    sa.Column("refund_id", sa.BigInteger),  # of the service; none when made in the dashboard
     sa.Column("amount", sa.BigInteger, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("fails_at", sa.DateTime(timezone=True)),
     _created_at(),
     sa.CheckConstraint("amount > 0", "amount"),
+    sa.Index("ix_refunds_failing", "fails_at", postgresql_where=sa.text("status = 'pending'")),
 )
 disputes = sa.Table(
     "disputes",
@@ -75,6 +85,7 @@ disputes = sa.Table(
     sa.Column("charge", sa.Text, sa.ForeignKey(charges.c.reference), nullable=False, unique=True),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("closes_at", sa.DateTime(timezone=True), nullable=False),
+    sa.Index("ix_disputes_closing", "closes_at", postgresql_where=sa.text("status = 'open'")),
 )
 webhooks = sa.Table(
     "webhooks",
@@ -90,5 +101,8 @@ account = sa.Table(
     metadata,
     sa.Column("single", sa.Boolean, primary_key=True, server_default=sa.text("true")),
     sa.Column("webhook_secret", sa.Text, nullable=False),
+    # Switches of the dashboard: no webhook is delivered; the next charge is declined.
+    sa.Column("webhooks_held", sa.Boolean, nullable=False, server_default=sa.text("false")),
+    sa.Column("decline_next", sa.Boolean, nullable=False, server_default=sa.text("false")),
     sa.CheckConstraint("single", "single"),
 )

@@ -132,7 +132,8 @@ class SandboxBench(Bench):
         assert httpx.post(page, trust_env=False).status_code in (200, 303)
 
     def charges(self, payment_id: int) -> list[BookEntry]:
-        entries = self._manager.get("/sandbox/charges").json()
+        order_id = self._manager.get(f"/payments/{payment_id}").json()["order_id"]
+        entries = self._manager.get("/sandbox/charges", params={"order_id": order_id}).json()
         return [
             BookEntry(
                 reference=entry["reference"],

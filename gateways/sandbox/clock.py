@@ -1,0 +1,88 @@
+"""What time does at the sandbox: authorizations expire, refunds fail, disputes close."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from gateways.sandbox.tables import account, charges, disputes, refunds, webhooks
+from gateways.sandbox.webhooks import announce_charge, announce_dispute, announce_refund
+
+BATCH: Final = 50  # charges of each kind that one tick takes
+
+EXPIRED = sa.and_(charges.c.status == "authorized", charges.c.capture_before <= sa.func.now())
+FAILED = sa.and_(refunds.c.status == "pending", refunds.c.fails_at <= sa.func.now())
+CLOSED = sa.and_(disputes.c.status == "open", disputes.c.closes_at <= sa.func.now())
+
+
+def tick(connection: sa.Connection) -> int:
+    """Do some of what is due. Returns how much it was."""
+    due = _lock_due_charges(connection)
+    if not due:
+        return 0
+    expired = connection.execute(
+        charges.update()
+        .where(charges.c.reference.in_(due), EXPIRED)
+        .values(status="voided")
+        .returning(*charges.c)
+    ).all()
+    for charge in expired:
+        announce_charge(connection, charge)
+    failed = connection.execute(
+        refunds.update()
+        .where(refunds.c.charge.in_(due), FAILED)
+        .values(status="failed")
+        .returning(*refunds.c)
+    ).all()
+    for refund in failed:
+        announce_refund(connection, refund, due[refund.charge])
+    closed = connection.execute(
+        disputes.update()
+        .where(disputes.c.charge.in_(due), CLOSED)
+        .values(status="won")
+        .returning(*disputes.c)
+    ).all()
+    for dispute in closed:
+        announce_dispute(connection, dispute, due[dispute.charge])
+    return len(expired) + len(failed) + len(closed)
+
+
+def _lock_due_charges(connection: sa.Connection) -> Mapping[str, sa.Row[Any]]:
+    """The charges that have something due, by reference. Whoever changes a refund or a dispute
+    has locked its charge; those that somebody else has locked are left for the next tick."""
+    due = sa.union(
+        *(
+            # As a subquery, because only its own rows are to be ordered and limited.
+            sa.select(sa.select(charge).where(is_due).order_by(time).limit(BATCH).subquery())
+            for charge, is_due, time in (
+                (charges.c.reference, EXPIRED, charges.c.capture_before),
+                (refunds.c.charge, FAILED, refunds.c.fails_at),
+                (disputes.c.charge, CLOSED, disputes.c.closes_at),
+            )
+        )
+    )
+    rows = connection.execute(
+        sa.select(*charges.c).where(charges.c.reference.in_(due)).with_for_update(skip_locked=True)
+    )
+    return {row.reference: row for row in rows}
+
+
+def has_work() -> sa.ColumnElement[bool]:
+    """Whether `tick` would do something, or a webhook is to be delivered.
+
+    It compares the first entry of four indexes with the time, whatever the tables hold.
+    """
+    held = sa.select(account.c.webhooks_held).scalar_subquery()
+    return sa.or_(
+        _has_come(charges.c.capture_before, charges.c.status == "authorized"),
+        _has_come(refunds.c.fails_at, refunds.c.status == "pending"),
+        _has_come(disputes.c.closes_at, disputes.c.status == "open"),
+        sa.and_(sa.not_(held), _has_come(webhooks.c.due_at, webhooks.c.delivered_at.is_(None))),
+    )
+
+
+def _has_come(time: sa.Column[Any], waits: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+    earliest = sa.select(sa.func.min(time)).where(waits).scalar_subquery()
+    return sa.func.coalesce(earliest <= sa.func.now(), sa.false())

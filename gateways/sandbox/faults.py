@@ -1,0 +1,53 @@
+"""Faults on demand (the Sandbox-Fault header): what a gateway does on a bad day."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+from gateways.base import Unknown
+
+T = TypeVar("T")
+
+FAULTS: Final = frozenset(
+    {
+        "timeout_before_charge",
+        "timeout_after_charge",
+        "error_500",
+        "error_after_charge",
+        "duplicate_webhook",
+        "late_webhook",
+        "reordered_webhooks",
+    }
+)
+SLOW: Final = "slow="
+
+
+def parse_fault(value: str) -> str | None:
+    """A Sandbox-Fault header as we know it, or None. `slow=` takes 0 to 120 seconds."""
+    if value in FAULTS:
+        return value
+    if value.startswith(SLOW):
+        seconds = value.removeprefix(SLOW)
+        if seconds.isascii() and seconds.replace(".", "", 1).isdigit() and float(seconds) <= 120:
+            return value
+    return None
+
+
+def with_fault(fault: str | None, timeout: float, work: Callable[[], T]) -> T:
+    """Do the work, or lose the question or the answer the way a network does.
+
+    The caller waits for `timeout` seconds at most, as with a gateway over the network.
+    """
+    if fault in ("timeout_before_charge", "error_500"):
+        raise Unknown("no answer" if fault == "timeout_before_charge" else "HTTP 500")
+    result = work()
+    if fault in ("timeout_after_charge", "error_after_charge"):
+        raise Unknown("no answer" if fault == "timeout_after_charge" else "HTTP 500")
+    if fault is not None and fault.startswith(SLOW):
+        seconds = float(fault.removeprefix(SLOW))
+        time.sleep(min(seconds, timeout))
+        if seconds >= timeout:
+            raise Unknown("no answer in time")
+    return result
