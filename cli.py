@@ -60,7 +60,7 @@ def reconcile(arguments: argparse.Namespace) -> int:
         report = comparison.reconcile(service.engine, rules, since, _progress)
     for name in report["not_compared"]:
         print(
-            f"{name} cannot list its charges, so its books were not compared; see docs/{name}.md",
+            f"The books of {name} cannot be read, so they were not compared; see docs/{name}.md",
             file=sys.stderr,
         )
     print(json.dumps(report, indent=2))

@@ -17,6 +17,7 @@ from sqlalchemy.orm import Session
 
 from database import seconds_from_now
 from domain.settlement import Lookup
+from domain.states import CAPTURED_PAYMENT_STATUSES
 from models import Comparison, Payment, Refund
 
 Lane = Literal["open", "waiting"]
@@ -26,6 +27,9 @@ FIRST_PAUSE: Final = 5  # seconds before what has just moved is looked up
 MAX_PAUSE: Final = 300  # of what is open; a gateway that has been silent for an hour stays so
 WAITING_PAUSE: Final = 3600  # of what waits: a shopper who is away, an authorization past its end
 REVIEW_PAUSE: Final = 3600  # of what a person has been asked about
+FIRST_AGE: Final = 120  # seconds; when a payment is read again first, then at twice the age
+READINGS: Final = 18  # the last one half a year later
+HOLD_OR_HELD_MONEY: Final = ("authorized", *CAPTURED_PAYMENT_STATUSES)
 MAX_DOUBLINGS: Final = 20  # the power of two stays a number however often it is asked
 
 COMPARISONS = cast(Table, Comparison.__table__)
@@ -195,3 +199,35 @@ def finish_comparison(session: Session, gateway: str, *, until: datetime, next_i
         .where(COMPARISONS.c.gateway == gateway)
         .values(compared_until=until, next_at=seconds_from_now(next_in))
     )
+
+
+def take_to_read_again(session: Session, gateway: str, since: datetime, until: datetime) -> int:
+    """Have payments looked up whose gateway cannot list what moved there, as they grow older.
+
+    Each is read when its age passes 2, 4, 8, 16 … minutes, up to half a year: what is moved in
+    the gateway's dashboard while its webhook is lost is mostly found while it is young. Returns
+    how many these are between the two times.
+    """
+    columns = PAYMENTS.c
+    ages = [FIRST_AGE * 2**number for number in range(READINGS)]
+    passed = or_(
+        *(
+            columns.created_at.between(
+                since - timedelta(seconds=age), until - timedelta(seconds=age)
+            )
+            for age in ages
+        )
+    )
+    taken = session.execute(
+        update(PAYMENTS)
+        .where(
+            columns.gateway == gateway,
+            passed,
+            columns.status.in_(HOLD_OR_HELD_MONEY),
+            columns.operation.is_(None),
+            or_(columns.check_at.is_(None), columns.check_at > func.now()),
+        )
+        .values(check_at=func.now(), checks=0)
+        .returning(columns.id)
+    )
+    return len(taken.all())

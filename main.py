@@ -41,6 +41,7 @@ from routers import (
     sandbox_dashboard,
     webhooks,
 )
+from services import inbox
 from services.reconcile import LookupRules
 from workers.loop import Workers
 from workers.roles import Resources
@@ -132,6 +133,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
+    inbox.connect(app.state.engine, app.state.gateways)
     app.state.lookup_rules = LookupRules.from_settings(settings, app.state.gateways)
     workers = Workers(Resources(app.state.engine, app.state.gateways, app.state.lookup_rules))
     if settings.run_workers:

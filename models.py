@@ -296,6 +296,8 @@ class Payment(Base):
                 "check_at IS NOT NULL AND status <> 'pending' AND operation IS NULL"
             ),
         ),
+        # What has come of age to be read again, where a gateway cannot list what moved.
+        Index("ix_payments_gateway_created_at", "gateway", "created_at"),
         Index("uq_payments_gateway_reference", "gateway", "gateway_reference", unique=True),
     )
 

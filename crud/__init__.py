@@ -9,6 +9,7 @@ from crud.comparisons import (
     list_payments_of_charges,
     list_recent_payments,
     list_refunds_of_payments,
+    read_clock,
 )
 from crud.disputes import list_disputes, require_dispute, save_dispute
 from crud.events import add_event, list_order_events
@@ -23,7 +24,7 @@ from crud.idempotency import (
     store_answer,
     take_over_key,
 )
-from crud.inbox import add_gateway_event
+from crud.inbox import add_gateway_event, is_known_delivery
 from crud.invariants import find_violations
 from crud.orders import (
     create_order,
@@ -102,6 +103,7 @@ __all__ = [
     "get_payment_of_key",
     "get_refund_of_key",
     "has_unreferenced_payment",
+    "is_known_delivery",
     "is_other_payments_reference",
     "is_token_of_another",
     "link_key",
@@ -129,6 +131,7 @@ __all__ = [
     "open_payment",
     "open_refund",
     "promote_newest_payment_method",
+    "read_clock",
     "release_key",
     "require_dispute",
     "require_order",

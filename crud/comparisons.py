@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Row, Table, any_, literal, or_, select
+from sqlalchemy import Row, Table, any_, func, literal, or_, select
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.orm import Session
 
@@ -15,6 +16,12 @@ COMPARISONS = cast(Table, Comparison.__table__)
 PAYMENTS = Payment.__table__.c
 REFUNDS = Refund.__table__.c
 DISPUTES = Dispute.__table__.c
+
+
+def read_clock(session: Session) -> datetime:
+    """The time by the database's clock."""
+    now: datetime = session.execute(select(func.now())).scalar_one()
+    return now
 
 
 def list_payments_of_charges(

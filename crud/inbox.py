@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sqlalchemy import select
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -30,3 +31,11 @@ def add_gateway_event(
         .returning(GatewayEvent.id)
     )
     return stored is not None
+
+
+def is_known_delivery(session: Session, gateway: str, delivery_id: str) -> bool:
+    """Whether an event of this delivery was stored."""
+    query = select(GatewayEvent.id).where(
+        GatewayEvent.gateway == gateway, GatewayEvent.delivery_id == delivery_id
+    )
+    return session.scalar(query) is not None

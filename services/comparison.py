@@ -68,9 +68,12 @@ class Compared:
 
 
 def run_once(session: Session, rules: LookupRules, name: str) -> int:
-    """Compare a gateway's recent window, if it is due. Returns how many charges were compared."""
+    """Compare what moved lately at a gateway with our books, if that is due.
+
+    Returns how many charges were compared, or are to be read one by one.
+    """
     gateway = rules.gateways.get(name)
-    if gateway is None or not gateway.capabilities.lists_charges:
+    if gateway is None or not can_compare(gateway):
         return 0
     with phase(session):
         window = leases.claim_comparison(session, name, first_window=FIRST_WINDOW, lease=LEASE)
@@ -81,9 +84,17 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
         compared += 1
         if one.payment is not None and one.difference is not None:
             look_up_now(session, one.payment)
+    if not gateway.capabilities.lists_charges:
+        with phase(session):
+            compared += leases.take_to_read_again(session, name, window.since, window.until)
     with phase(session):
         leases.finish_comparison(session, name, until=window.until, next_in=COMPARE_EVERY)
     return compared
+
+
+def can_compare(gateway: base.Gateway) -> bool:
+    """Whether the gateway lists its charges, or shows each of ours when it is asked."""
+    return gateway.capabilities.lists_charges or gateway.capabilities.reads_back
 
 
 def look_up_now(session: Session, payment: Row[Any]) -> None:
@@ -106,10 +117,12 @@ def compare(
     """Where our books and a gateway's differ, in what was made or changed since then.
 
     With `settles` a payment that differs is looked up at once, and told of only if it still does.
-    `progress` is told how many charges were compared. Nothing for a gateway that cannot list
-    them. Raises NotDone and Unknown when the gateway cannot be asked.
+    `progress` is told how many charges were compared. Nothing for a gateway that cannot be
+    compared. Raises NotDone and Unknown when the gateway cannot be asked.
     """
     if not gateway.capabilities.lists_charges:
+        if settles and gateway.capabilities.reads_back:
+            yield from _read_ours(session, gateway, since, progress)
         return
     seen: set[int] = set()  # our ids, some 60 bytes each
     for count, one in enumerate(compare_charges(session, gateway, since), 1):
@@ -118,7 +131,7 @@ def compare(
         difference = one.difference
         if difference is not None and one.payment is not None:
             if settles and not _is_accepted(one.payment):
-                difference = _settle(session, gateway, one.payment, one.listed)
+                difference = _settle(session, gateway, one.payment, one.listed.charge)
             if _is_accepted(one.payment):
                 difference = None
         if difference is not None:
@@ -128,10 +141,31 @@ def compare(
     yield from _not_listed(session, gateway, since, seen)
 
 
+def _read_ours(
+    session: Session,
+    gateway: base.Gateway,
+    since: datetime | None,
+    progress: Callable[[int], None],
+) -> Iterator[Mismatch]:
+    """Read each of our own payments where the gateway cannot list its charges."""
+    with phase(session):
+        since = since or crud.read_clock(session) - FIRST_WINDOW
+    count = 0
+    for payment in _recent_payments(session, gateway, since):
+        if payment.status not in ALWAYS_LISTED or payment.gateway_reference is None:
+            continue
+        difference = _settle(session, gateway, payment, None)
+        if difference is not None and not _is_accepted(payment):
+            yield difference
+        count += 1
+        if count % 10 == 0:
+            progress(count)
+
+
 def _settle(
-    session: Session, gateway: base.Gateway, payment: Row[Any], listed: base.ListedCharge
+    session: Session, gateway: base.Gateway, payment: Row[Any], listed: base.Charge | None
 ) -> Mismatch | None:
-    """Look a payment up that differs from the list, and compare it with what is shown now."""
+    """Look a payment up, and compare it with what is shown now (`listed` if that is nothing)."""
     with phase(session):
         payment = crud.require_payment(session, payment.id, None)
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
@@ -146,7 +180,15 @@ def _settle(
     with phase(session):
         payment = crud.require_payment(session, payment.id, None)
         refunds = crud.list_refunds_of_payments(session, [payment.id])
-    return difference_of(payment, refunds, charge if charge is not None else listed.charge)
+    shown = charge or listed
+    if shown is None:
+        return {
+            "payment_id": payment.id,
+            "what": "not_read",
+            "ours": payment.status,
+            "theirs": None,
+        }
+    return difference_of(payment, refunds, shown)
 
 
 def compare_charges(
@@ -156,9 +198,18 @@ def compare_charges(
 
     Raises NotDone and Unknown when the gateway cannot be asked.
     """
+    if not (gateway.capabilities.lists_charges or gateway.capabilities.lists_disputes):
+        return
     cursor: str | None = None
     while True:
-        page = gateway.guard.run(partial(gateway.list_charges, since, cursor))
+        try:
+            page = gateway.guard.run(partial(gateway.list_charges, since, cursor))
+        except base.NotDone as error:
+            if gateway.capabilities.lists_charges:
+                raise
+            # The account may lack the right to list disputes; events still tell of them.
+            log.warning("comparison.disputes_not_listed", gateway=gateway.name, why=str(error))
+            return
         yield from _compare_page(session, gateway, page.charges)
         cursor = page.cursor
         if cursor is None:
@@ -180,22 +231,23 @@ def _compare_page(
     for listed in charges:
         payment = by_key.get(listed.key or "") or by_reference.get(listed.charge.reference)
         if payment is None:
-            yield Compared(None, listed, _without_payment(gateway, listed))
+            yield Compared(None, listed, _without_payment(session, gateway, listed))
             continue
         if listed.disputes:
             _save_disputes(session, gateway, payment, listed.disputes)
         yield Compared(payment, listed, difference_of(payment, refunds[payment.id], listed.charge))
 
 
-def _without_payment(gateway: base.Gateway, listed: base.ListedCharge) -> Mismatch | None:
+def _without_payment(
+    session: Session, gateway: base.Gateway, listed: base.ListedCharge
+) -> Mismatch | None:
     """A charge that is none of ours. Others may use an account over the network, too."""
     if gateway.remote:
         return None
-    return {
-        "payment_id": listed.payment_id,
-        "what": "charge_without_payment",
-        "theirs": listed.charge.status,
-    }
+    with phase(session):
+        named = crud.find_payment(session, gateway.name, listed.payment_id, None)
+    what = "charge_without_payment" if named is None else "number_of_charges"
+    return {"payment_id": listed.payment_id, "what": what, "theirs": listed.charge.status}
 
 
 def _save_disputes(
@@ -265,20 +317,27 @@ def _not_listed(
     session: Session, gateway: base.Gateway, since: datetime | None, seen: set[int]
 ) -> Iterator[Mismatch]:
     """Our payments that the gateway's list should have shown and did not."""
+    for payment in _recent_payments(session, gateway, since):
+        missing = payment.id not in seen and payment.status in ALWAYS_LISTED
+        if missing and payment.operation is None and not _is_accepted(payment):
+            yield {
+                "payment_id": payment.id,
+                "what": "number_of_charges",
+                "ours": payment.status,
+                "theirs": 0,
+            }
+
+
+def _recent_payments(
+    session: Session, gateway: base.Gateway, since: datetime | None
+) -> Iterator[Row[Any]]:
+    """Our payments at a gateway since then, newest first."""
     before = MAX_ID
     while True:
         with phase(session):
             page = crud.list_recent_payments(session, gateway.name, before, PAGE)
         recent = [row for row in page if since is None or row.created_at >= since]
-        for payment in recent:
-            missing = payment.id not in seen and payment.status in ALWAYS_LISTED
-            if missing and payment.operation is None and not _is_accepted(payment):
-                yield {
-                    "payment_id": payment.id,
-                    "what": "number_of_charges",
-                    "ours": payment.status,
-                    "theirs": 0,
-                }
+        yield from recent
         if not recent or len(page) < PAGE:
             return
         before = page[-1].id
@@ -316,7 +375,7 @@ def reconcile(
                 session.rollback()
                 log.warning("reconcile.not_compared", gateway=name, why=str(error))
                 mismatches.append({"gateway": name, "what": "not_reached"})
-            if not gateway.capabilities.lists_charges:
+            if not can_compare(gateway):
                 not_compared.append(name)
         with phase(session):
             still_open = crud.count_open(session)
@@ -327,5 +386,5 @@ def reconcile(
         "still_open": still_open,
         "needs_review": needs_review,
         "mismatches": mismatches,
-        "not_compared": not_compared,  # gateways that cannot list their charges
+        "not_compared": not_compared,  # gateways whose books cannot be read
     }

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from sqlalchemy import Row
+from sqlalchemy import Engine, Row
 from sqlalchemy.orm import Session
 
 import crud
 import leases
-from database import phase
+from database import new_session, phase
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from gateways.base import (
     GatewayEvent,
@@ -70,12 +71,25 @@ def receive(
             if unclear and crud.has_unreferenced_payment(session, name):
                 # It may be that one's: its answer, which will tell, is still to come.
                 raise PaymentInProgress("It may be about a payment under way; send it again")
-            return  # not stored: if it is sent again it may be known by then
+            if event.delivery_id is not None:  # its signature is spent, whatever it says
+                _store(session, name, event, None)
+            return  # else not stored: if it is sent again it may be known by then
         # The locks come first: storing the event locks the payment a little, for its foreign key.
         order, payment = payments.lock(session, found.order_id, found.id)
         if _store(session, name, event, payment.id):
             can_ask = gateway.capabilities.reads_back
             _apply(session, event, order, payment, By.gateway(name), can_ask=can_ask)
+
+
+def connect(engine: Engine, gateways: Gateways) -> None:
+    """Let gateways know which deliveries were taken before; see `Gateway.is_known`."""
+
+    def is_known(name: str, delivery_id: str) -> bool:
+        with new_session(engine) as session, phase(session):
+            return crud.is_known_delivery(session, name, delivery_id)
+
+    for name, gateway in gateways.by_name.items():
+        gateway.is_known = partial(is_known, name)
 
 
 def _store(session: Session, name: str, event: GatewayEvent, payment_id: int | None) -> bool:

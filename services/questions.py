@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Row
@@ -118,6 +119,11 @@ def about_operation(payment: Payment | Row[Any], *, resend: bool = False) -> Loo
     """What became of the capture or void that is claimed?"""
     request = operation_request(payment)
     return LookUp(request, payment.gateway_reference, payment.asked_at, resend)
+
+
+def about_completion(request: ChangeRequest, reference: str, asked_at: datetime) -> LookUp:
+    """What became of a completion that must not be sent again?"""
+    return LookUp(request, reference, asked_at, resend=False)
 
 
 def about_refund(payment: Row[Any], refund: Row[Any], *, resend: bool = False) -> RefundLookUp:

@@ -227,14 +227,26 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         if not_executed and payment.operation_key == seen.operation_key:
             settle_not_executed(session, BY, order, payment, source)
         log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
-        request = None
-        if charge is not None and charge.status == "approved" and payment.status == "pending":
-            request = questions.completion_request(payment)
-            question = Question.about_payment(payment)
-    # One that its shopper approved long ago is not captured any more: they may have left.
-    just_approved = seen.status != "pending" or seen.open_for < rules.resend_within
-    if request is not None and just_approved:
+        if charge is None or charge.status != "approved" or payment.status != "pending":
+            return
+        request = questions.completion_request(payment)
+        question = Question.about_payment(payment)
+    if seen.status != "pending" or seen.open_for < rules.resend_within:
         payments.complete(session, gateway, BY, seen.order_id, request, question)
+        return
+    # Its shopper approved long ago and may have left: it is not captured any more.
+    query = questions.about_completion(request, seen.gateway_reference, seen.asked_at)
+    answer = ask(gateway, "look_up", lambda: gateway.look_up(query))
+    charge = state_of(answer)
+    if charge is None and answer is not None:
+        return
+    with phase(session):
+        order, payment = payments.lock(session, seen.order_id, seen.id)
+        source = question.source(payment)
+        if charge is not None:
+            settle_charge(session, BY, order, payment, charge, source)
+        else:
+            settle_not_executed(session, BY, order, payment, source)
 
 
 def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> None:

@@ -455,7 +455,7 @@ BOOKS = [
         "FROM sandbox.charges WHERE payment_id = :id",
     ),
     (
-        "amount_refunded",
+        "refund",
         "INSERT INTO sandbox.refunds (reference, charge, refund_id, amount, status) "
         "SELECT 're_planted', reference, 1, 100, 'succeeded' FROM sandbox.charges "
         "WHERE payment_id = :id",

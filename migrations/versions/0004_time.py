@@ -98,6 +98,7 @@ def upgrade() -> None:
         ["gateway", "check_at"],
         postgresql_where=sa.text("check_at IS NOT NULL"),
     )
+    op.create_index("ix_payments_gateway_created_at", "payments", ["gateway", "created_at"])
     # Only their plans need them, and those find the new ones.
     op.drop_index("ix_payments_check_at", table_name="payments")
     op.drop_index("ix_refunds_check_at", table_name="refunds")
@@ -116,6 +117,7 @@ def downgrade() -> None:
         ["check_at"],
         postgresql_where=sa.text("check_at IS NOT NULL"),
     )
+    op.drop_index("ix_payments_gateway_created_at", table_name="payments")
     op.drop_index("ix_refunds_lookup", table_name="refunds")
     op.drop_index("ix_payments_lookup_waiting", table_name="payments")
     op.drop_index("ix_payments_lookup_open", table_name="payments")
