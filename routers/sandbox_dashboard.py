@@ -173,6 +173,8 @@ def _charge(entry: Entry, cursor: str | None) -> str:
         who = "here" if refund.refund_id is None else f"by the service (refund {refund.refund_id})"
         amount = format_money(refund.amount, row.currency)
         lines.append(f"{amount} refunded {who} · {refund.status} · {refund.reference}")
+    if dispute is not None:
+        lines.append(f"disputed · {dispute.status} · {dispute.reference}")
     facts = "".join(f'<p class="facts">{escape(line)}</p>' for line in lines)
     return (
         f'<li class="card" id="{name}"><div class="head">'

@@ -378,7 +378,7 @@ def test_a_key_that_was_looked_up_first_can_never_be_charged(
         with pytest.raises(base.NotDone):
             sandbox.charge(charge_request(key))
         assert sandbox.look_up(query) is None
-    assert list(sandbox.books(2**61)) == []
+    assert sandbox.page(limit=1, order_id=2**61) == []
 
 
 def test_a_refund_key_that_was_looked_up_first_can_never_be_refunded(
@@ -431,7 +431,7 @@ def test_the_same_key_is_one_charge_at_the_gateway(
     try:
         charges = together(8, lambda _: sandbox.charge(request))
         assert len({charge.reference for charge in charges}) == 1
-        assert len(list(sandbox.books(2**61))) == 1
+        assert len(sandbox.page(limit=2, order_id=2**61)) == 1
     finally:
         sql(engine, "DELETE FROM sandbox.charges WHERE payment_id = :id", id=2**61)
 

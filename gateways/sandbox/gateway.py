@@ -6,7 +6,7 @@ transactions, whether or not the service ever heard the answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
 from typing import Any
@@ -147,13 +147,6 @@ class SandboxGateway(Gateway):
         """
         with self.engine.connect() as connection:
             return entries.list_page(connection, limit=limit, order_id=order_id, cursor=cursor)
-
-    def books(self, order_id: int | None = None) -> Iterable[dict[str, Any]]:
-        """Every charge that was made or declined, with its refunds, read page by page."""
-        cursor = None
-        while page := self.page(limit=entries.PAGE, order_id=order_id, cursor=cursor):
-            yield from (entry.as_dict() for entry in page)
-            cursor = page[-1].reference
 
     # The shopper's page -------------------------------------------------------------------------
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import httpx
 
+from domain.money import to_major
+from gateways.sandbox import entries
 from tests.gateways.bench import Bench, DoubleBench, Method, NotApplicable
 from tests.gateways.doubles.server import BookEntry
 from tests.gateways.proxy import Exchange
@@ -133,7 +138,7 @@ class SandboxBench(Bench):
 
     def charges(self, payment_id: int) -> list[BookEntry]:
         order_id = self._manager.get(f"/payments/{payment_id}").json()["order_id"]
-        entries = self._manager.get("/sandbox/charges", params={"order_id": order_id}).json()
+        answer = self._manager.get("/sandbox/charges", params={"order_id": order_id})
         return [
             BookEntry(
                 reference=entry["reference"],
@@ -144,6 +149,33 @@ class SandboxBench(Bench):
                 amount_captured=entry["amount_captured"],
                 amount_refunded=entry["amount_refunded"],
             )
-            for entry in entries
+            for entry in answer.json()
             if entry["payment_id"] == payment_id
         ]
+
+    def dispute(self, reference: str) -> str:
+        self._act(reference, "dispute")
+        page = httpx.get(f"{self._service}/sandbox", trust_env=False).text
+        found = re.search(rf'id="{reference}".*?(dp_[0-9a-f]+)', page, re.DOTALL)
+        assert found is not None
+        return found[1]
+
+    def refund_outside(self, reference: str, amount: int) -> None:
+        self._act(reference, "refund", amount)
+
+    def capture_outside(self, reference: str, amount: int) -> None:
+        self._act(reference, "capture", amount)
+
+    def void_outside(self, reference: str) -> None:
+        self._act(reference, "cancel")
+
+    def _act(self, reference: str, act: str, amount: int | None = None) -> None:
+        """Press a button of the dashboard; amounts are of dollars there."""
+        data = {} if amount is None else {"amount": str(to_major(amount, "USD"))}
+        path = f"{self._service}/sandbox/charges/{reference}/{act}"
+        answer = httpx.post(path, data=data, trust_env=False)
+        assert answer.status_code == 303
+        assert "refused" not in answer.headers["Location"]
+
+    def short_pages(self) -> AbstractContextManager[object]:
+        return patch.object(entries, "PAGE", 2)

@@ -36,8 +36,8 @@ def news(sandbox: SandboxGateway, engine: sa.Engine) -> list[GatewayEvent]:
 
 def entry(sandbox: SandboxGateway) -> dict[str, Any]:
     """The only charge in the books."""
-    (only,) = sandbox.books()
-    return only
+    (only,) = sandbox.page(limit=2)
+    return only.as_dict()
 
 
 # Refunds ----------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,9 +326,8 @@ class Acme(SandboxGateway):
 
     name = "acme"
 
-    def books(self, order_id: int | None = None) -> list[dict[str, Any]]:
-        """None of its own: both keep the same, and the sandbox shows them."""
-        return []
+    # Both keep the same books, and the sandbox lists them.
+    capabilities = replace(SandboxGateway.capabilities, lists_charges=False)
 
 
 class TwoBenches(Bench):
