@@ -300,10 +300,16 @@ def difference_of(
 def _difference_of_refunds(
     ours: Sequence[Row[Any]], theirs: Sequence[base.Refund] | None
 ) -> tuple[str, Any, Any] | None:
-    if theirs is None or any(refund.status == "pending" for refund in ours):
+    """Of refunds that are settled here: one of ours that is open is looked up by itself."""
+    if theirs is None:
         return None
-    left = {refund.gateway_reference: refund for refund in ours}
+    left = {refund.gateway_reference: refund for refund in ours if refund.status != "pending"}
+    pending = [refund for refund in ours if refund.status == "pending"]
     for state in theirs:
+        if any(state.reference == one.gateway_reference for one in pending):
+            continue
+        if any(state.refund_id == one.id for one in pending):
+            continue
         refund = left.pop(state.reference, None)
         if refund is None and state.status != "failed":
             return ("refund", None, state.status)
