@@ -15,6 +15,7 @@ from datetime import datetime, timedelta, timezone
 from typing import NamedTuple, get_args
 
 from sqlalchemy import Engine
+from sqlalchemy.exc import OperationalError
 
 import auth
 import database
@@ -50,6 +51,23 @@ def token(arguments: argparse.Namespace) -> int:
     lifetime = timedelta(hours=arguments.hours)
     print(auth.mint(get_settings(), arguments.user, arguments.scope, lifetime))
     return 0
+
+
+def migrate(_: argparse.Namespace) -> int:
+    """Bring the schema up to date, say in one line what was done."""
+    done = database.migrate(database.database_url(get_settings()))
+    newest = database.newest_revision()
+    if done.before != done.after:
+        print(f"The schema is at {done.after} now; it was {_named(done.before)}.")
+    elif done.after == newest:
+        print(f"The schema is up to date, at {newest}.")
+    else:
+        print(f"The schema is at {done.after}, newer than this release, which ends at {newest}.")
+    return 0
+
+
+def _named(revision: str | None) -> str:
+    return "empty" if revision is None else f"at {revision}"
 
 
 def reconcile(arguments: argparse.Namespace) -> int:
@@ -137,6 +155,10 @@ def _service() -> Iterator[_Service]:
     settings = get_settings()
     logs.configure(settings.log_level, json=settings.production)
     engine = database.open_database(settings)
+    if not database.is_migrated(engine):  # MIGRATE_ON_START is off
+        raise ConfigurationError(
+            "the schema is older than this release: run `python cli.py migrate`"
+        )
     gateways = Gateways.from_settings(settings, engine)
     yield _Service(settings, engine, gateways)
     gateways.close()
@@ -152,6 +174,9 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--scope", default="", help="space-separated scopes")
     command.add_argument("--hours", type=float, default=24, help="how long it is valid")
     command.set_defaults(run=token)
+
+    command = subcommands.add_parser("migrate", help="bring the schema up to date")
+    command.set_defaults(run=migrate)
 
     command = subcommands.add_parser(
         "reconcile", help="settle what is open with the gateways once, and compare the books"
@@ -206,6 +231,9 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigurationError, ValueError) as error:
         print(f"cli.py: {error}", file=sys.stderr)
         return 2
+    except OperationalError as error:  # not reached, or a time limit
+        print(f"cli.py: the database: {str(error.orig).strip()}", file=sys.stderr)
+        return 1
     return status
 
 

@@ -58,6 +58,7 @@ class Settings(BaseSettings):
 
     database_url: str | None = None
     data_dir: Path = Path(".data")
+    migrate_on_start: bool = True
 
     secret_key: SecretStr | None = None
     algorithm: Literal["HS256", "RS256", "ES256"] = "HS256"

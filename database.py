@@ -1,44 +1,95 @@
-"""The way to PostgreSQL: engine, sessions, transactions, migrations. No SQL of the service.
+"""The way to PostgreSQL: engine, time limits, sessions, transactions, migrations.
 
-Where the server is (the embedded one or DATABASE_URL) is decided here and nowhere else.
+No SQL of the service. Where the server is (the embedded one or DATABASE_URL) is decided here and
+nowhere else.
 """
 
 from __future__ import annotations
 
 import re
+import select
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, TypeVar
 
+import psycopg2
 import sqlalchemy
 from alembic.config import Config as AlembicConfig
 from fastapi import Depends, Request
-from sqlalchemy.exc import DBAPIError
+from psycopg2 import extensions
+from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
 import postgres_server
 from config import ROOT, Settings
+from observability.logs import get_logger
 
 T = TypeVar("T")
+log = get_logger()
 
 # One number for the whole process: as many database connections as worker threads that use them
 # (see routers/route.py). More would only move the queue into PostgreSQL.
 POOL_SIZE = 10
-POOL_WAIT_SECONDS = 10.0  # a money phase waits this long for a connection, then 503
 
 # A transaction is repeated this often at most when PostgreSQL gave it up for a deadlock or a
 # serialization failure; the third failure is not bad luck any more.
 MAX_ATTEMPTS = 3
 SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
+UNDEFINED_TABLE = "42P01"
 
-# Every wait has an end. The gateway is never called inside a transaction, so seconds are enough.
+# Any number will do as long as nobody else uses it on this database.
+MIGRATION_LOCK = 7_233_105_944_871
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """Seconds that PostgreSQL may take, so that every wait has an end."""
+
+    connect: float = 5.0
+    # The gateway is never called inside a transaction, so seconds are enough. None: no limit.
+    statement: float | None = 10.0
+
+
+SERVING: Final = TimeLimits()
+PROBING: Final = TimeLimits(connect=2.0, statement=2.0)  # a probe is repeated anyway
+MIGRATING: Final = TimeLimits(statement=None)
+
+# The server ends a statement that takes too long, and says so. If that does not arrive within this
+# time after the limit, the connection is dead.
+ANSWER_SECONDS: Final = 0.5
+# What connecting may take after an answer was missed, doubled each time up to TimeLimits.connect.
+# Short at first, because requests that waited for the missing answer wait for this one too; longer
+# later, because a server that is only slow must be reached at last.
+TRIAL_SECONDS: Final = 1.0
+ENOUGH_FAILURES: Final = 10  # to have reached any limit, and far from the largest float
+# After that nobody tries for a moment, because those who come now have waited long already.
+TRIAL_PAUSE: Final = 0.5
+# Longer than both: whoever waits in line for a connection learns why there is none.
+POOL_WAIT_SECONDS: Final = 2.0
+NO_ANSWER: Final = "the database does not answer"
+
 SESSION_OPTIONS = {
     "timezone": "UTC",
-    "statement_timeout": "10s",
     "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "15s",
+}
+
+# How the kernel learns that the other end is gone. Unix sockets ignore all of it.
+TCP_OPTIONS = {
+    "keepalives": 1,
+    # Seconds. An idle connection stays known to firewalls and load balancers, which forget it after
+    # minutes, and a dead one is found before a request is given it.
+    "keepalives_idle": 30,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,  # where there is no tcp_user_timeout (macOS): dead after 45 s
+    # Milliseconds without an acknowledgment. Enough for some four repeats, and less than connecting
+    # may take: of several hosts the next one gets its turn.
+    "tcp_user_timeout": 4000,
 }
 
 
@@ -49,13 +100,32 @@ def database_url(settings: Settings) -> str:
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)
 
 
-def open_database(settings: Settings) -> sqlalchemy.Engine:
-    """Start or join the server, bring the schema up to date, and return an engine for it."""
+def open_database(settings: Settings, limits: TimeLimits = SERVING) -> sqlalchemy.Engine:
+    """Start or join the server, and return an engine for it.
+
+    Brings the schema up to date first, unless MIGRATE_ON_START is off.
+    """
     url = database_url(settings)
-    migrate(url)
-    engine = create_engine(url)
+    engine = _revived(create_engine(url, limits=limits), settings)
+    if not is_migrated(engine):
+        if settings.migrate_on_start:
+            migrate(url)
+        else:
+            log.warning("database.not_migrated", remedy="python cli.py migrate")
+    return engine
+
+
+def open_probe(settings: Settings) -> sqlalchemy.Engine:
+    """An engine of one connection, to ask whether the database answers.
+
+    It is apart from the pool, so that neither load nor a stall keeps the question waiting.
+    """
+    return _revived(create_engine(database_url(settings), pool_size=1, limits=PROBING), settings)
+
+
+def _revived(engine: sqlalchemy.Engine, settings: Settings) -> sqlalchemy.Engine:
+    """Even the embedded server's supervisor can be killed: a new connection starts it again."""
     if settings.database_url is None:
-        # Even the embedded server's supervisor can be killed: a new connection starts it again.
         sqlalchemy.event.listen(
             engine, "do_connect", lambda *_: _keep_running(settings.data_dir), retval=True
         )
@@ -66,21 +136,111 @@ def _keep_running(data_dir: Path) -> None:
     postgres_server.ensure_running(data_dir)  # a millisecond when it runs already
 
 
-def create_engine(url: str, *, pool_size: int = POOL_SIZE) -> sqlalchemy.Engine:
+def create_engine(
+    url: str, *, pool_size: int = POOL_SIZE, limits: TimeLimits = SERVING
+) -> sqlalchemy.Engine:
     """An engine whose connections have a time limit for everything."""
+    extensions.set_wait_callback(_wait)  # for the whole process; see there
+    longest = limits.statement or 0  # to PostgreSQL 0 is none
+    options = {**SESSION_OPTIONS, "statement_timeout": f"{longest * 1000:.0f}ms"}
     return sqlalchemy.create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
-        pool_timeout=POOL_WAIT_SECONDS,
+        pool_timeout=longest + POOL_WAIT_SECONDS,
         pool_use_lifo=True,  # a quiet service lets the idle ones go cold, a busy one keeps few hot
         hide_parameters=True,  # parameters never reach an exception's text
         connect_args={
-            "connect_timeout": 5,
+            **TCP_OPTIONS,
             "application_name": "estore-payments",
-            "options": " ".join(f"-c {name}={value}" for name, value in SESSION_OPTIONS.items()),
+            "options": " ".join(f"-c {name}={value}" for name, value in options.items()),
+            "connection_factory": _Server(limits).connect,
         },
     )
+
+
+class _Connection(extensions.connection):
+    """A connection that waits for `seconds` at most, each time. None: without an end."""
+
+    def __init__(self, dsn: str, server: _Server, seconds: float) -> None:
+        self.server = server
+        self.seconds: float | None = seconds
+        super().__init__(dsn)
+
+
+class _Server:
+    """The server as one engine knows it: how long it may take, and whether it answered lately.
+
+    After a missed answer one connection at a time finds out whether it answers again. The first
+    one is waited for, since one dead connection says little. When it has failed, whoever else needs
+    a connection fails at once, and for a moment everybody does. So requests in line share one
+    stall, instead of meeting it one after another.
+    """
+
+    def __init__(self, limits: TimeLimits) -> None:
+        self._limits = limits
+        self._lost = False
+        self._trial = threading.Lock()
+        self._failures = 0  # of trials in a row
+        self._missed_at = 0.0  # by time.monotonic()
+
+    def connect(self, dsn: str) -> _Connection:
+        """A new connection (psycopg2's `connection_factory`). Raises OperationalError."""
+        limits = self._limits
+        connection = self._try(dsn) if self._lost else _Connection(dsn, self, limits.connect)
+        connection.seconds = limits.statement and limits.statement + ANSWER_SECONDS
+        return connection
+
+    def missed(self) -> None:
+        """An answer did not come in time."""
+        self._lost, self._missed_at = True, time.monotonic()
+        log.error("database.no_answer")
+
+    def _try(self, dsn: str) -> _Connection:
+        before = self._failures
+        too_soon = before and time.monotonic() < self._missed_at + TRIAL_PAUSE
+        if too_soon or not self._trial.acquire(timeout=0 if before else TRIAL_SECONDS):
+            raise psycopg2.OperationalError(NO_ANSWER)
+        try:
+            if self._failures > before:  # of the one that was waited for
+                raise psycopg2.OperationalError(NO_ANSWER)
+            connection = _Connection(
+                dsn, self, min(TRIAL_SECONDS * 2**before, self._limits.connect)
+            )
+            with connection.cursor() as cursor:
+                cursor.execute("SELECT 1")  # a pooler lets clients in while its server is gone
+            connection.rollback()
+        except psycopg2.Error:
+            self._failures = min(before + 1, ENOUGH_FAILURES)
+            raise
+        else:
+            self._lost, self._failures = False, 0
+            return connection
+        finally:
+            self._trial.release()
+
+
+def _wait(connection: Any) -> None:
+    """Wait for the server's answer as libpq does, but not for ever.
+
+    tcp_user_timeout does not end this wait: a proxy, or a host whose PostgreSQL is stuck, goes on
+    acknowledging. psycopg2 closes a connection whose wait failed, and SQLAlchemy then gives up all
+    older ones of its pool. The callback is the whole process's: connections that are not ours wait
+    without an end, as they do without it, and COPY is the one thing that psycopg2 refuses.
+    """
+    seconds = getattr(connection, "seconds", None)
+    end = None if seconds is None else time.monotonic() + seconds
+    while (state := connection.poll()) != extensions.POLL_OK:
+        left = None if end is None else end - time.monotonic()
+        if left is not None and left <= 0:
+            connection.server.missed()
+            raise psycopg2.OperationalError(NO_ANSWER)
+        poll = select.poll()
+        poll.register(
+            connection.fileno(),
+            select.POLLIN if state == extensions.POLL_READ else select.POLLOUT,
+        )
+        poll.poll(None if left is None else left * 1000)
 
 
 async def get_session(request: Request) -> Session:
@@ -127,26 +287,87 @@ def repeat(session: Session, work: Callable[[], T]) -> T:
     raise AssertionError("unreachable")
 
 
-def migrate(url: str) -> None:
-    """Bring the schema up to date. Safe in any number of processes at once."""
+class Migration(NamedTuple):
+    """The revisions of the schema before and after. None: there was none yet."""
+
+    before: str | None
+    after: str | None
+
+
+def migrate(url: str) -> Migration:
+    """Bring the schema up to date. Safe in any number of processes at once.
+
+    A schema newer than this code is left alone: its migrations keep to what this code needs, as
+    long as it is the release before (docs/runbook.md#upgrading).
+    """
     from alembic import command
 
-    command.upgrade(alembic_config(url), "head")
+    config = alembic_config(url)
+    with migrating(url) as connection:
+        config.attributes["connection"] = connection
+        before = _revision_in(connection)
+        if _is_older(before):
+            command.upgrade(config, "head")
+        return Migration(before, _revision_in(connection))
+
+
+@contextmanager
+def migrating(url: str) -> Iterator[sqlalchemy.Connection]:
+    """The one transaction that migrates; it waits for that of other processes."""
+    engine = create_engine(url, pool_size=1, limits=MIGRATING)
+    try:
+        with engine.begin() as connection:
+            # Another process may be migrating for longer than a request may wait.
+            connection.execute(sqlalchemy.text("SET LOCAL lock_timeout = '60s'"))
+            connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
+            # Transaction-level, so it works behind PgBouncer and ends with the transaction.
+            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
+            # Requests queue behind a table that we wait for. Whoever holds it for longer than any
+            # request (a dump) must not keep them waiting: then migrating fails, to be repeated.
+            connection.execute(sqlalchemy.text("SET LOCAL lock_timeout = '15s'"))
+            yield connection
+    finally:
+        engine.dispose()
 
 
 def is_migrated(engine: sqlalchemy.Engine) -> bool:
-    """Whether the schema is the one that this code was written for."""
+    """Whether the schema is that of this code or a newer one. One cheap statement."""
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        try:
+            found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+        except ProgrammingError as error:
+            if getattr(error.orig, "pgcode", None) != UNDEFINED_TABLE:
+                raise
+            return False
+    return not _is_older(found)
+
+
+def _revision_in(connection: sqlalchemy.Connection) -> str | None:
     from alembic.runtime.migration import MigrationContext
 
-    with engine.connect() as connection:
-        return MigrationContext.configure(connection).get_current_revision() == _newest_revision()
+    return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest_revision() -> str | None:
+    """The revision of the schema that this code was written for."""
+    return _revisions()[0]
+
+
+def _is_older(revision: str | None) -> bool:
+    """Whether migrations of this code are missing. One that it does not know is a newer one."""
+    newest, known = _revisions()
+    return revision is None or (revision in known and revision != newest)
 
 
 @lru_cache(maxsize=1)
-def _newest_revision() -> str | None:
+def _revisions() -> tuple[str | None, frozenset[str]]:
+    """The newest revision of this code, and all that it knows."""
     from alembic.script import ScriptDirectory
 
-    return ScriptDirectory.from_config(alembic_config("")).get_current_head()
+    scripts = ScriptDirectory.from_config(alembic_config(""))
+    return scripts.get_current_head(), frozenset(
+        script.revision for script in scripts.walk_revisions()
+    )
 
 
 def alembic_config(url: str) -> AlembicConfig:

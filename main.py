@@ -49,7 +49,9 @@ from workers.roles import Resources
 VERSION = "0.1.0"
 
 
-def create_app(settings: Settings | None = None) -> FastAPI:
+def create_app(
+    settings: Settings | None = None, time_limits: database.TimeLimits = database.SERVING
+) -> FastAPI:
     """The application. Raises ConfigurationError when the settings are not safe to run with."""
     settings = settings or get_settings()
     Gateways.check(settings)
@@ -72,6 +74,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         ],
     )
     app.state.settings = settings
+    app.state.time_limits = time_limits
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
     handlers.install(app)
@@ -127,7 +130,10 @@ def _cors(settings: Settings) -> list[Middleware]:
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
     # The embedded server and the migrations block for a moment; nothing else runs yet.
-    app.state.engine = await anyio.to_thread.run_sync(database.open_database, settings)
+    app.state.engine = await anyio.to_thread.run_sync(
+        database.open_database, settings, app.state.time_limits
+    )
+    app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
     # What is loaded now stays; the collector need not look at it again with every request.
     gc.collect()
@@ -145,6 +151,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await anyio.to_thread.run_sync(workers.stop)
     await app.state.verifier.aclose()
     app.state.gateways.close()
+    app.state.probe.dispose()
     app.state.engine.dispose()
 
 

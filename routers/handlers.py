@@ -52,8 +52,9 @@ MESSAGES = {
 
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
-# SQLSTATE classes: the server is not there, is stopping, or has no room for one more.
-_UNAVAILABLE = ("08", "57P", "53")
+# SQLSTATE classes: the server is not there, is stopping, or has no room for one more. And codes:
+# a table or column is missing, because nobody has migrated yet.
+_UNAVAILABLE = ("08", "57P", "53", "42P01", "42703")
 _TOO_SLOW = ("57014", "55P03", "40001", "40P01")  # statement or lock timeout, given up thrice
 
 

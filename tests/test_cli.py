@@ -70,6 +70,14 @@ def test_token_names_the_issuer_and_the_audience_that_the_service_checks(command
     assert (claims["iss"], claims["aud"]) == ("https://i.example", "us")
 
 
+@pytest.mark.parametrize("name", ["migrate", "reconcile"])
+def test_a_database_that_is_not_there_is_one_line(command: Command, name: str) -> None:
+    answer = command(name, DATABASE_URL="postgresql://nobody@127.0.0.1:1/nowhere")
+    assert answer.returncode == 1
+    assert answer.stderr.startswith("cli.py: the database: ")
+    assert "Traceback" not in answer.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [

@@ -5,12 +5,16 @@ from __future__ import annotations
 import random
 import threading
 
+from sqlalchemy.exc import SQLAlchemyError
+
+from database import is_migrated
 from observability.logs import get_logger
 from workers.roles import Resources, Role, roles
 
 log = get_logger()
 
 LONGEST_PAUSE = 30.0  # seconds between two tries of a role that fails
+MIGRATION_PAUSE = 1.0  # seconds between two looks whether somebody has migrated
 
 
 class Workers:
@@ -35,6 +39,8 @@ class Workers:
             thread.join()
 
     def _run(self, name: str, role: Role) -> None:
+        while not self._stopping.is_set() and not self._is_migrated():
+            self._stopping.wait(MIGRATION_PAUSE)
         failures = 0
         while not self._stopping.is_set():
             pause = role.pause
@@ -48,3 +54,9 @@ class Workers:
                 log.error("worker.failed", role=name, error=type(error).__name__, pause=pause)
             # A little apart from each other, so that processes that started together spread out.
             self._stopping.wait(pause * random.uniform(0.9, 1.1))  # noqa: S311 - not a secret
+
+    def _is_migrated(self) -> bool:
+        try:
+            return is_migrated(self._resources.engine)
+        except SQLAlchemyError:
+            return False
