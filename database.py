@@ -26,6 +26,7 @@ from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
 import postgres_server
+import wakeup
 from config import ROOT, Settings
 from observability.logs import get_logger
 
@@ -255,6 +256,25 @@ def new_session(engine: sqlalchemy.Engine) -> Session:
     return Session(engine, expire_on_commit=False)
 
 
+@contextmanager
+def autocommit(engine: sqlalchemy.Engine) -> Iterator[Session]:
+    """A session for one statement that is sent alone, with no BEGIN and ROLLBACK around it.
+
+    SQLAlchemy's own AUTOCOMMIT sends a SET when it is over, for the whole session at that.
+    """
+    with engine.connect() as connection:
+        driver = connection.connection.dbapi_connection
+        assert driver is not None
+        try:
+            driver.autocommit = True
+            with Session(connection) as session:
+                yield session
+            driver.autocommit = False
+        except BaseException:
+            connection.invalidate()  # nobody's transaction may run on it as it is
+            raise
+
+
 SessionDep = Annotated[Session, Depends(get_session)]
 
 
@@ -267,6 +287,13 @@ def phase(session: Session) -> Iterator[Session]:
     with session.begin():
         yield session
     session.info["committed"] = True
+    if session.info.pop("wakes", False):
+        wakeup.wake()
+
+
+def wake_after_commit(session: Session) -> None:
+    """This transaction makes work that is due now: the workers look once it is committed."""
+    session.info["wakes"] = True
 
 
 def repeat(session: Session, work: Callable[[], T]) -> T:

@@ -8,14 +8,33 @@ the look-up has ended the next one is set by how many there were.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, cast
 
-from sqlalchemy import ColumnElement, Row, Table, and_, case, func, not_, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Row,
+    Select,
+    Table,
+    Text,
+    and_,
+    case,
+    false,
+    func,
+    not_,
+    or_,
+    select,
+    true,
+    union,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, object_session
 
-from database import seconds_from_now
+from database import seconds_from_now, wake_after_commit
 from domain.settlement import Lookup
 from domain.states import CAPTURED_PAYMENT_STATUSES
 from models import Comparison, Payment, Refund
@@ -57,6 +76,9 @@ def schedule_lookup(row: Payment | Refund, lookup: Lookup) -> None:
         row.check_at = None
     elif lookup == "now":
         row.check_at = func.now()
+        session = object_session(row)
+        assert session is not None  # that locked it
+        wake_after_commit(session)
     elif lookup == "soon":
         row.check_at = seconds_from_now(FIRST_PAUSE)
     elif lookup == "later":
@@ -88,6 +110,55 @@ def finish_lookup(session: Session, model: type[Payment] | type[Refund], leased:
 
 
 # What is due ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class DueWork:
+    """For whom there is something to do now. Gateways may be switched on or off."""
+
+    lookups: dict[Lane, Sequence[str]]  # gateways
+    comparisons: Sequence[str]  # gateways
+    sandbox: bool
+
+
+def find_due_work(session: Session, sandbox: ColumnElement[bool] | None) -> DueWork:
+    """Find out what is due, with one statement that costs the same whatever the tables hold.
+
+    `sandbox`: whether the sandbox gateway has something to do; None where it is switched off.
+    """
+    payments = _due_gateways("open_payments", PAYMENTS, _is_open())
+    refunds = _due_gateways("open_refunds", REFUNDS, true())
+    waiting = _due_gateways("waiting_payments", PAYMENTS, not_(_is_open()))
+    comparisons = select(COMPARISONS.c.gateway).where(COMPARISONS.c.next_at <= func.now())
+    row = session.execute(
+        select(
+            _array(union(payments, refunds)).label("open"),
+            _array(waiting).label("waiting"),
+            _array(comparisons).label("comparisons"),
+            (false() if sandbox is None else sandbox).label("sandbox"),
+        )
+    ).one()
+    return DueWork({"open": row.open, "waiting": row.waiting}, row.comparisons, row.sandbox)
+
+
+def _due_gateways(name: str, table: Table, lane_is: ColumnElement[bool]) -> Select[tuple[str]]:
+    """The gateways whose earliest look-up is due; from gateway to gateway, as the index has them.
+
+    The earliest is the first entry of an index. A plan for "any that is due" would depend on how
+    many the statistics expect, and might read the whole table to find none.
+    """
+    gateway, check_at = table.c.gateway, table.c.check_at
+    scheduled = and_(check_at.is_not(None), lane_is)
+    first = select(func.min(gateway).label("gateway")).where(scheduled)
+    each = first.cte(name, recursive=True)
+    following = select(func.min(gateway)).where(scheduled, gateway > each.c.gateway)
+    every = each.union_all(select(following.scalar_subquery()).where(each.c.gateway.is_not(None)))
+    earliest = select(func.min(check_at)).where(lane_is, gateway == every.c.gateway)
+    return select(every.c.gateway).where(earliest.scalar_subquery() <= func.now())
+
+
+def _array(names: Select[tuple[str]] | CompoundSelect[tuple[str]]) -> ColumnElement[Sequence[str]]:
+    return func.array(names.scalar_subquery(), type_=ARRAY(Text))
 
 
 def take_due_payments(
@@ -230,4 +301,7 @@ def take_to_read_again(session: Session, gateway: str, since: datetime, until: d
         .values(check_at=func.now(), checks=0)
         .returning(columns.id)
     )
-    return len(taken.all())
+    count = len(taken.all())
+    if count:
+        wake_after_commit(session)
+    return count

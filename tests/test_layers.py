@@ -37,6 +37,7 @@ FLOORS = {
     "domain": 0,
     "observability": 0,
     "postgres_server": 0,
+    "wakeup": 0,
 }
 OUTSIDE = {"tests", "migrations", "benchmarks", "proof", "deploy", "docs"}
 COMMANDS = {("cli", "proof"), ("cli", "tests")}  # but for the commands that start them

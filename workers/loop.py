@@ -1,4 +1,4 @@
-"""The one loop that runs every role, in a thread each."""
+"""The one loop that runs every role, in a thread each, and the pulse that wakes them."""
 
 from __future__ import annotations
 
@@ -7,56 +7,84 @@ import threading
 
 from sqlalchemy.exc import SQLAlchemyError
 
+import wakeup
 from database import is_migrated
 from observability.logs import get_logger
-from workers.roles import Resources, Role, roles
+from workers.roles import Resources, Role, due_roles, roles
 
 log = get_logger()
 
-LONGEST_PAUSE = 30.0  # seconds between two tries of a role that fails
 MIGRATION_PAUSE = 1.0  # seconds between two looks whether somebody has migrated
+# Seconds between two looks of the pulse: with the rest after each, what others made is found
+# within a second.
+PULSE = 0.8
+REST = 0.1  # seconds that a role rests after finding nothing, however often it is woken
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries of a role that fails
 
 
 class Workers:
-    """Running roles. A role that fails is tried again, less and less often."""
+    """Running roles. Each works until it finds nothing, then sleeps until the pulse wakes it.
+
+    The pulse is a role too. It looks once a second, and at once when this process has committed
+    work. A role that fails is tried again, less and less often.
+    """
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._stopping = resources.stopping
+        self._roles = {**roles(resources), "pulse": Role(self._wake_due, pause=PULSE)}
+        self._wakes = {name: threading.Event() for name in self._roles}
         self._threads = [
             threading.Thread(target=self._run, args=(name, role), name=f"worker-{name}")
-            for name, role in roles(resources).items()
+            for name, role in self._roles.items()
         ]
 
     def start(self) -> None:
+        wakeup.listen(self._wakes["pulse"])
         for thread in self._threads:
             thread.start()
 
     def stop(self) -> None:
         """Let each role finish what it is doing, and return when all have."""
         self._stopping.set()
+        for wake in self._wakes.values():
+            wake.set()
         for thread in self._threads:
             thread.join()
+        wakeup.unlisten(self._wakes["pulse"])
+
+    def _wake_due(self, resources: Resources) -> int:
+        for name in due_roles(resources):
+            self._wakes[name].set()
+        return 0
 
     def _run(self, name: str, role: Role) -> None:
         while not self._stopping.is_set() and not self._is_migrated():
             self._stopping.wait(MIGRATION_PAUSE)
-        failures = 0
+        wake = self._wakes[name]
+        pause = FIRST_PAUSE
         while not self._stopping.is_set():
-            pause = role.pause
             try:
-                if role.run_once(self._resources):
-                    pause = 0.0
-                failures = 0
+                done = role.run_once(self._resources)
             except Exception as error:
-                failures += 1
-                pause = min(LONGEST_PAUSE, role.pause * 2**failures)
                 log.error("worker.failed", role=name, error=type(error).__name__, pause=pause)
-            # A little apart from each other, so that processes that started together spread out.
-            self._stopping.wait(pause * random.uniform(0.9, 1.1))  # noqa: S311 - not a secret
+                self._stopping.wait(_spread(pause))  # it may be due all the while
+                pause = min(LONGEST_PAUSE, 2 * pause)
+                continue
+            pause = FIRST_PAUSE
+            if done:
+                continue
+            self._stopping.wait(REST)
+            wake.wait(None if role.pause is None else _spread(role.pause))
+            wake.clear()  # before it looks, so that what comes from now on wakes it again
 
     def _is_migrated(self) -> bool:
         try:
             return is_migrated(self._resources.engine)
         except SQLAlchemyError:
             return False
+
+
+def _spread(seconds: float) -> float:
+    """A little less, so that processes that started together spread out."""
+    return seconds * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret

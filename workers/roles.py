@@ -15,9 +15,10 @@ import sqlalchemy
 from sqlalchemy.orm import Session
 
 import crud
-from database import new_session, phase
+import leases
+from database import autocommit, new_session, phase
 from gateways.registry import Gateways
-from gateways.sandbox import SandboxGateway
+from gateways.sandbox import SandboxGateway, has_work
 from leases import Lane
 from observability.logs import get_logger
 from services import comparison, inbox, reconcile
@@ -41,10 +42,11 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """`run_once` returns how much it did; with nothing to do it rests for `pause` seconds."""
+    """`run_once` returns how much it did. With nothing to do it sleeps until it is woken (see
+    `due_roles`), or for `pause` seconds if it has a time of its own."""
 
     run_once: Callable[[Resources], int]
-    pause: float
+    pause: float | None = None
 
 
 def look_up(resources: Resources, lane: Lane, gateway: str | None) -> int:
@@ -95,16 +97,32 @@ def roles(resources: Resources) -> Mapping[str, Role]:
     names = list(resources.gateways.by_name)
     lanes: tuple[Lane, ...] = ("open", "waiting")
     looking_up = {
-        f"lookup-{lane}-{name or 'off'}": Role(partial(look_up, lane=lane, gateway=name), pause=0.5)
+        _lookup_role(lane, name): Role(partial(look_up, lane=lane, gateway=name))
         for lane in lanes
         for name in (*names, None)
     }
-    comparing = {
-        f"compare-{name}": Role(partial(compare_books, gateway=name), pause=15.0) for name in names
-    }
+    comparing = {f"compare-{name}": Role(partial(compare_books, gateway=name)) for name in names}
     return {
         **looking_up,
         **comparing,
-        "sandbox": Role(run_sandbox, pause=0.2),
+        "sandbox": Role(run_sandbox),
         "reap_keys": Role(reap_keys, pause=300.0),
     }
+
+
+def due_roles(resources: Resources) -> set[str]:
+    """The roles that have something to do now, found out with one statement for all of them."""
+    names = resources.gateways.by_name
+    with autocommit(resources.engine) as session:
+        due = leases.find_due_work(session, has_work() if "sandbox" in names else None)
+    looking_up = {
+        _lookup_role(lane, name if name in names else None)
+        for lane, gateways in due.lookups.items()
+        for name in gateways
+    }
+    comparing = {f"compare-{name}" for name in due.comparisons if name in names}
+    return looking_up | comparing | ({"sandbox"} if due.sandbox else set())
+
+
+def _lookup_role(lane: Lane, gateway: str | None) -> str:
+    return f"lookup-{lane}-{gateway or 'off'}"

@@ -1,8 +1,9 @@
 """The sandbox gateway: a real gateway of our own, with books of its own."""
 
+from gateways.sandbox.clock import has_work
 from gateways.sandbox.faults import parse_fault
 from gateways.sandbox.gateway import SandboxGateway
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import metadata
 
-__all__ = ["SandboxGateway", "metadata", "parse_fault", "sign"]
+__all__ = ["SandboxGateway", "has_work", "metadata", "parse_fault", "sign"]

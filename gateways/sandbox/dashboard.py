@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 from gateways.base import Charge, Dispute, Refund
 from gateways.sandbox import books, money, webhooks
+from gateways.sandbox.announcing import announcing
 from gateways.sandbox.tables import account
 
 DISPUTE_CLOSES_AFTER: Final = timedelta(days=7)  # unless somebody closes it before
@@ -39,21 +40,21 @@ class Dashboard:
 
     def refund(self, reference: str, amount: int | None = None) -> Refund:
         """Give back this much; None: all that is left."""
-        with self._engine.begin() as connection:
+        with announcing(self._engine) as connection:
             row = books.require_charge(connection, reference, lock=True)
             made = money.refund(connection, row, money.new_reference("re"), amount, refund_id=None)
             return books.refund_state(made, row)
 
     def capture(self, reference: str, amount: int | None = None) -> Charge:
         """Capture this much of an authorization and release the rest; None: the whole."""
-        with self._engine.begin() as connection:
+        with announcing(self._engine) as connection:
             row = books.require_charge(connection, reference, lock=True)
             captured = money.capture(connection, row, row.amount if amount is None else amount)
             return books.charge_state(captured)
 
     def cancel(self, reference: str) -> Charge:
         """Give up an authorization, or a charge that waits for its shopper."""
-        with self._engine.begin() as connection:
+        with announcing(self._engine) as connection:
             row = books.require_charge(connection, reference, lock=True)
             return books.charge_state(money.void(connection, row))
 
@@ -61,14 +62,14 @@ class Dashboard:
 
     def open_dispute(self, reference: str) -> Dispute:
         """Dispute a captured charge, as its cardholder would. Once for each charge."""
-        with self._engine.begin() as connection:
+        with announcing(self._engine) as connection:
             row = books.require_charge(connection, reference, lock=True)
             opened = money.open_dispute(connection, row, DISPUTE_CLOSES_AFTER)
             return books.dispute_state(opened, row)
 
     def close_dispute(self, reference: str, *, won: bool) -> Dispute:
         """Decide the open dispute of a charge for the store (won) or against it."""
-        with self._engine.begin() as connection:
+        with announcing(self._engine) as connection:
             row = books.require_charge(connection, reference, lock=True)
             closed = money.close_dispute(connection, row, won=won)
             return books.dispute_state(closed, row)
@@ -84,7 +85,7 @@ class Dashboard:
         self._switch(webhooks_held=on)
 
     def _switch(self, **values: bool) -> None:
-        with self._engine.begin() as connection:
+        with announcing(self._engine) as connection:
             connection.execute(account.update().values(**values))
 
     # To be shown --------------------------------------------------------------------------------

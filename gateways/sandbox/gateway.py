@@ -30,6 +30,7 @@ from gateways.base import (
     SavedMethod,
 )
 from gateways.sandbox import books, cards, clock, entries, events, money, webhooks
+from gateways.sandbox.announcing import announcing
 from gateways.sandbox.dashboard import Dashboard
 from gateways.sandbox.entries import Entry
 from gateways.sandbox.faults import with_fault
@@ -64,7 +65,7 @@ class SandboxGateway(Gateway):
         return with_fault(request.fault, self.timeout, lambda: self._charge(request))
 
     def _charge(self, request: ChargeRequest) -> Charge:
-        with self.engine.begin() as connection:
+        with announcing(self.engine) as connection:
             reference = money.new_reference("ch")
             known = books.claim_key(connection, request.key, reference)
             if known is not None:
@@ -78,7 +79,7 @@ class SandboxGateway(Gateway):
         return with_fault(request.fault, self.timeout, lambda: self._change(request))
 
     def _change(self, request: ChangeRequest) -> Charge:
-        with self.engine.begin() as connection:
+        with announcing(self.engine) as connection:
             known = books.claim_key(connection, request.key, request.reference)
             row = books.require_charge(connection, request.reference, lock=True)
             if known is None and request.operation == "capture":
@@ -91,7 +92,7 @@ class SandboxGateway(Gateway):
         return with_fault(request.fault, self.timeout, lambda: self._refund(request))
 
     def _refund(self, request: RefundRequest) -> Refund:
-        with self.engine.begin() as connection:
+        with announcing(self.engine) as connection:
             reference = money.new_reference("re")
             known = books.claim_key(connection, request.key, reference)
             row = books.require_charge(connection, request.reference, lock=True)
@@ -157,7 +158,7 @@ class SandboxGateway(Gateway):
 
     def answer_action(self, reference: str, *, approve: bool) -> sa.Row[Any] | None:
         """What the shopper said on the page. Only the first answer counts."""
-        with self.engine.begin() as connection:
+        with announcing(self.engine) as connection:
             row = books.find_charge(connection, reference, lock=True)
             if row is None or row.status != "requires_action":
                 return row
@@ -172,11 +173,6 @@ class SandboxGateway(Gateway):
         """
         with self.engine.begin() as connection:
             return clock.tick(connection)
-
-    def has_due_work(self) -> bool:
-        """Whether there is something to do for `tick`, or a webhook to deliver."""
-        with self.engine.connect() as connection:
-            return bool(connection.scalar(sa.select(clock.has_work())))
 
     # Webhooks -----------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from tests.support.sandbox import (
     change_request,
     charge_request,
     give_back,
+    has_due_work,
     lone,
     lone_engine,
     make,
@@ -248,7 +249,7 @@ def test_no_page_needs_more_than_an_index_to_be_found(
         lambda: lone.page(limit=51, cursor="ch_4000"),
         lambda: lone.page(limit=51, order_id=77),
         lone.tick,
-        lone.has_due_work,
+        lambda: has_due_work(lone_engine),
     ]
 
     def explain(*arguments: object) -> None:

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 
 import database
 from gateways.base import ChangeRequest, Charge, ChargeRequest, Refund, RefundRequest
-from gateways.sandbox import SandboxGateway
+from gateways.sandbox import SandboxGateway, has_work
 from tests.support.shop import sql
 
 
@@ -51,6 +51,11 @@ def statements(engine: sa.Engine) -> Iterator[list[str]]:
         yield sent
     finally:
         sa.event.remove(engine, "before_cursor_execute", note)
+
+
+def has_due_work(engine: sa.Engine) -> bool:
+    with engine.connect() as connection:
+        return bool(connection.scalar(sa.select(has_work())))
 
 
 def new_key() -> str:
