@@ -284,21 +284,24 @@ def test_a_refund_of_another_payment_is_not_touched(
     assert shop.refunds(other)[0]["status"] == "succeeded"
 
 
-def test_an_event_of_an_unknown_refund_is_200(
-    shop: Shop, gateway_client: httpx.Client, engine: sa.Engine
+def test_an_event_of_a_refund_made_outside_is_200_and_adopted_once(
+    shop: Shop, sandbox: SandboxGateway, gateway_client: httpx.Client, engine: sa.Engine
 ) -> None:
-    """A refund made in the gateway's dashboard is none of ours; the gateway must not repeat it."""
     payment = shop.paid(1000)
+    made = sandbox.dashboard.refund(payment["gateway_reference"], 400)  # which is told, too
     event: Payload = {"id": f"evt_{secrets.token_hex(8)}", "type": "refund.succeeded"}
     event |= {"payment_id": payment["id"], "reference": payment["gateway_reference"]}
     event["refund"] = {
-        "reference": "re_dashboard",
+        "reference": made.reference,
         "status": "succeeded",
         "amount": 400,
         "currency": "USD",
     }
-    event["refund_id"] = 2**60
-    assert send(gateway_client, event, secret_of(engine)).status_code == 200
+    for _ in range(2):
+        assert send(gateway_client, event, secret_of(engine)).status_code == 200
+    (refund,) = shop.refunds(payment)
+    assert (refund["gateway_reference"], refund["origin"]) == (made.reference, "gateway")
+    assert shop.payment(payment)["amount_refunded"] == 400
 
 
 # Out of order -----------------------------------------------------------------------------------
