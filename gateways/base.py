@@ -17,7 +17,7 @@ done, the circuit breaker and the bulkhead are around them (see `gateways/guard.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar, Literal, Protocol, TypeVar
@@ -27,13 +27,11 @@ from typing_extensions import Self
 
 from config import ConfigurationError, Settings
 from domain.money import EXPONENTS, MAX_AMOUNT
-from domain.states import ChargeStatus as ChargeStatus
-from domain.states import DisputeStatus, RefundStatus
+from domain.states import ChargeStatus, DisputeStatus, RefundStatus
 
 T = TypeVar("T")
 
 ChargeOperation = Literal["capture", "void", "complete"]
-RefundState = RefundStatus
 PaymentType = Literal["card", "paypal", "bank_account"]
 
 
@@ -353,7 +351,7 @@ class GatewayEvent:
     the payment's own state decides which. An authorization was canceled, a captured charge was
     refunded.
 
-    A refund without a `refund_id` is one that was not made through us. With `ask` the event says
+    With `ask` the event says
     that something happened, and the books have to be asked what. A gateway whose signature does
     not cover what the event says must set nothing but ids and `ask`. `delivery_id` is what such a
     signature does cover: it is taken once, so that one genuine signature cannot carry others.
@@ -365,7 +363,6 @@ class GatewayEvent:
     reference: str | None
     charge: Charge | None = None
     refund: Refund | None = None
-    refund_id: int | None = None
     dispute: Dispute | None = None
     key: str | None = None  # ours, of the charge, where the gateway shows it
     refund_key: str | None = None  # ours, of the refund
@@ -517,10 +514,3 @@ class Gateway(ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing that is open
         """Close what is open to the gateway; nothing is asked any more."""
-
-    def books(self) -> Iterable[dict[str, Any]] | None:
-        """Every charge of this gateway, to compare with ours; None for one that cannot list them.
-
-        The fields are those of `GET /sandbox/charges`.
-        """
-        return None

@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 import crud
 import leases
 from database import new_session, phase
-from domain.states import PaymentStatus
+from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
 from schemas import MAX_ID
@@ -40,7 +40,7 @@ LEASE: Final = 600.0  # seconds; a comparison that died is begun again after the
 PAGE: Final = 500  # of our own payments
 
 # How a payment's status reads in a gateway's books.
-EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[base.ChargeStatus]]] = {
+EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[ChargeStatus]]] = {
     "requires_action": frozenset({"requires_action"}),
     "authorized": frozenset({"authorized"}),
     "captured": frozenset({"captured"}),

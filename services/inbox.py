@@ -161,8 +161,7 @@ def _apply_refund(
     can_ask: bool,
 ) -> None:
     """A refund of ours, or one that was made outside."""
-    refund_id = event.refund_id if state.refund_id is None else state.refund_id
-    refund = crud.lock_refund_of_state(session, payment.id, state.reference, refund_id)
+    refund = crud.lock_refund_of_state(session, payment.id, state.reference, state.refund_id)
     if refund is not None and event.refund_key not in (None, refund.gateway_key):
         log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
     elif refund is not None:

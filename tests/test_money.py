@@ -14,6 +14,7 @@ import sqlalchemy as sa
 
 import crud
 import database
+from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway
 from services import payments, settlement
@@ -811,7 +812,7 @@ def test_money_that_is_held_for_a_payment_we_gave_up_goes_to_a_person(
 
 @pytest.mark.parametrize("status", ["processing", "requires_action", "authorized"])
 def test_older_news_of_a_captured_payment_moves_nothing_back(
-    shop: Shop, status: base.ChargeStatus
+    shop: Shop, status: ChargeStatus
 ) -> None:
     payment = shop.paid()
     before, history = shop.payment(payment), shop.told(payment["order_id"])

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from domain.declines import ADYEN, normalized
+from domain.states import ChargeStatus
 from gateways.adyen.amounts import read_amount
-from gateways.base import Charge, ChargeStatus, Decline, NotDone, Refused, Unknown
+from gateways.base import Charge, Decline, NotDone, Refused, Unknown
 from gateways.transport import Reply
 
 # The first request with this key is still at work.

@@ -278,7 +278,7 @@ def _refund_state(found: Notification, status: Literal["succeeded", "failed"]) -
         return _unclear(found)
     refund_id = found.ours.refund_id if found.ours is not None else None
     refund = Refund(found.psp_reference, status, *found.amount, refund_id=refund_id)
-    return _event(found, refund=refund, refund_id=refund_id)
+    return _event(found, refund=refund)
 
 
 def _reversal(found: Notification) -> GatewayEvent:

@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 import sqlalchemy as sa
 
 from config import ConfigurationError, Settings
+from domain.states import ChargeStatus
 from gateways.base import (
     Busy,
     CannotTell,
@@ -23,7 +24,6 @@ from gateways.base import (
     ChargeOperation,
     ChargePage,
     ChargeRequest,
-    ChargeStatus,
     Gateway,
     GatewayEvent,
     LookUp,

@@ -12,7 +12,8 @@ from datetime import datetime, timezone
 from typing import Any, Final, Literal
 
 from domain.declines import PAYPAL, normalized
-from gateways.base import Charge, ChargeStatus, Decline, Dispute, Refund, RefundState, Unknown
+from domain.states import ChargeStatus, RefundStatus
+from gateways.base import Charge, Decline, Dispute, Refund, Unknown
 from gateways.paypal import amounts
 
 Object = Mapping[str, Any]
@@ -41,7 +42,7 @@ SPENT: Final = frozenset({"CAPTURED", "DENIED"})  # on a capture, or for nothing
 WAITS_FOR_PAYER: Final = frozenset({"CREATED", "PAYER_ACTION_REQUIRED"})
 REDIRECTS: Final = ("payer-action", "approve")
 
-REFUNDS: Final[Mapping[str, RefundState]] = {
+REFUNDS: Final[Mapping[str, RefundStatus]] = {
     "COMPLETED": "succeeded",
     "FAILED": "failed",
     "CANCELLED": "failed",

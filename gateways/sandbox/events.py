@@ -19,16 +19,15 @@ from pydantic import (
 )
 
 from domain.money import EXPONENTS, MAX_AMOUNT
+from domain.states import ChargeStatus, RefundStatus
 from gateways.base import (
     MAX_TEXT,
     MAX_URL,
     Charge,
-    ChargeStatus,
     Decline,
     Dispute,
     GatewayEvent,
     Refund,
-    RefundState,
     SignatureInvalid,
 )
 from gateways.sandbox.signature import verify
@@ -94,7 +93,7 @@ class ChargePart(Part):
 
 class RefundPart(Part):
     reference: Text
-    status: RefundState
+    status: RefundStatus
     amount: Amount
     currency: Currency
 
@@ -136,7 +135,6 @@ def read(secret: str, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
         reference=payload.reference,
         charge=_charge(charge) if charge else None,
         refund=Refund(**dict(refund), refund_id=payload.refund_id) if refund else None,
-        refund_id=payload.refund_id,
         dispute=Dispute(**dict(dispute), evidence_due_at=payload.evidence_due_at)
         if dispute
         else None,

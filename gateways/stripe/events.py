@@ -83,7 +83,6 @@ def _refund(refund: Fields) -> dict[str, Any]:
     return {
         **_of_intent(refund),
         "refund": states.refund(refund),
-        "refund_id": states.our_id(refund, "refund_id"),
         "refund_key": states.our_key(refund),
     }
 

@@ -24,6 +24,7 @@ from stripe.params import (
 )
 
 from config import ConfigurationError, Settings, split_keys
+from domain.states import ChargeStatus
 from gateways.base import (
     Busy,
     CannotTell,
@@ -32,7 +33,6 @@ from gateways.base import (
     Charge,
     ChargePage,
     ChargeRequest,
-    ChargeStatus,
     Gateway,
     GatewayEvent,
     LookUp,

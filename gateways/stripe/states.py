@@ -11,17 +11,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
 from domain.declines import STRIPE, normalized
-from gateways.base import (
-    Charge,
-    ChargeRequest,
-    ChargeStatus,
-    Decline,
-    Dispute,
-    Refund,
-    RefundState,
-    SavedMethod,
-    Unknown,
-)
+from domain.states import ChargeStatus, RefundStatus
+from gateways.base import Charge, ChargeRequest, Decline, Dispute, Refund, SavedMethod, Unknown
 from gateways.stripe.amounts import from_stripe
 from gateways.stripe.client import Fields, word
 
@@ -35,7 +26,7 @@ CHARGES: Final[Mapping[str, ChargeStatus]] = {
     "canceled": "voided",
     "requires_payment_method": "declined",
 }
-REFUNDS: Final[Mapping[str, RefundState]] = {
+REFUNDS: Final[Mapping[str, RefundStatus]] = {
     "succeeded": "succeeded",
     "failed": "failed",
     "canceled": "failed",

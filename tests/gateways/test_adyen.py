@@ -671,7 +671,7 @@ class TestChanges:
         refund = gateway.refund(refund_request(captured))
         assert (refund.status, refund.amount, refund.currency) == ("pending", 400, "EUR")
         event = last_event(gateway, double)
-        assert (event.payment_id, event.refund_id) == (17, 3)
+        assert event.payment_id == 17
         assert event.refund == Refund(refund.reference, "succeeded", 400, "EUR", refund_id=3)
         assert only_entry(double).amount_refunded == 400
 
@@ -681,7 +681,7 @@ class TestChanges:
         gateway.refund(refund_request(captured, amount=2000))
         event = last_event(gateway, double)
         assert event.refund is not None
-        assert (event.refund.status, event.refund_id) == ("failed", 3)
+        assert (event.refund.status, event.refund.refund_id) == ("failed", 3)
         assert only_entry(double).amount_refunded == 0
 
     def test_a_refund_can_fail_after_it_succeeded(
@@ -690,7 +690,7 @@ class TestChanges:
         refund = gateway.refund(refund_request(captured))
         double.fail_refund(refund.reference)
         event = last_event(gateway, double)
-        assert (event.refund_id, event.refund) == (3, replace(refund, status="failed"))
+        assert event.refund == replace(refund, status="failed")
 
     @pytest.mark.parametrize("operation", ["capture", "refund"])
     def test_a_payment_that_adyen_does_not_know_is_refused(

@@ -22,6 +22,7 @@ import auth
 import database
 from config import Settings
 from domain.settlement import Source
+from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway, sign
 from services import invariants, payments, settlement
@@ -307,7 +308,7 @@ def tell(
         settlement.settle_charge(session, By.service("test"), order_row, row, charge, source)
 
 
-def seen(payment: dict[str, Any], status: base.ChargeStatus, captured: int = 0) -> base.Charge:
+def seen(payment: dict[str, Any], status: ChargeStatus, captured: int = 0) -> base.Charge:
     """The charge of a payment, in this state."""
     return base.Charge(
         reference=payment["gateway_reference"],
