@@ -27,7 +27,7 @@ from sqlalchemy.orm import Session
 
 import postgres_server
 import wakeup
-from config import ROOT, Settings
+from config import ROOT, ConfigurationError, Settings
 from observability.logs import get_logger
 
 T = TypeVar("T")
@@ -36,6 +36,7 @@ log = get_logger()
 # One number for the whole process: as many database connections as worker threads that use them
 # (see routers/route.py). More would only move the queue into PostgreSQL.
 POOL_SIZE = 10
+SPARE = 20  # connections of the embedded server for operators' commands
 
 # A transaction is repeated this often at most when PostgreSQL gave it up for a deadlock or a
 # serialization failure; the third failure is not bad luck any more.
@@ -92,6 +93,18 @@ TCP_OPTIONS = {
     # may take: of several hosts the next one gets its turn.
     "tcp_user_timeout": 4000,
 }
+
+
+def check_connections(settings: Settings) -> None:
+    """Raises ConfigurationError if the processes could want more connections than the embedded
+    server has. How many another server has is its operators' business."""
+    wanted = settings.workers * (POOL_SIZE + 1)  # and the probe's
+    if settings.database_url is None and wanted > postgres_server.MAX_CONNECTIONS - SPARE:
+        most = (postgres_server.MAX_CONNECTIONS - SPARE) // (POOL_SIZE + 1)
+        raise ConfigurationError(
+            f"WORKERS is more than the embedded PostgreSQL has connections for: at most {most},"
+            " or name a server of your own in DATABASE_URL"
+        )
 
 
 def database_url(settings: Settings) -> str:

@@ -55,6 +55,7 @@ def create_app(
     """The application. Raises ConfigurationError when the settings are not safe to run with."""
     settings = settings or get_settings()
     Gateways.check(settings)
+    database.check_connections(settings)
     logs.configure(settings.log_level, json=settings.production)
     app = FastAPI(
         title="EStore Payment Service",
@@ -159,6 +160,7 @@ def serve() -> None:
     """Run the service as the settings say: `python main.py`, or `make run`."""
     settings = get_settings()
     Gateways.check(settings)
+    database.check_connections(settings)
     uvicorn.run(
         "main:app",
         host=settings.host,

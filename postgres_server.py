@@ -55,12 +55,14 @@ INITDB_OPTIONS = [
     *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
 ]
 
+MAX_CONNECTIONS = 200
+
 # On the command line, where they win over the files of a cluster that already exists.
 SETTINGS = {
     "listen_addresses": "",
     "port": PORT,
     "unix_socket_permissions": "0700",
-    "max_connections": 200,
+    "max_connections": MAX_CONNECTIONS,
     # What a commit has acknowledged survives the crash of everything.
     "fsync": "on",
     "full_page_writes": "on",

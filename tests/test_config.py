@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 
+import database
 from config import EXAMPLE_SECRET_MARK, ConfigurationError, Settings, load_settings
 from tests.conftest import ROOT
 from tests.processes import copy_sources, environment, free_port, run
@@ -364,3 +365,13 @@ def test_a_gateway_that_does_not_exist_is_refused_in_one_line(
     assert "GATEWAYS names nowhere; there is sandbox" in said
     assert len(said.splitlines()) == 1, said
     assert not (tmp_path / "postgres").exists(), "nothing was started"
+
+
+def test_more_workers_than_the_embedded_server_has_connections_for_do_not_start() -> None:
+    fits = load_settings(_env_file=None, workers=16)
+    database.check_connections(fits)
+    database.check_connections(
+        load_settings(_env_file=None, workers=17, database_url="postgresql://elsewhere/")
+    )
+    with pytest.raises(ConfigurationError, match="at most 16"):
+        database.check_connections(load_settings(_env_file=None, workers=17))
