@@ -372,13 +372,13 @@ def migrating(url: str) -> Iterator[sqlalchemy.Connection]:
 
 def is_migrated(engine: sqlalchemy.Engine) -> bool:
     """Whether the schema is that of this code or a newer one. One cheap statement."""
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        try:
-            found = connection.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
-        except ProgrammingError as error:
-            if getattr(error.orig, "pgcode", None) != UNDEFINED_TABLE:
-                raise
-            return False
+    try:
+        with autocommit(engine) as session:
+            found = session.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
+    except ProgrammingError as error:
+        if getattr(error.orig, "pgcode", None) != UNDEFINED_TABLE:
+            raise
+        return False
     return not _is_older(found)
 
 
