@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from sqlalchemy import Row
@@ -125,7 +125,8 @@ def _claim(
             raise OperationNotSupported("This gateway cannot authorize now and capture later")
         refuse_amount(gateway, order.total_amount, order.currency)
         if waiting is not None:
-            return claim_operation(session, asking, order, waiting, "void")
+            # The fault that a developer asks for is that of the charge.
+            return claim_operation(session, replace(asking, fault=None), order, waiting, "void")
         payment = crud.open_payment(
             session,
             order,

@@ -127,8 +127,9 @@ class Model(RuleBasedStateMachine):
         headers = {"Sandbox-Fault": "timeout_after_charge"} if lost else None
         answer = self.shop.try_pay(order.id, number, headers, capture_method=capture_method)
         live = order.live
-        if live is not None and live.status == "requires_action":
-            return refused(answer, 409, "payment_in_progress", payment_id=live.id)
+        if live is not None and live.status == "requires_action":  # it gives way
+            live.status, live = "canceled", None
+            order.events += 1
         if order.status == "canceled":
             return refused(answer, 409, "invalid_status_transition")
         if live is not None:
