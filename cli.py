@@ -88,7 +88,7 @@ def reconcile(arguments: argparse.Namespace) -> int:
 def invariants(_: argparse.Namespace) -> int:
     """Check the money invariants, print the report."""
     with _service() as service, database.new_session(service.engine) as session:
-        violations = invariant_checks.check(session, service.gateways)
+        violations = invariant_checks.check(session, service.gateways, _progress)
     print(json.dumps({"ok": not violations, "violations": violations}, indent=2))
     return 1 if violations else 0
 
@@ -139,9 +139,9 @@ def _span(text: str) -> timedelta:
 
 
 def _progress(what: str, count: int) -> None:
-    """Tell a person who waits at a terminal how far it is."""
+    """Tell a person who waits at a terminal how far it is, in the place of what was told before."""
     if sys.stderr.isatty():
-        print(f"\r{what}: {count}", end="", file=sys.stderr, flush=True)
+        print(f"\r\x1b[K{what}: {count}\r", end="", file=sys.stderr, flush=True)
 
 
 class _Service(NamedTuple):

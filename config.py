@@ -83,6 +83,9 @@ class Settings(BaseSettings):
     action_expires_after: float = Field(default=86_400.0, gt=0, le=2_592_000)
     resend_within: float = Field(default=600.0, ge=0, le=21_600)
     gateway_concurrency: int = Field(default=20, ge=1, le=1000)
+    # Adyen sends an event again for a month; an authorization at the sandbox lives for a week.
+    retention_gateway_events_days: int = Field(default=90, ge=35, le=36_500)
+    retention_sandbox_days: int = Field(default=30, ge=8, le=36_500)
     routes: Path | None = None
 
     stripe_api_key: SecretStr | None = None

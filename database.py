@@ -46,6 +46,8 @@ UNDEFINED_TABLE = "42P01"
 
 # Any number will do as long as nobody else uses it on this database.
 MIGRATION_LOCK = 7_233_105_944_871
+# Seconds for another process that migrates; the indexes of large tables take their time.
+MIGRATION_WAIT, MIGRATION_PAUSE = 3600.0, 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +57,14 @@ class TimeLimits:
     connect: float = 5.0
     # The gateway is never called inside a transaction, so seconds are enough. None: no limit.
     statement: float | None = 10.0
+    lock: float = 5.0
 
 
 SERVING: Final = TimeLimits()
 PROBING: Final = TimeLimits(connect=2.0, statement=2.0)  # a probe is repeated anyway
-MIGRATING: Final = TimeLimits(statement=None)
+# Requests queue behind a table that a migration waits for. Whoever holds it for longer than any
+# request (a dump) must not keep them waiting: then migrating fails, to be repeated.
+MIGRATING: Final = TimeLimits(statement=None, lock=15.0)
 
 # The server ends a statement that takes too long, and says so. If that does not arrive within this
 # time after the limit, the connection is dead.
@@ -77,7 +82,6 @@ NO_ANSWER: Final = "the database does not answer"
 
 SESSION_OPTIONS = {
     "timezone": "UTC",
-    "lock_timeout": "5s",
     "idle_in_transaction_session_timeout": "15s",
 }
 
@@ -156,7 +160,11 @@ def create_engine(
     """An engine whose connections have a time limit for everything."""
     extensions.set_wait_callback(_wait)  # for the whole process; see there
     longest = limits.statement or 0  # to PostgreSQL 0 is none
-    options = {**SESSION_OPTIONS, "statement_timeout": f"{longest * 1000:.0f}ms"}
+    options = {
+        **SESSION_OPTIONS,
+        "statement_timeout": f"{longest * 1000:.0f}ms",
+        "lock_timeout": f"{limits.lock * 1000:.0f}ms",
+    }
     return sqlalchemy.create_engine(
         url,
         pool_size=pool_size,
@@ -353,21 +361,35 @@ def migrate(url: str) -> Migration:
 
 @contextmanager
 def migrating(url: str) -> Iterator[sqlalchemy.Connection]:
-    """The one transaction that migrates; it waits for that of other processes."""
-    engine = create_engine(url, pool_size=1, limits=MIGRATING)
+    """A connection to migrate on, while no other process does. Waits for one that does."""
+    engine = create_engine(url, pool_size=2, limits=MIGRATING)
     try:
-        with engine.begin() as connection:
-            # Another process may be migrating for longer than a request may wait.
-            connection.execute(sqlalchemy.text("SET LOCAL lock_timeout = '60s'"))
-            connection.execute(sqlalchemy.text("SET LOCAL statement_timeout = 0"))
-            # Transaction-level, so it works behind PgBouncer and ends with the transaction.
-            connection.execute(sqlalchemy.text(f"SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"))
-            # Requests queue behind a table that we wait for. Whoever holds it for longer than any
-            # request (a dump) must not keep them waiting: then migrating fails, to be repeated.
-            connection.execute(sqlalchemy.text("SET LOCAL lock_timeout = '15s'"))
+        with _migration_lock(engine), engine.connect() as connection:
             yield connection
     finally:
         engine.dispose()
+
+
+@contextmanager
+def _migration_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
+    """Hold the lock in a transaction of its own that does nothing else. Raises TimeoutError.
+
+    Whoever has to wait asks again and again. A transaction that waits for the lock inside a
+    statement has a snapshot, and CREATE INDEX CONCURRENTLY waits for the end of every snapshot:
+    two processes would wait for each other. A transaction between two statements has none.
+    """
+    # Transaction-level, so it works behind PgBouncer and ends with its connection.
+    lock = sqlalchemy.text(f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})")
+    deadline = time.monotonic() + MIGRATION_WAIT
+    while True:
+        with engine.begin() as connection:
+            connection.execute(sqlalchemy.text("SET LOCAL idle_in_transaction_session_timeout = 0"))
+            if connection.scalar(lock):
+                yield
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError("another process has been migrating this database for an hour")
+        time.sleep(MIGRATION_PAUSE)
 
 
 def is_migrated(engine: sqlalchemy.Engine) -> bool:
@@ -385,7 +407,9 @@ def is_migrated(engine: sqlalchemy.Engine) -> bool:
 def _revision_in(connection: sqlalchemy.Connection) -> str | None:
     from alembic.runtime.migration import MigrationContext
 
-    return MigrationContext.configure(connection).get_current_revision()
+    revision = MigrationContext.configure(connection).get_current_revision()
+    connection.rollback()  # each migration is a transaction of its own
+    return revision
 
 
 def newest_revision() -> str | None:

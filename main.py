@@ -25,7 +25,7 @@ from middleware.body_limit import BodyLimit
 from middleware.cors import Cors
 from middleware.last_resort import LastResort
 from middleware.request_context import RequestContext
-from observability import logs
+from observability import logs, metrics
 from routers import (
     checkout,
     disputes,
@@ -78,6 +78,7 @@ def create_app(
     app.state.time_limits = time_limits
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
+    app.state.metrics = metrics.RecentPage()
     handlers.install(app)
     for module in (
         payment_methods,
@@ -142,7 +143,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     gc.set_threshold(10_000, 20, 50)
     inbox.connect(app.state.engine, app.state.gateways)
     app.state.lookup_rules = LookupRules.from_settings(settings, app.state.gateways)
-    workers = Workers(Resources(app.state.engine, app.state.gateways, app.state.lookup_rules))
+    workers = Workers(
+        Resources(app.state.engine, app.state.gateways, app.state.lookup_rules, settings)
+    )
     if settings.run_workers:
         workers.start()
     docs.announce(settings)

@@ -67,6 +67,20 @@ def one_of(column: str, values: Iterable[str]) -> str:
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
+# What was asked for and has no answer yet. Partial indexes hold it, so that to count it costs
+# nothing for what is answered; PostgreSQL uses them for these very words.
+OPEN_PAYMENT = "check_at IS NOT NULL AND (status = 'pending' OR operation IS NOT NULL)"
+OPEN_REFUND = "status = 'pending' AND gateway_reference IS NULL"
+
+
+# Where PostgreSQL expects many rows to fit, it reads a list from the index of a wider list, and
+# walks all of it when the newest rows do not fit. A partial index serves only statements that state
+# its condition. These two are true of every row: they keep an index to the lists that it is for.
+LISTS_ALL = "id > 0"
+LISTS_BY_ONE_FILTER = "id <> 0"  # of one user, of one status, ...
+HAS_METHOD = "payment_method_id IS NOT NULL"
+
+
 class Base(DeclarativeBase):
     metadata = MetaData(naming_convention=NAMING)
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
@@ -163,6 +177,38 @@ class Order(Base):
         CheckConstraint(f"total_amount BETWEEN 1 AND {MAX_AMOUNT}", "total_amount"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", "currency"),
         CheckConstraint(one_of("status", ORDER_STATUSES), "status"),
+        Index("ix_orders_created_at_id", "created_at", "id", postgresql_where=text(LISTS_ALL)),
+        Index(
+            "ix_orders_status_created_at_id",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text(LISTS_BY_ONE_FILTER),
+        ),
+        Index(
+            "ix_orders_user_id_created_at_id",
+            "user_id",
+            "created_at",
+            "id",
+            postgresql_where=text(LISTS_BY_ONE_FILTER),
+        ),
+        Index("ix_orders_user_id_status_created_at_id", "user_id", "status", "created_at", "id"),
+        Index(
+            "ix_orders_payment_method_id_created_at_id",
+            "payment_method_id",
+            "created_at",
+            "id",
+            postgresql_where=text(f"{LISTS_BY_ONE_FILTER} AND {HAS_METHOD}"),
+        ),
+        Index(
+            "ix_orders_payment_method_id_status_created_at_id",
+            "payment_method_id",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text(HAS_METHOD),
+        ),
+        # For the lists of the release before this one; the next one drops them.
         Index("ix_orders_user_id_id", "user_id", text("id DESC")),
         Index("ix_orders_status_id", "status", text("id DESC")),
         Index("ix_orders_payment_method_id_id", "payment_method_id", text("id DESC")),
@@ -274,9 +320,28 @@ class Payment(Base):
             unique=True,
             postgresql_where=text(f"NOT ({one_of('status', DEAD_PAYMENT_STATUSES)})"),
         ),
+        Index("ix_payments_created_at_id", "created_at", "id", postgresql_where=text(LISTS_ALL)),
+        Index(
+            "ix_payments_status_created_at_id",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text(LISTS_BY_ONE_FILTER),
+        ),
+        Index(
+            "ix_payments_user_id_created_at_id",
+            "user_id",
+            "created_at",
+            "id",
+            postgresql_where=text(LISTS_BY_ONE_FILTER),
+        ),
+        Index("ix_payments_user_id_status_created_at_id", "user_id", "status", "created_at", "id"),
+        Index("ix_payments_order_id_created_at_id", "order_id", "created_at", "id"),
+        Index("ix_payments_review", "created_at", "id", postgresql_where=text("needs_review")),
+        Index("ix_payments_payment_method_id", "payment_method_id"),
+        # For the lists of the release before this one; the next one drops them.
         Index("ix_payments_order_id_id", "order_id", text("id DESC")),
         Index("ix_payments_user_id_id", "user_id", text("id DESC")),
-        Index("ix_payments_payment_method_id", "payment_method_id"),
         Index("ix_payments_status_id", "status", text("id DESC")),
         Index("ix_payments_needs_review", text("id DESC"), postgresql_where=text("needs_review")),
         # What is due to be looked up: outcomes that are open, and apart from them what waits.
@@ -284,9 +349,7 @@ class Payment(Base):
             "ix_payments_lookup_open",
             "gateway",
             "check_at",
-            postgresql_where=text(
-                "check_at IS NOT NULL AND (status = 'pending' OR operation IS NOT NULL)"
-            ),
+            postgresql_where=text(OPEN_PAYMENT),
         ),
         Index(
             "ix_payments_lookup_waiting",
@@ -298,6 +361,12 @@ class Payment(Base):
         ),
         # What has come of age to be read again, where a gateway cannot list what moved.
         Index("ix_payments_gateway_created_at", "gateway", "created_at"),
+        # For going through them by id, `id > …`, and not for what is due.
+        Index(
+            "ix_payments_unsettled",
+            "id",
+            postgresql_where=text("check_at IS NOT NULL AND id <> 0"),
+        ),
         Index("uq_payments_gateway_reference", "gateway", "gateway_reference", unique=True),
     )
 
@@ -345,6 +414,7 @@ class Refund(Base):
             "check_at",
             postgresql_where=text("check_at IS NOT NULL"),
         ),
+        Index("ix_refunds_open", "id", postgresql_where=text(OPEN_REFUND)),
     )
 
 
@@ -384,7 +454,7 @@ class GatewayEvent(Base):
     delivery_id: Mapped[str | None]
     type: Mapped[str]
     payment_id: Mapped[int | None] = mapped_column(ForeignKey("payments.id"), index=True)
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
     __table_args__ = (
         UniqueConstraint("gateway", "event_id"),

@@ -24,8 +24,8 @@ from crud.idempotency import (
     store_answer,
     take_over_key,
 )
-from crud.inbox import add_gateway_event, is_known_delivery
-from crud.invariants import find_violations
+from crud.inbox import add_gateway_event, delete_old_gateway_events, is_known_delivery
+from crud.invariants import MOST_SHOWN, find_violations
 from crud.orders import (
     create_order,
     get_order,
@@ -79,6 +79,7 @@ from crud.refunds import (
 )
 
 __all__ = [
+    "MOST_SHOWN",
     "add_event",
     "add_gateway_event",
     "claim_key",
@@ -88,6 +89,7 @@ __all__ = [
     "create_order",
     "create_payment_method",
     "delete_expired_keys",
+    "delete_old_gateway_events",
     "find_payment",
     "find_payment_method",
     "find_violations",

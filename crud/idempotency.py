@@ -15,6 +15,7 @@ from sqlalchemy import Row, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
+from crud.reaping import delete_oldest
 from database import seconds_from_now
 from models import IdempotencyKey
 
@@ -141,8 +142,4 @@ def release_key(session: Session, key_id: int, owner: str) -> None:
 
 def delete_expired_keys(session: Session, limit: int) -> int:
     """Forget keys that have expired."""
-    expired = select(KEYS.c.id).where(_HAS_EXPIRED).limit(limit).with_for_update(skip_locked=True)
-    deleted = session.execute(
-        delete(KEYS).where(KEYS.c.id.in_(expired.scalar_subquery())).returning(KEYS.c.id)
-    )
-    return len(deleted.all())
+    return delete_oldest(session, KEYS, _HAS_EXPIRED, limit)

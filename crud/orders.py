@@ -9,8 +9,8 @@ from sqlalchemy import Row, insert, select
 from sqlalchemy.orm import Session
 
 import schemas
-from crud.paging import is_id, page_of
-from crud.payment_methods import get_payment_method
+from crud.paging import is_id, page_by_time
+from crud.payment_methods import get_payment_method, is_method_of
 from domain.states import OrderStatus
 from errors import NotFound
 from models import Order
@@ -73,20 +73,30 @@ def lock_order(session: Session, order_id: int, reader: str | None = None) -> Or
 def list_orders(
     session: Session, query: schemas.OrderQuery, user_id: str | None
 ) -> Sequence[Row[Any]]:
+    """The orders of one user, or of everybody."""
     rows = select(*ORDER_COLUMNS)
-    if user_id is not None:
-        rows = rows.where(ORDER_COLUMNS.user_id == user_id)
     if query.status is not None:
         rows = rows.where(ORDER_COLUMNS.status == query.status)
     if query.created_after is not None:
         rows = rows.where(ORDER_COLUMNS.created_at > query.created_after)
-    if query.created_before is not None:
-        rows = rows.where(ORDER_COLUMNS.created_at < query.created_before)
     if query.payment_method_id is not None:
         if not is_id(query.payment_method_id):
             return []
         rows = rows.where(ORDER_COLUMNS.payment_method_id == query.payment_method_id)
-    return page_of(session, rows, ORDER_COLUMNS.id, query)
+        if user_id is not None:  # all orders of a method are its user's
+            rows = rows.where(is_method_of(query.payment_method_id, user_id))
+    elif user_id is not None:
+        rows = rows.where(ORDER_COLUMNS.user_id == user_id)
+    of_one = user_id is not None or query.payment_method_id is not None
+    return page_by_time(
+        session,
+        rows,
+        Order.__table__,
+        query,
+        filters=of_one + (query.status is not None),
+        user_id=user_id,
+        before=query.created_before,
+    )
 
 
 def set_order_status(session: Session, order: Order, status: OrderStatus) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, select, update
+from sqlalchemy import Exists, Row, exists, func, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -61,6 +61,11 @@ def require_payment_method(session: Session, method_id: int, reader: str | None)
     if row is None:
         raise NotFound
     return row
+
+
+def is_method_of(method_id: int, user_id: str) -> Exists:
+    """The condition that a method, active or not, is this user's. It is looked up once."""
+    return exists().where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.user_id == user_id)
 
 
 def get_charged_payment_method(session: Session, method_id: int) -> Row[Any]:

@@ -6,16 +6,16 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Row, func, or_, select
+from sqlalchemy import Row, ScalarSelect, Select, func, or_, select, text
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 import schemas
-from crud.paging import is_id, page_of
+from crud.paging import is_id, page_by_time
 from database import age, seconds_from_now
 from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod
 from errors import NotFound
-from models import Order, Payment, Refund
+from models import OPEN_PAYMENT, OPEN_REFUND, Order, Payment, Refund
 
 PAYMENT_COLUMNS = Payment.__table__.c
 ANSWER_IS_DUE = 3600  # seconds in which a look-up finds nearly every charge
@@ -116,18 +116,26 @@ def lock_payment(session: Session, payment_id: int) -> Payment:
 def list_payments(
     session: Session, query: schemas.PaymentQuery, user_id: str | None
 ) -> Sequence[Row[Any]]:
+    """The payments of one user, or of everybody."""
     rows = select(*PAYMENT_COLUMNS)
+    filters = 0
     if user_id is not None:
         rows = rows.where(PAYMENT_COLUMNS.user_id == user_id)
+        filters += 1
+    if query.status is not None:
+        rows = rows.where(PAYMENT_COLUMNS.status == query.status)
+        filters += 1
     if query.order_id is not None:
         if not is_id(query.order_id):
             return []
         rows = rows.where(PAYMENT_COLUMNS.order_id == query.order_id)
-    if query.status is not None:
-        rows = rows.where(PAYMENT_COLUMNS.status == query.status)
-    if query.needs_review is not None:
-        rows = rows.where(PAYMENT_COLUMNS.needs_review.is_(query.needs_review))
-    return page_of(session, rows, PAYMENT_COLUMNS.id, query)
+        filters += 2  # an order has few payments, and
+    if query.needs_review is True:  # few need a review: these indexes do, whatever else is asked
+        rows = rows.where(PAYMENT_COLUMNS.needs_review)
+        filters += 2
+    elif query.needs_review is False:
+        rows = rows.where(~PAYMENT_COLUMNS.needs_review)
+    return page_by_time(session, rows, Payment.__table__, query, filters=filters, user_id=user_id)
 
 
 def find_payment(
@@ -178,20 +186,23 @@ def get_payment_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
     ).one_or_none()
 
 
-def count_open(session: Session) -> int:
-    """Payments and refunds whose outcome is not known: asked, and not answered."""
-    unknown = or_(Payment.status == "pending", Payment.operation.is_not(None))
-    payments = select(func.count()).select_from(Payment).where(unknown)
-    refunds = (
-        select(func.count())
-        .select_from(Refund)
-        .where(Refund.status == "pending", Refund.gateway_reference.is_(None))
-    )
-    return (session.scalar(payments) or 0) + (session.scalar(refunds) or 0)
+def count_open(session: Session, at_most: int | None = None) -> int:
+    """Payments and refunds whose outcome is not known: asked, and not answered.
+
+    Of each at most so many are counted, and only those are read.
+    """
+    payments = select(PAYMENT_COLUMNS.id).where(text(OPEN_PAYMENT)).limit(at_most)
+    refunds = select(Refund.id).where(text(OPEN_REFUND)).limit(at_most)
+    return session.scalar(select(_number_of(payments) + _number_of(refunds))) or 0
 
 
-def count_needs_review(session: Session) -> int:
-    return session.scalar(select(func.count()).where(Payment.needs_review)) or 0
+def count_needs_review(session: Session, at_most: int | None = None) -> int:
+    rows = select(PAYMENT_COLUMNS.id).where(PAYMENT_COLUMNS.needs_review).limit(at_most)
+    return session.scalar(select(_number_of(rows))) or 0
+
+
+def _number_of(rows: Select[Any]) -> ScalarSelect[int]:
+    return select(func.count()).select_from(rows.subquery()).scalar_subquery()
 
 
 def list_charged_payments(session: Session, gateway: str) -> Sequence[Row[Any]]:

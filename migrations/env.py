@@ -10,10 +10,15 @@ target_metadata = Base.metadata
 
 
 def run(connection: sqlalchemy.Connection) -> None:
+    """Each migration is a transaction, but for what cannot be in one."""
     context.configure(
-        connection=connection, target_metadata=target_metadata, compare_server_default=True
+        connection=connection,
+        target_metadata=target_metadata,
+        compare_server_default=True,
+        transaction_per_migration=True,
     )
-    context.run_migrations()
+    with context.begin_transaction():
+        context.run_migrations()
 
 
 def address() -> str:

@@ -77,10 +77,13 @@ async def readyz(request: Request) -> Any:
         **problems(public=True),
     },
 )
-def get_metrics(session: SessionDep) -> Response:
-    """How many payments are open, and how many wait for a person."""
-    page = metrics.render(
-        payments_open=crud.count_open(session),
-        payments_need_review=crud.count_needs_review(session),
+def get_metrics(request: Request, session: SessionDep) -> Response:
+    """How many payments are open, and how many wait for a person, at most five seconds ago."""
+    recent: metrics.RecentPage = request.app.state.metrics
+    page = recent.get(
+        lambda: metrics.render(
+            payments_open=crud.count_open(session, metrics.MOST_COUNTED),
+            payments_need_review=crud.count_needs_review(session, metrics.MOST_COUNTED),
+        )
     )
     return Response(page, media_type=metrics.CONTENT_TYPE)

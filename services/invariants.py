@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -12,13 +13,32 @@ from gateways.registry import Gateways
 from services.comparison import compare
 
 
-def check(session: Session, gateways: Gateways) -> list[dict[str, Any]]:
-    """Every violation, in our books or between ours and a gateway's. Empty is what we want."""
-    with phase(session):
-        violations = crud.find_violations(session)
+def check(
+    session: Session, gateways: Gateways, tell: Callable[[str, int], None] = lambda *_: None
+) -> list[dict[str, Any]]:
+    """Every violation, in our books or between ours and a gateway's. Empty is what we want.
+
+    `tell` hears how far it has come: of what, and how many.
+    """
+    violations = _in_our_books(session, tell)
     for gateway in gateways.by_name.values():
         violations += [
             {"invariant": "books_agree", "gateway": gateway.name, **mismatch}
             for mismatch in compare(session, gateway)
         ]
     return violations
+
+
+def _in_our_books(session: Session, tell: Callable[[str, int], None]) -> list[dict[str, Any]]:
+    """Each window is a transaction of its own, so none is open for long."""
+    found: dict[str, list[int]] = {}
+    windows = crud.find_violations(session)
+    while True:
+        with phase(session):
+            checked = next(windows, None)
+        if checked is None:
+            break
+        tell(f"{checked.table} checked", checked.rows)
+        for name, ids in checked.violations.items():
+            found[name] = [*found.get(name, []), *ids][: crud.MOST_SHOWN]
+    return [{"invariant": name, "ids": ids} for name, ids in found.items()]

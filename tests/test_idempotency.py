@@ -773,8 +773,9 @@ def test_an_expired_key_fifty_at_once_is_one_new_request(
 
 
 def test_the_reaper_deletes_expired_keys_except_those_that_wait(
-    shop: Shop, app: FastAPI, engine: sa.Engine, sandbox: SandboxGateway
+    shop: Shop, app: FastAPI, settings: Settings, engine: sa.Engine, sandbox: SandboxGateway
 ) -> None:
+    resources = roles.Resources(engine, app.state.gateways, app.state.lookup_rules, settings)
     old, young, open_key = new_key(), new_key(), new_key()
     assert place(shop).send(old).status_code == 201
     assert place(shop).send(young).status_code == 201
@@ -783,7 +784,6 @@ def test_the_reaper_deletes_expired_keys_except_those_that_wait(
         assert write.send(open_key, **fault("timeout_after_charge")).status_code == 202
         for key, hours in ((old, 73), (young, 71), (open_key, 73)):
             age(shop, key, hours)
-        resources = roles.Resources(engine, app.state.gateways, app.state.lookup_rules)
         assert roles.reap_keys(resources) >= 1
         assert [kept(shop, key) for key in (old, young, open_key)] == [0, 1, 1]
     settle(engine)

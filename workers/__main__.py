@@ -23,7 +23,8 @@ def main() -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     gateways = Gateways.from_settings(settings, engine)
-    workers = Workers(Resources(engine, gateways, LookupRules.from_settings(settings, gateways)))
+    rules = LookupRules.from_settings(settings, gateways)
+    workers = Workers(Resources(engine, gateways, rules, settings))
     workers.start()
     logs.get_logger().info("workers.started")
     stop.wait()

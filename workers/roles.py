@@ -1,4 +1,4 @@
-"""What runs in the background: look-ups, the sandbox's clock and webhooks, old keys.
+"""What runs in the background: look-ups, the sandbox's clock and webhooks, and the reapers.
 
 Any number of processes may run them; rows are taken with SKIP LOCKED, and everything that is
 applied is applied once.
@@ -16,15 +16,18 @@ from sqlalchemy.orm import Session
 
 import crud
 import leases
+from config import Settings
 from database import autocommit, new_session, phase
 from gateways.registry import Gateways
-from gateways.sandbox import SandboxGateway, has_work
+from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from leases import Lane
 from observability.logs import get_logger
 from services import comparison, inbox, reconcile
 from services.reconcile import LookupRules
 
 log = get_logger()
+
+REAPED = 500  # rows in one transaction, so that nobody waits long for a lock; then the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Resources:
     engine: sqlalchemy.Engine
     gateways: Gateways
     rules: LookupRules
+    settings: Settings
     stopping: threading.Event = field(default_factory=threading.Event)
 
     def session(self) -> Session:
@@ -89,7 +93,23 @@ def run_sandbox(resources: Resources) -> int:
 def reap_keys(resources: Resources) -> int:
     """Forget Idempotency-Keys past their time."""
     with resources.session() as session, phase(session):
-        return crud.delete_expired_keys(session, limit=500)
+        return crud.delete_expired_keys(session, limit=REAPED)
+
+
+def reap_gateway_events(resources: Resources) -> int:
+    """Forget events of gateways that none of them sends again."""
+    with resources.session() as session, phase(session):
+        days = resources.settings.retention_gateway_events_days
+        return crud.delete_old_gateway_events(session, days, limit=REAPED)
+
+
+def reap_sandbox(resources: Resources) -> int:
+    """Forget what the sandbox gateway needs no more."""
+    if "sandbox" not in resources.gateways.by_name:
+        return 0
+    return delete_leftovers(
+        resources.engine, resources.settings.retention_sandbox_days, limit=REAPED
+    )
 
 
 def roles(resources: Resources) -> Mapping[str, Role]:
@@ -106,7 +126,10 @@ def roles(resources: Resources) -> Mapping[str, Role]:
         **looking_up,
         **comparing,
         "sandbox": Role(run_sandbox),
+        # One for each kind, so that one that fails keeps no other waiting.
         "reap_keys": Role(reap_keys, pause=300.0),
+        "reap_gateway_events": Role(reap_gateway_events, pause=300.0),
+        "reap_sandbox": Role(reap_sandbox, pause=300.0),
     }
 
 

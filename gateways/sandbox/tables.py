@@ -33,6 +33,8 @@ requests = sa.Table(
     sa.Column("key", sa.Text, primary_key=True),
     sa.Column("fenced", sa.Boolean, nullable=False, server_default=sa.text("false")),
     sa.Column("reference", sa.Text),
+    _created_at(),
+    sa.Index("ix_requests_fenced", "created_at", postgresql_where=sa.text("fenced")),
 )
 charges = sa.Table(
     "charges",
@@ -95,6 +97,11 @@ webhooks = sa.Table(
     sa.Column("due_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()),
     sa.Column("delivered_at", sa.DateTime(timezone=True)),
     sa.Index("ix_webhooks_due", "due_at", postgresql_where=sa.text("delivered_at IS NULL")),
+    sa.Index(
+        "ix_webhooks_delivered",
+        "delivered_at",
+        postgresql_where=sa.text("delivered_at IS NOT NULL"),
+    ),
 )
 account = sa.Table(
     "account",

@@ -188,8 +188,9 @@ def test_each_gateway_has_a_loop_for_its_look_ups_and_so_have_those_that_are_off
     table = gateways(tmp_path)
     try:
         engine = sa.create_engine("postgresql+psycopg2://nowhere/")
-        rules = LookupRules.from_settings(load_settings(_env_file=None), table)
-        names = set(roles(Resources(engine, table, rules)))
+        defaults = load_settings(_env_file=None)
+        rules = LookupRules.from_settings(defaults, table)
+        names = set(roles(Resources(engine, table, rules, defaults)))
         for lane in ("open", "waiting"):
             assert {f"lookup-{lane}-{name}" for name in (*NAMES, "off")} <= names
         assert {f"compare-{name}" for name in NAMES} <= names

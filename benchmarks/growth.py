@@ -1,0 +1,406 @@
+"""What each statement touches when there is much: plans and pages, on 500,000 orders.
+
+    python -m benchmarks.growth [--orders N]
+
+Fills a throwaway database, runs what the service runs, and explains each statement in the moment
+in which it is sent. A page is 8 KiB, counted as often as it is looked at. Exits 1 when a statement
+touches more pages than its limit, which is the same for any number of orders.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any, get_args
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+import crud
+import database
+import leases
+import postgres_server
+import schemas
+from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
+from crud.invariants import INVARIANTS
+from gateways.sandbox import SandboxGateway, delete_leftovers
+from models import Payment, Refund
+
+# Pages that a statement may touch.
+A_LIST = 100  # 51 rows, each on a page of its own at worst, and a few pages of indexes
+A_COUNT = 2 * OPEN_PAYMENTS + 200  # of what is open: an entry and a row each
+A_REAPED_BATCH = 4_000  # 500 rows: to find, lock and delete each, and its keys in other tables
+A_LOOK = 2_000  # 20 rows that are due, each to be written, with an entry in every index
+A_POLL = 200  # whether something is due, and mostly nothing is
+A_WINDOW = 60_000  # 10,000 orders: for each its payment and the last of its events
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What PostgreSQL did for one statement."""
+
+    statement: str
+    scans: str  # which tables and indexes it read, and what it sorted
+    rows: int
+    removed: int  # rows that were read and thrown away
+    pages: int
+    milliseconds: float
+
+    @classmethod
+    def of(cls, statement: str, explained: dict[str, Any]) -> Plan:
+        top = explained["Plan"]
+        nodes = list(_nodes(top))
+        removed = sum(
+            count * node["Actual Loops"]
+            for node in nodes
+            for name, count in node.items()
+            if name.startswith("Rows Removed by")
+        )
+        touched = ("Shared Hit", "Shared Read", "Temp Read", "Temp Written")
+        return cls(
+            statement,
+            ", ".join(dict.fromkeys(filter(None, map(_scan, nodes)))),
+            int(top["Actual Rows"]),
+            int(removed),
+            sum(top[f"{kind} Blocks"] for kind in touched),
+            explained["Execution Time"],
+        )
+
+
+def _nodes(node: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield node
+    for child in node.get("Plans", ()):
+        yield from _nodes(child)
+
+
+def _scan(node: dict[str, Any]) -> str | None:
+    kind: str = node["Node Type"]
+    if "Index Name" in node:
+        name: str = node["Index Name"]
+        return name
+    if kind == "Seq Scan":
+        return f"SEQ SCAN {node['Relation Name']}"
+    return kind.upper() if "Sort" in kind else None
+
+
+@contextmanager
+def explaining(engine: sa.Engine) -> Iterator[list[Plan]]:
+    """Collect the plan of every statement that is sent meanwhile.
+
+    Each is explained, which runs it, and taken back, right before it runs for good.
+    """
+    plans: list[Plan] = []
+
+    def explain(
+        _connection: Any, cursor: Any, statement: str, parameters: Any, _context: Any, many: bool
+    ) -> None:
+        if many or not re.match(r"\s*(SELECT|UPDATE|DELETE|WITH)\b", statement):
+            return
+        cursor.execute("SAVEPOINT explained")
+        cursor.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {statement}", parameters)
+        ((explained,),) = cursor.fetchone()
+        cursor.execute("ROLLBACK TO SAVEPOINT explained")
+        plans.append(Plan.of(statement, explained))
+
+    sa.event.listen(engine, "before_cursor_execute", explain)
+    try:
+        yield plans
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", explain)
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Something that the service does, and how many pages each of its statements may touch."""
+
+    name: str
+    limit: int
+    run: Callable[[Session], object]
+
+
+def _name(*words: object) -> str:
+    return " ".join(str(word) for word in words if word)
+
+
+def order_lists(engine: sa.Engine) -> Iterator[Probe]:
+    """Every combination of filters, on the first page and near the end of the list."""
+    with engine.connect() as connection:
+        early, late = _times(connection)
+        times: dict[str, dict[str, Any]] = {
+            "": {},
+            "before long ago": {"created_before": early},
+            "after long ago": {"created_after": early},
+            "in a year": {"created_after": early, "created_before": late},
+        }
+        ends = {user: _late_ids(connection, user) for user in (None, BUSY_USER, LOST_USER)}
+    for user, status, method, (when, bounds), deep in product(
+        (None, BUSY_USER, LOST_USER),
+        (None, "delivered", "authorized"),
+        (None, 1),  # of the busy user
+        times.items(),
+        (False, True),
+    ):
+        yield Probe(
+            _name("orders", user, status, method and "of a method", when, deep and "deep"),
+            A_LIST,
+            _listing(
+                crud.list_orders,
+                schemas.OrderQuery(
+                    status=status,
+                    payment_method_id=method,
+                    cursor=ends[user] if deep else None,
+                    **bounds,
+                ),
+                user,
+            ),
+        )
+
+
+def payment_lists(engine: sa.Engine) -> Iterator[Probe]:
+    with engine.connect() as connection:
+        ends = {user: _late_ids(connection, user) for user in (None, BUSY_USER, LOST_USER)}
+    for user, status, review, deep in product(
+        (None, BUSY_USER, LOST_USER),
+        (None, "captured", "failed"),
+        (None, True, False),
+        (False, True),
+    ):
+        what = {None: "", True: "to review", False: "not to review"}[review]
+        yield Probe(
+            _name("payments", user, status, what, deep and "deep"),
+            A_LIST + (OPEN_PAYMENTS if review else 0),  # found among all that need one
+            _listing(
+                crud.list_payments,
+                schemas.PaymentQuery(
+                    status=status, needs_review=review, cursor=ends[user] if deep else None
+                ),
+                user,
+            ),
+        )
+
+
+def other_lists(engine: sa.Engine) -> Iterator[Probe]:
+    with engine.connect() as connection:
+        (refund,) = connection.execute(sa.text("SELECT max(payment_id) FROM refunds")).one()
+    by_order, page = schemas.PaymentQuery(order_id=refund), schemas.Page()
+    disputes = {
+        "disputes": schemas.DisputeQuery(),
+        "disputes open": schemas.DisputeQuery(status="open"),
+        "disputes lost": schemas.DisputeQuery(status="lost"),
+        "disputes of a payment": schemas.DisputeQuery(payment_id=57),
+    }
+    methods = schemas.PaymentMethodQuery()
+    for name, run in {
+        "payments of an order": _listing(crud.list_payments, by_order, None),
+        "payment methods": _listing(crud.list_payment_methods, methods, BUSY_USER),
+        "refunds of a payment": lambda session: crud.list_refunds(session, refund, page),
+        "events of an order": lambda session: crud.list_order_events(session, refund, page),
+    }.items():
+        yield Probe(name, A_LIST, run)
+    for name, query in disputes.items():  # each with its payment
+        yield Probe(name, 4 * A_LIST, partial(crud.list_disputes, query=query))
+
+
+def look_ups(engine: sa.Engine) -> Iterator[Probe]:
+    """Payments and refunds that are due, at a gateway and at those that are switched off."""
+    payments, refunds = leases.take_due_payments, leases.take_due_refunds
+    for of, where in (("sandbox", leases.at_gateway), ("others", leases.at_other_gateways)):
+        name: Any = "sandbox" if of == "sandbox" else ["sandbox"]
+        for lane in get_args(leases.Lane):
+            yield Probe(
+                f"look-ups due, {lane}, {of}",
+                A_LOOK,
+                partial(
+                    payments,
+                    lane=lane,
+                    at_gateways=where(Payment, name),
+                    limit=20,
+                    lease=60,
+                ),
+            )
+        yield Probe(
+            f"look-ups due, refunds, {of}",
+            A_LOOK,
+            partial(refunds, at_gateways=where(Refund, name), limit=20, lease=60),
+        )
+    with engine.connect() as connection:
+        until = connection.scalar(sa.text("SELECT now()"))
+    yield Probe(
+        "look-ups, of older payments",
+        A_LOOK,
+        partial(
+            leases.take_to_read_again,
+            gateway="sandbox",
+            since=until - timedelta(minutes=5),
+            until=until,
+        ),
+    )
+    for model in (Payment, Refund):
+        yield Probe(
+            f"look-ups, all {model.__tablename__} by id",
+            A_LOOK,
+            partial(leases.take_next, model=model, after_id=0, limit=20, lease=60),
+        )
+
+
+def background(engine: sa.Engine) -> Iterator[Probe]:
+    """What roles and scrapers ask for again and again."""
+    sandbox = SandboxGateway(engine, timeout=1)
+    yield Probe("metrics: open", A_COUNT, lambda session: crud.count_open(session, 10_000))
+    yield Probe(
+        "metrics: to review", A_COUNT, lambda session: crud.count_needs_review(session, 10_000)
+    )
+    yield Probe("sandbox: is anything due", A_POLL, lambda _: sandbox.has_due_work())
+    yield Probe("sandbox: what time does", A_POLL, lambda _: sandbox.tick())
+    yield Probe("sandbox: webhooks due", A_POLL, lambda _: sandbox.due_webhooks())
+    yield Probe("reap keys", A_REAPED_BATCH, lambda session: crud.delete_expired_keys(session, 500))
+    yield Probe(
+        "reap gateway events",
+        A_REAPED_BATCH,
+        lambda session: crud.delete_old_gateway_events(session, 90, 500),
+    )
+    yield Probe("reap sandbox", A_REAPED_BATCH, lambda _: delete_leftovers(engine, 30, 500))
+
+
+def windows(engine: sa.Engine) -> Iterator[Probe]:
+    yield Probe("window", A_WINDOW, lambda session: list(crud.find_violations(session)))
+
+
+def sandbox_books(engine: sa.Engine) -> Iterator[Probe]:
+    """Pages of 200 charges, each with its refunds and its dispute."""
+    sandbox = SandboxGateway(engine, timeout=1)
+    with engine.connect() as connection:
+        since = connection.scalar(sa.text("SELECT max(changed_at) FROM sandbox.charges"))
+        reference = connection.scalar(
+            sa.text(
+                "SELECT gateway_reference FROM payments "
+                "WHERE gateway_reference IS NOT NULL ORDER BY id LIMIT 1 OFFSET 900"
+            )
+        )
+    for name, run in {
+        "newest": lambda _: sandbox.page(limit=200),
+        "deep": lambda _: sandbox.page(limit=200, cursor=reference),
+        "of an order": lambda _: sandbox.page(limit=200, order_id=57),
+        "changed lately": lambda _: sandbox.list_charges(since),
+        "all": lambda _: sandbox.list_charges(None),
+    }.items():
+        yield Probe(f"sandbox charges, {name}", 20 * A_LIST, run)
+
+
+def _listing(
+    function: Callable[[Session, Any, Any], object], query: schemas.Page, user: str | None
+) -> Callable[[Session], object]:
+    return lambda session: function(session, query, user)
+
+
+def _times(connection: sa.Connection) -> list[str]:
+    """When a fifth of all orders had been placed, and when three quarters."""
+    query = "SELECT percentile_disc(ARRAY[0.2, 0.75]) WITHIN GROUP (ORDER BY created_at)"
+    return [time.isoformat() for time in connection.scalar(sa.text(f"{query} FROM orders")) or []]
+
+
+def _late_ids(connection: sa.Connection, user: str | None) -> str:
+    """The payment, and so the order, that a page near the end of a list begins after."""
+    query = "SELECT percentile_disc(0.05) WITHIN GROUP (ORDER BY id) FROM payments"
+    return str(
+        connection.scalar(
+            sa.text(f"{query} WHERE user_id = coalesce(:user, user_id)"), {"user": user}
+        )
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """The plan that touched the most pages of all that a statement had."""
+
+    name: str
+    limit: int
+    plan: Plan
+
+    @property
+    def fails(self) -> bool:
+        return self.plan.pages > self.limit
+
+
+def measure(engine: sa.Engine, tell: Callable[[str], None]) -> list[Line]:
+    """Run everything on a database that is filled."""
+    lines: list[Line] = []
+    for probes in (
+        order_lists,
+        payment_lists,
+        other_lists,
+        sandbox_books,
+        look_ups,
+        background,
+        windows,
+    ):
+        tell(probes.__name__.replace("_", " "))
+        lines += _run(engine, probes(engine))
+    return lines
+
+
+def _run(engine: sa.Engine, probes: Iterable[Probe]) -> Iterator[Line]:
+    for probe in probes:
+        with explaining(engine) as plans, database.new_session(engine) as session:
+            probe.run(session)
+            session.rollback()
+        worst: dict[str, Plan] = {}
+        for plan in sorted(plans, key=lambda plan: plan.pages):
+            worst[plan.statement] = plan
+        for plan in worst.values():
+            yield Line(_name(probe.name, _invariant(plan.statement)), probe.limit, plan)
+
+
+def _invariant(statement: str) -> str | None:
+    """Which invariant this is the query of."""
+    sent = re.sub(r"%\((\w+)\)s", r":\1", statement).replace("%%", "%")
+    return next((name for name, query in INVARIANTS.items() if sent.startswith(query)), None)
+
+
+def table(lines: list[Line]) -> str:
+    width = max(len(line.name) for line in lines)
+    rows = [f"  {'':{width}} {'pages':>8} {'limit':>8} {'removed':>8} {'rows':>6} {'ms':>7}  read"]
+    for line in lines:
+        plan = line.plan
+        rows.append(
+            f"{'!' if line.fails else ' '} {line.name:{width}} {plan.pages:8,} {line.limit:8,} "
+            f"{plan.removed:8,} {plan.rows:6,} {plan.milliseconds:7.1f}  {plan.scans}"
+        )
+    return "\n".join(rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--orders", type=int, default=500_000)
+    orders: int = parser.parse_args().orders
+    began = time.monotonic()
+
+    def tell(what: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="estore-growth-") as folder:
+        url = postgres_server.ensure_running(Path(folder))
+        database.migrate(url)
+        engine = database.create_engine(url)
+        fill(engine, orders, tell)
+        lines = measure(engine, tell)
+        engine.dispose()
+        postgres_server.stop(Path(folder))
+    print(f"\n{orders:,} orders\n\n{table(lines)}\n")
+    failures = sum(line.fails for line in lines)
+    print(f"{failures} of {len(lines)} statements touch more pages than their limit (!)")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,43 @@
+"""What the sandbox no longer needs: webhooks that were taken, and keys that nobody came with.
+
+Its books stay, and so do the keys that lead to a charge or a refund: somebody may look one up at
+any time, and a key that is not known is taken for a request that never came.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import ARRAY
+
+from gateways.sandbox.tables import requests, webhooks
+
+
+def delete_leftovers(engine: sa.Engine, days: int, limit: int) -> int:
+    """Delete what is older, the oldest first, of each kind at most so many."""
+    with engine.begin() as connection:
+        taken = _delete(connection, webhooks.c.id, webhooks.c.delivered_at, sa.true(), days, limit)
+        return taken + _delete(
+            connection, requests.c.key, requests.c.created_at, requests.c.fenced, days, limit
+        )
+
+
+def _delete(
+    connection: sa.Connection,
+    key: sa.Column[int] | sa.Column[str],
+    time: sa.Column[datetime],
+    condition: sa.ColumnElement[bool],
+    days: int,
+    limit: int,
+) -> int:
+    old = (
+        sa.select(key)
+        .where(condition, time < sa.func.now() - sa.func.make_interval(0, 0, 0, days))
+        .order_by(time)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    keys = sa.func.array(old.scalar_subquery(), type_=ARRAY(key.type))
+    deleted = connection.execute(sa.delete(key.table).where(key == sa.any_(keys)).returning(key))
+    return len(deleted.all())
