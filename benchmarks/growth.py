@@ -33,7 +33,7 @@ import postgres_server
 import schemas
 from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
 from crud.invariants import INVARIANTS
-from gateways.sandbox import SandboxGateway, delete_leftovers
+from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from models import Payment, Refund
 
 # Pages that a statement may touch.
@@ -260,7 +260,9 @@ def background(engine: sa.Engine) -> Iterator[Probe]:
     yield Probe(
         "metrics: to review", A_COUNT, lambda session: crud.count_needs_review(session, 10_000)
     )
-    yield Probe("sandbox: is anything due", A_POLL, lambda _: sandbox.has_due_work())
+    yield Probe(
+        "is anything due", A_POLL, lambda session: leases.find_due_work(session, has_work())
+    )
     yield Probe("sandbox: what time does", A_POLL, lambda _: sandbox.tick())
     yield Probe("sandbox: webhooks due", A_POLL, lambda _: sandbox.due_webhooks())
     yield Probe("reap keys", A_REAPED_BATCH, lambda session: crud.delete_expired_keys(session, 500))

@@ -534,10 +534,22 @@ class Dying(SandboxGateway):
 
     after = False
 
-    def _with_fault(self, fault: str | None, work: Callable[[], Any]) -> Any:
+    def _die(self, ask: Callable[[Any], Any], request: Any) -> Any:
         if self.after:
-            work()
+            ask(request)
         raise Killed
+
+    def charge(self, request: Any) -> Any:
+        return self._die(super().charge, request)
+
+    def capture(self, request: Any) -> Any:
+        return self._die(super().capture, request)
+
+    def void(self, request: Any) -> Any:
+        return self._die(super().void, request)
+
+    def refund(self, request: Any) -> Any:
+        return self._die(super().refund, request)
 
 
 def context_of(settings: Settings, user: str, scope: str, write: Write, key: str) -> Context:

@@ -14,6 +14,7 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 import database
+from database import Migration
 from tests.conftest import ROOT
 from tests.processes import HANG, wait_for
 
@@ -55,7 +56,7 @@ def ask(engine: sa.Engine, query: str) -> list[object]:
 @contextmanager
 def migrating_behind_a_writer(
     engine: sa.Engine, url: str, pool: ThreadPoolExecutor
-) -> Iterator[Future[None]]:
+) -> Iterator[Future[Migration]]:
     """A migration that waits, while it makes an index, for a transaction that has not ended."""
     with engine.connect() as writer:
         writer.execute(sa.text(ORDER))

@@ -17,10 +17,10 @@ from config import Settings
 from gateways.registry import Gateways
 from tests.conftest import ROOT, pay, place_order, save_card
 from tests.processes import Service, copy_sources, wait_for
-from tests.support.quiet import rules
+from tests.support.quiet import resources
 from tests.support.shop import sql
 from tests.support.wire import Wire
-from workers.roles import Resources, due_roles
+from workers.roles import due_roles
 
 PULSE = "WITH RECURSIVE "  # how the statement begins that the pulse sends
 
@@ -61,7 +61,7 @@ def due(engine: sa.Engine, app: FastAPI) -> Callable[[], set[str]]:
     """Which roles have something to do, once nothing that came before has."""
     settle(engine)
     gateways = app.state.gateways
-    return lambda: due_roles(Resources(engine, gateways, rules(gateways)))
+    return lambda: due_roles(resources(engine, gateways))
 
 
 def settle(engine: sa.Engine) -> None:
@@ -216,7 +216,7 @@ def test_a_webhook_of_the_sandbox_wakes_its_role_where_there_is_one(
     pay(alice, place_order(alice)["id"])
     assert due() == {"sandbox"}
     off = Gateways([])
-    assert due_roles(Resources(engine, off, rules(off))) == set()
+    assert due_roles(resources(engine, off)) == set()
 
 
 # What it costs ----------------------------------------------------------------------------------

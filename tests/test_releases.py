@@ -140,7 +140,7 @@ def test_what_the_previous_release_has_written_is_migrated_while_it_goes_on(
     recording.replay(url, first=half)
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with database.new_session(engine) as session:
-        assert crud.find_violations(session) == []
+        assert [step.violations for step in crud.find_violations(session)] == [{}] * 4
 
 
 @pytest.mark.parametrize("statement", CONTRACTS)

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 import wakeup
 from gateways.registry import Gateways
 from tests.processes import wait_for
-from tests.support.quiet import rules
+from tests.support.quiet import resources
 from workers import loop
 from workers.loop import Workers
 from workers.roles import Resources, Role
@@ -63,7 +63,7 @@ def start(team: Team) -> Iterator[Callable[[], Workers]]:
     def start() -> Workers:
         engine = sa.create_engine("postgresql+psycopg2://nowhere/")
         gateways = Gateways([])
-        started.append(Workers(Resources(engine, gateways, rules(gateways))))
+        started.append(Workers(resources(engine, gateways)))
         started[-1].start()
         return started[-1]
 

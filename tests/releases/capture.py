@@ -111,7 +111,7 @@ class Store:
     ) -> None:
         self._settings, self._client, self._engine = settings, client, engine
         self._rules = LookupRules.from_settings(settings, gateways)
-        self._resources = Resources(engine, gateways, self._rules)
+        self._resources = Resources(engine, gateways, self._rules, settings)
         self.methods: dict[str, int] = {}
 
     def call(

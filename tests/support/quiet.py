@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+import sqlalchemy as sa
 from fastapi import FastAPI
 
 import database
@@ -29,6 +30,7 @@ from tests.support.shop import (
     serve,
     sql,
 )
+from workers.roles import Resources
 
 LOST = {"Sandbox-Fault": "timeout_before_charge"}
 REPORT = {"checked", "settled", "still_open", "needs_review", "mismatches", "not_compared"}
@@ -108,9 +110,16 @@ def make_due(shop: Shop) -> None:
 
 
 def rules(gateways: Gateways) -> LookupRules:
-    return LookupRules.from_settings(
-        load_settings(_env_file=None, reconcile_after=1, gateway_timeout=2), gateways
-    )
+    return LookupRules.from_settings(_settings(), gateways)
+
+
+def resources(engine: sa.Engine, gateways: Gateways) -> Resources:
+    """What roles work with."""
+    return Resources(engine, gateways, rules(gateways), _settings())
+
+
+def _settings() -> Settings:
+    return load_settings(_env_file=None, reconcile_after=1, gateway_timeout=2)
 
 
 def run_once(shop: Shop, gateways: Gateways) -> int:
