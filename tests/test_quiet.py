@@ -303,5 +303,8 @@ def test_the_pulse_reads_no_more_when_the_tables_have_grown(
 
 def test_the_runbook_names_every_setting_that_pgbouncer_does_not_pass_on() -> None:
     runbook = (ROOT / "docs" / "runbook.md").read_text()
-    for name, value in database.SESSION_OPTIONS.items():
+    limits = database.SERVING
+    seconds = {"statement_timeout": limits.statement, "lock_timeout": limits.lock}
+    options = {name: f"{limit:g}s" for name, limit in seconds.items()} | database.SESSION_OPTIONS
+    for name, value in options.items():
         assert f"ALTER ROLE estore SET {name} = '{value}';" in runbook
