@@ -15,6 +15,7 @@ from typing import Any, Final, Literal, cast
 from sqlalchemy import (
     ColumnElement,
     CompoundSelect,
+    DateTime,
     Row,
     Select,
     Table,
@@ -23,10 +24,12 @@ from sqlalchemy import (
     case,
     false,
     func,
+    literal,
     not_,
     or_,
     select,
     true,
+    tuple_,
     union,
     update,
 )
@@ -46,8 +49,6 @@ FIRST_PAUSE: Final = 5  # seconds before what has just moved is looked up
 MAX_PAUSE: Final = 300  # of what is open; a gateway that has been silent for an hour stays so
 WAITING_PAUSE: Final = 3600  # of what waits: a shopper who is away, an authorization past its end
 REVIEW_PAUSE: Final = 3600  # of what a person has been asked about
-FIRST_AGE: Final = 120  # seconds; when a payment is read again first, then at twice the age
-READINGS: Final = 18  # the last one half a year later
 HOLD_OR_HELD_MONEY: Final = ("authorized", *CAPTURED_PAYMENT_STATUSES)
 MAX_DOUBLINGS: Final = 20  # the power of two stays a number however often it is asked
 
@@ -71,7 +72,8 @@ def schedule_lookup(row: Payment | Refund, lookup: Lookup) -> None:
     """Set when the gateway of a locked row is asked next; the caller flushes."""
     if lookup == "keep":
         return
-    row.checks = 0
+    if lookup != "at_expiry":
+        row.checks = 0
     if lookup == "never":
         row.check_at = None
     elif lookup == "now":
@@ -83,9 +85,14 @@ def schedule_lookup(row: Payment | Refund, lookup: Lookup) -> None:
         row.check_at = seconds_from_now(FIRST_PAUSE)
     elif lookup == "later":
         row.check_at = seconds_from_now(WAITING_PAUSE)
-    elif isinstance(row, Payment):  # at its expiry; the gateway may be late to expire it
-        ends = row.capture_before
-        row.check_at = None if ends is None else func.greatest(ends, seconds_from_now(MAX_PAUSE))
+    elif isinstance(row, Payment) and row.capture_before is None:
+        row.check_at = None
+    elif isinstance(row, Payment):  # at its expiry; after that as the last look-up has set it
+        ends = literal(row.capture_before, DateTime(timezone=True))
+        is_ahead = ends > func.now()
+        kept = func.coalesce(Payment.check_at, seconds_from_now(FIRST_PAUSE))
+        row.check_at = case((is_ahead, ends), else_=kept)
+        row.checks = case((is_ahead, 0), else_=Payment.checks)
 
 
 def finish_lookup(session: Session, model: type[Payment] | type[Refund], leased: Row[Any]) -> None:
@@ -105,7 +112,10 @@ def finish_lookup(session: Session, model: type[Payment] | type[Refund], leased:
         update(table)
         .where(columns.id == leased.id, columns.check_at == leased.check_at)
         # One that was looked up before its time keeps its time.
-        .values(check_at=func.greatest(leased.due_at, seconds_from_now(pause)))
+        .values(
+            check_at=func.greatest(leased.due_at, seconds_from_now(pause)),
+            updated_at=columns.updated_at,
+        )
     )
 
 
@@ -234,7 +244,11 @@ def _lease(
     return session.execute(
         update(table)
         .where(columns.id == due.c.id)
-        .values(checks=columns.checks + 1, check_at=seconds_from_now(seconds))
+        .values(
+            checks=columns.checks + 1,
+            check_at=seconds_from_now(seconds),
+            updated_at=columns.updated_at,  # to its readers nothing has changed
+        )
         .returning(*columns, due.c.due_at)
     ).all()
 
@@ -258,50 +272,77 @@ def claim_comparison(
         update(COMPARISONS)
         .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at <= func.now())
         .values(next_at=seconds_from_now(lease))
-        .returning(*[COMPARISONS.c.compared_until.label("since"), func.now().label("until")])
+        .returning(
+            *[
+                COMPARISONS.c.compared_until.label("since"),
+                func.now().label("until"),
+                COMPARISONS.c.next_at.label("leased_until"),
+            ]
+        )
     ).one_or_none()
     return window
 
 
-def finish_comparison(session: Session, gateway: str, *, until: datetime, next_in: float) -> None:
+def renew_comparison(
+    session: Session, gateway: str, leased_until: datetime, *, lease: float
+) -> datetime | None:
+    """Hold on to a comparison that takes long; None if somebody else has it by now."""
+    return session.execute(
+        update(COMPARISONS)
+        .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at == leased_until)
+        .values(next_at=seconds_from_now(lease))
+        .returning(COMPARISONS.c.next_at)
+    ).scalar_one_or_none()
+
+
+def finish_comparison(
+    session: Session, gateway: str, leased_until: datetime, *, until: datetime, next_in: float
+) -> None:
     """All until then has been compared; the next window is due in so many seconds."""
     session.execute(
         update(COMPARISONS)
-        .where(COMPARISONS.c.gateway == gateway)
+        .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at == leased_until)
         .values(compared_until=until, next_at=seconds_from_now(next_in))
     )
 
 
-def take_to_read_again(session: Session, gateway: str, since: datetime, until: datetime) -> int:
-    """Have payments looked up whose gateway cannot list what moved there, as they grow older.
+def take_to_read_again(
+    session: Session,
+    gateway: str,
+    since: datetime,
+    until: datetime,
+    cursor: tuple[datetime, int] | None,
+    *,
+    limit: int,
+) -> tuple[datetime, int] | None:
+    """Have payments that were made between the two times looked up now, a page at a time.
 
-    Each is read when its age passes 2, 4, 8, 16 … minutes, up to half a year: what is moved in
-    the gateway's dashboard while its webhook is lost is mostly found while it is young. Returns
-    how many these are between the two times.
+    Returns where the next page begins; None after the last.
     """
     columns = PAYMENTS.c
-    ages = [FIRST_AGE * 2**number for number in range(READINGS)]
-    passed = or_(
-        *(
-            columns.created_at.between(
-                since - timedelta(seconds=age), until - timedelta(seconds=age)
-            )
-            for age in ages
+    begin = (since, 0) if cursor is None else cursor
+    page = session.execute(
+        select(columns.id, columns.created_at)
+        .where(
+            columns.gateway == gateway,
+            columns.created_at >= begin[0],  # for the index
+            tuple_(columns.created_at, columns.id) > tuple_(*begin),
+            columns.created_at < until,
         )
-    )
+        .order_by(columns.created_at, columns.id)
+        .limit(limit)
+    ).all()
     taken = session.execute(
         update(PAYMENTS)
         .where(
-            columns.gateway == gateway,
-            passed,
+            columns.id.in_([row.id for row in page]),
             columns.status.in_(HOLD_OR_HELD_MONEY),
             columns.operation.is_(None),
             or_(columns.check_at.is_(None), columns.check_at > func.now()),
         )
-        .values(check_at=func.now(), checks=0)
+        .values(check_at=func.now(), checks=0, updated_at=columns.updated_at)
         .returning(columns.id)
     )
-    count = len(taken.all())
-    if count:
+    if taken.first() is not None:
         wake_after_commit(session)
-    return count
+    return (page[-1].created_at, page[-1].id) if len(page) == limit else None

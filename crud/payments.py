@@ -143,7 +143,7 @@ def find_payment(
 ) -> Row[Any] | None:
     """The payment that a gateway means: by our id if it knows it, or else by its reference."""
     if payment_id is None and reference is None:
-        return None  # payments whose reference we have not heard yet are none of its business
+        return None  # NULL would match payments whose reference we have not heard yet
     query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.gateway == gateway)
     if payment_id is not None:
         query = query.where(PAYMENT_COLUMNS.id == payment_id)
@@ -203,12 +203,3 @@ def count_needs_review(session: Session, at_most: int | None = None) -> int:
 
 def _number_of(rows: Select[Any]) -> ScalarSelect[int]:
     return select(func.count()).select_from(rows.subquery()).scalar_subquery()
-
-
-def list_charged_payments(session: Session, gateway: str) -> Sequence[Row[Any]]:
-    """Every payment that this gateway was asked for."""
-    return session.execute(
-        select(*PAYMENT_COLUMNS)
-        .where(PAYMENT_COLUMNS.gateway == gateway)
-        .order_by(PAYMENT_COLUMNS.id)
-    ).all()

@@ -122,7 +122,7 @@ class Decision:
 
 def decide(known: Known, charge: ChargeState, source: Source) -> Decision:
     """What the state of a charge means for our payment."""
-    relation = relation_of(known, charge)
+    relation = relation_of(known, charge, source)
     if relation == "other_charge":
         # No look-up of the first will show it. If it holds money, the shopper is charged twice.
         return Decision(review="second_charge" if charge.status in HOLDS_MONEY else None)
@@ -170,7 +170,7 @@ def decide_unknown(known: Known, *, overdue: bool) -> Decision:
     return Decision()
 
 
-def relation_of(known: Known, charge: ChargeState) -> Relation:
+def relation_of(known: Known, charge: ChargeState, source: Source = "answer") -> Relation:
     """How the state of a charge in the gateway's books relates to ours."""
     if known.reference not in (None, charge.reference, charge.replaces):
         return "other_charge"
@@ -178,9 +178,11 @@ def relation_of(known: Known, charge: ChargeState) -> Relation:
         return "contradiction"
     if not is_our_amount(known, charge):
         return "other_amount"
-    target = target_of(known, charge)
+    target = target_of(known, charge, source)
     if target is not None and (known.status, target) in CHARGE_MOVES:
         return "ahead"
+    if source == "hint" and known.status == "voided" and charge.status == "authorized":
+        return "level"  # what was voided was authorized before: that is old news by nature
     if charge.status == "voided" and 0 < known.amount_captured < known.amount:
         return "level"  # what was not captured has been released
     is_dead = known.status in DEAD_PAYMENT_STATUSES
@@ -189,14 +191,16 @@ def relation_of(known: Known, charge: ChargeState) -> Relation:
     return "level"
 
 
-def target_of(known: Known, charge: ChargeState) -> PaymentStatus | None:
+def target_of(known: Known, charge: ChargeState, source: Source) -> PaymentStatus | None:
     """The status that the state of a charge makes of our payment; None: it tells nothing new."""
     if charge.status in ("processing", "approved"):
         # Once the shopper has acted the outcome is open; unless the payment is being given up.
         waits = known.status == "requires_action" and known.operation is None
         return "pending" if waits else None
     if charge.status == "requires_action" and known.reference is not None:
-        return None  # the shopper has acted since; a gateway that cannot be read says it again
+        # Either the shopper has acted since, or their approval is gone again: only the books as
+        # they are now tell. A gateway that cannot be read says it whenever it is asked.
+        return "requires_action" if source == "answer" and known.can_ask else None
     if charge.status == "voided" and known.status != "authorized":
         return "canceled"
     return TARGETS[charge.status]
@@ -237,7 +241,7 @@ def _stay(known: Known, charge: ChargeState, source: Source) -> Decision:
 
 
 def _move(known: Known, charge: ChargeState, source: Source) -> Decision:
-    target = target_of(known, charge)
+    target = target_of(known, charge, source)
     assert target is not None
     operation = None if target in UNDECIDED else _how_it_ended(known, target)
     after = replace(

@@ -347,9 +347,8 @@ class MethodChange:
 @dataclass(frozen=True, slots=True)
 class GatewayEvent:
     """A verified webhook. At most one of the states is given; the payment is found by either id.
-    The exception is a charge that is `voided` together with a refund: one of the two happened, and
-    the payment's own state decides which. An authorization was canceled, a captured charge was
-    refunded.
+    Adyen's CANCEL_OR_REFUND sets two, a charge that is `voided` and a refund: the payment's state
+    decides which of them happened.
 
     With `ask` the event says
     that something happened, and the books have to be asked what. A gateway whose signature does

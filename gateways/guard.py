@@ -33,7 +33,8 @@ from observability.logs import get_logger
 T = TypeVar("T")
 log = get_logger()
 
-# Ten in a row are no bad luck. Five seconds later one more call finds out whether it is over.
+# Ten consecutive failures open the breaker. Five seconds later one call finds out whether the
+# gateway is well again.
 FAILURES: Final = 10
 PAUSE: Final = timedelta(seconds=5)
 # Who finds all slots taken waits for one, with so many others for each slot at most: enough for a

@@ -38,6 +38,9 @@ FIRST_WINDOW: Final = timedelta(days=7)  # of a gateway that was never compared
 OVERLAP: Final = timedelta(minutes=5)
 LEASE: Final = 600.0  # seconds; a comparison that died is begun again after them
 PAGE: Final = 500  # of our own payments
+# Where a gateway cannot list what moved, each payment is read again when it comes to these ages:
+# what is moved in its dashboard while the webhook is lost is mostly found while it is young.
+READ_AGAIN_AT: Final = [timedelta(minutes=2 * 2**number) for number in range(18)]  # half a year
 
 # How a payment's status reads in a gateway's books.
 EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[ChargeStatus]]] = {
@@ -70,7 +73,7 @@ class Compared:
 def run_once(session: Session, rules: LookupRules, name: str) -> int:
     """Compare what moved lately at a gateway with our books, if that is due.
 
-    Returns how many charges were compared, or are to be read one by one.
+    Returns how many pages there were.
     """
     gateway = rules.gateways.get(name)
     if gateway is None or not can_compare(gateway):
@@ -79,17 +82,63 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
         window = leases.claim_comparison(session, name, first_window=FIRST_WINDOW, lease=LEASE)
     if window is None:
         return 0
+    lease: datetime = window.leased_until
     compared = 0
-    for one in compare_charges(session, gateway, window.since - OVERLAP):
+    for _ in _compare_window(session, gateway, window):
         compared += 1
-        if one.payment is not None and one.difference is not None:
-            look_up_now(session, one.payment)
-    if not gateway.capabilities.lists_charges:
-        with phase(session):
-            compared += leases.take_to_read_again(session, name, window.since, window.until)
+        renewed = _renew(session, name, lease)
+        if renewed is None:
+            return compared  # somebody else has it by now
+        lease = renewed
     with phase(session):
-        leases.finish_comparison(session, name, until=window.until, next_in=COMPARE_EVERY)
+        leases.finish_comparison(session, name, lease, until=window.until, next_in=COMPARE_EVERY)
     return compared
+
+
+def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -> Iterator[None]:
+    """Page by page: what the gateway lists, and of one that does not, our payments by their age."""
+    for page in list_pages(gateway, window.since - OVERLAP):
+        for one in _compare_page(session, gateway, page.charges):
+            if one.payment is not None and one.difference is not None:
+                _ask_about(session, gateway, one.payment, one.listed.charge)
+        yield
+    if gateway.capabilities.lists_charges:
+        return
+    for age in READ_AGAIN_AT:
+        cursor: tuple[datetime, int] | None = None
+        while True:
+            since, until = window.since - age, window.until - age
+            with phase(session):
+                cursor = leases.take_to_read_again(
+                    session, gateway.name, since, until, cursor, limit=PAGE
+                )
+            yield
+            if cursor is None:
+                break
+
+
+def _renew(session: Session, name: str, lease: datetime) -> datetime | None:
+    with phase(session):
+        return leases.renew_comparison(session, name, lease, lease=LEASE)
+
+
+def _ask_about(
+    session: Session, gateway: base.Gateway, payment: Row[Any], charge: base.Charge
+) -> None:
+    """Have a payment looked up that differs from the list.
+
+    No look-up of ours shows another charge for the same payment, so that one is settled at once.
+    """
+    if _is_another(payment, charge):
+        with phase(session):
+            order, locked = payments.lock(session, payment.order_id, payment.id)
+            settle_charge(session, By.gateway(gateway.name), order, locked, charge, "hint")
+    else:
+        look_up_now(session, payment)
+
+
+def _is_another(payment: Row[Any], charge: base.Charge) -> bool:
+    return payment.gateway_reference not in (None, charge.reference, charge.replaces)
 
 
 def can_compare(gateway: base.Gateway) -> bool:
@@ -124,21 +173,40 @@ def compare(
         if settles and gateway.capabilities.reads_back:
             yield from _read_ours(session, gateway, since, progress)
         return
+    with phase(session):
+        began = crud.read_clock(session)
     seen: set[int] = set()  # our ids, some 60 bytes each
     for count, one in enumerate(compare_charges(session, gateway, since), 1):
         if one.payment is not None:
             seen.add(one.payment.id)
         difference = one.difference
         if difference is not None and one.payment is not None:
-            if settles and not _is_accepted(one.payment):
+            if settles:
                 difference = _settle(session, gateway, one.payment, one.listed.charge)
-            if _is_accepted(one.payment):
+            elif _is_accepted(one.payment):
                 difference = None
         if difference is not None:
             yield difference
         if count % PAGE == 0:
             progress(count)
-    yield from _not_listed(session, gateway, since, seen)
+    for payment in _recent_payments(session, gateway, since):
+        # One that was made since the list was begun may not be in it.
+        if payment.id in seen or payment.created_at >= began or not _must_be_listed(payment):
+            continue
+        difference = {
+            "payment_id": payment.id,
+            "what": "number_of_charges",
+            "ours": payment.status,
+            "theirs": 0,
+        }
+        if settles and payment.gateway_reference is not None:
+            difference = _settle(session, gateway, payment, None) or difference
+        if not _is_accepted(payment):
+            yield difference
+
+
+def _must_be_listed(payment: Row[Any]) -> bool:
+    return payment.status in ALWAYS_LISTED and payment.operation is None
 
 
 def _read_ours(
@@ -155,7 +223,7 @@ def _read_ours(
         if payment.status not in ALWAYS_LISTED or payment.gateway_reference is None:
             continue
         difference = _settle(session, gateway, payment, None)
-        if difference is not None and not _is_accepted(payment):
+        if difference is not None:
             yield difference
         count += 1
         if count % 10 == 0:
@@ -180,6 +248,13 @@ def _settle(
     with phase(session):
         payment = crud.require_payment(session, payment.id, None)
         refunds = crud.list_refunds_of_payments(session, [payment.id])
+    if listed is not None and _is_another(payment, listed):
+        _ask_about(session, gateway, payment, listed)
+        charge = listed  # which no look-up of ours shows
+    with phase(session):
+        payment = crud.require_payment(session, payment.id, None)
+    if _is_accepted(payment):
+        return None
     shown = charge or listed
     if shown is None:
         return {
@@ -198,6 +273,12 @@ def compare_charges(
 
     Raises NotDone and Unknown when the gateway cannot be asked.
     """
+    for page in list_pages(gateway, since):
+        yield from _compare_page(session, gateway, page.charges)
+
+
+def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.ChargePage]:
+    """The pages of a gateway's list of what was made or changed since then."""
     if not (gateway.capabilities.lists_charges or gateway.capabilities.lists_disputes):
         return
     cursor: str | None = None
@@ -210,7 +291,7 @@ def compare_charges(
             # The account may lack the right to list disputes; events still tell of them.
             log.warning("comparison.disputes_not_listed", gateway=gateway.name, why=str(error))
             return
-        yield from _compare_page(session, gateway, page.charges)
+        yield page
         cursor = page.cursor
         if cursor is None:
             return
@@ -277,7 +358,7 @@ def difference_of(
     if payment.status == "pending" or payment.operation is not None:
         return None  # counted as still open
     not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
-    other = payment.gateway_reference not in (None, charge.reference, charge.replaces)
+    other = _is_another(payment, charge)
     pairs: list[tuple[str, Any, Any]] = [
         ("amount", payment.amount, charge.amount),
         ("currency", payment.currency, charge.currency),
@@ -317,21 +398,6 @@ def _difference_of_refunds(
             return ("refund", refund.status, state.status)
     missing = next((refund for refund in left.values() if refund.status != "failed"), None)
     return None if missing is None else ("refund", missing.status, None)
-
-
-def _not_listed(
-    session: Session, gateway: base.Gateway, since: datetime | None, seen: set[int]
-) -> Iterator[Mismatch]:
-    """Our payments that the gateway's list should have shown and did not."""
-    for payment in _recent_payments(session, gateway, since):
-        missing = payment.id not in seen and payment.status in ALWAYS_LISTED
-        if missing and payment.operation is None and not _is_accepted(payment):
-            yield {
-                "payment_id": payment.id,
-                "what": "number_of_charges",
-                "ours": payment.status,
-                "theirs": 0,
-            }
 
 
 def _recent_payments(

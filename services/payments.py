@@ -21,7 +21,7 @@ import crud
 import leases
 import schemas
 from database import phase
-from domain.states import PaymentOperation, PaymentStatus
+from domain.states import DEAD_PAYMENT_STATUSES, PaymentOperation, PaymentStatus
 from errors import (
     AmountExceedsRemaining,
     InvalidRequest,
@@ -79,7 +79,8 @@ def pay(
     """
     claim = _claim(session, context, asking, order_id, data)
     if isinstance(claim, ClaimedOperation):
-        if carry_out(session, asking, claim, By.caller(context)) != "canceled":
+        status = carry_out(session, asking, claim, By.caller(context))
+        if status not in DEAD_PAYMENT_STATUSES:
             # Its shopper may have approved meanwhile, or the gateway does not say.
             raise PaymentInProgress(payment_id=claim.request.payment_id)
         claim = _claim(session, context, asking, order_id, data, gives_up=False)
@@ -97,7 +98,7 @@ def pay(
             refused = isinstance(charge, Refused)
             settle_not_executed(session, by, order, payment, source, refused=refused)
         else:
-            settle_charge(session, by, order, payment, charge, source)
+            settle_charge(session, by, order, payment, charge, source, can_ask=can_ask(gateway))
         outcome.answer = charge_response(payment, context.request_id)
     return outcome.answer
 
@@ -208,14 +209,22 @@ def cancel_with_order(
     return _operate(session, context, asking, payment_id, "cancel", None)
 
 
-def give_up_expired(session: Session, asking: Asking, by: By, payment_id: int) -> None:
-    """Give up a payment whose shopper has stayed away, if it still waits; its order stays."""
+def give_up_expired(
+    session: Session, asking: Asking, by: By, payment_id: int, *, again: bool = False
+) -> None:
+    """Give up a payment whose shopper has stayed away, if it still waits; its order stays.
+
+    `again`: it was tried before, and the time of the first try is kept.
+    """
     with phase(session):
         found = crud.require_payment(session, payment_id, None)
         order, payment = lock(session, found.order_id, payment_id)
         if payment.status != "requires_action" or payment.operation is not None:
             return
+        first_tried_at = payment.asked_at
         claim = claim_operation(session, asking, order, payment, "void")
+        if again:
+            payment.asked_at = first_tried_at
     carry_out(session, asking, claim, by)
 
 
@@ -319,7 +328,8 @@ def _settle_operation(
     order, payment = lock(session, claim.order_id, claim.request.payment_id)
     source = claim.question.source(payment)
     if charge is not None:
-        settle_charge(session, by, order, payment, charge, source)
+        asks = can_ask(claim.gateway)
+        settle_charge(session, by, order, payment, charge, source, can_ask=asks)
     undecided = charge is None or charge.status in ("authorized", "requires_action")
     if isinstance(asked, NotDone) and undecided and payment.operation_key == claim.request.key:
         settle_not_executed(session, by, order, payment, source)
@@ -363,7 +373,8 @@ def confirm(
         if state is not None:
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
-                settle_charge(session, by, order, payment, state, question.source(payment))
+                source, asks = question.source(payment), can_ask(gateway)
+                settle_charge(session, by, order, payment, state, source, can_ask=asks)
                 if state.status == "approved" and payment.status == "pending":
                     request = questions.completion_request(payment)
                     question = Question.about_payment(payment)
@@ -397,7 +408,8 @@ def complete(
     if charge is not None:  # else the reconciler asks again
         with phase(session):
             order, payment = lock(session, order_id, request.payment_id)
-            settle_charge(session, by, order, payment, charge, question.source(payment))
+            source, asks = question.source(payment), can_ask(gateway)
+            settle_charge(session, by, order, payment, charge, source, can_ask=asks)
     return isinstance(asked, NotDone)
 
 
@@ -427,6 +439,11 @@ def _refuse_operation(payment: Payment, operation: PaymentOperation, amount: int
 
 _PAST = {"capture": "captured", "void": "voided", "cancel": "voided"}
 _ALLOWED = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
+
+
+def can_ask(gateway: Gateway) -> bool:
+    """Whether what contradicts our row can be asked about."""
+    return gateway.capabilities.reads_back
 
 
 def lock(session: Session, order_id: int, payment_id: int) -> tuple[Order, Payment]:

@@ -139,6 +139,7 @@ MOVES_OF_PAYMENT: Final = (
     "gateway_reference",
     "amount_captured",
     "amount_refunded",
+    "refund_reserved",
     "check_at",
 )
 MOVES_OF_REFUND: Final = ("status", "gateway_reference", "check_at")

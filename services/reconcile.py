@@ -6,6 +6,7 @@ it is never failed by a timer and never charged again to be sure.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -44,6 +45,7 @@ log = get_logger()
 
 BY = By.service("reconciler")
 REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
+REFUND_REVIEW_AFTER: Final = 14 * 24 * 3600  # seconds; banks may take ten days
 # Look-ups at once for each gateway and lane, each with a thread.
 AT_ONCE: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
 CALLS_OF_A_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
@@ -106,27 +108,29 @@ def run_once(
 def _take_due(
     session: Session, rules: LookupRules, lane: Lane, gateway: str | None, limit: int
 ) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
-    """Open refunds and payments share a lane; so neither waits for all of the other."""
+    """Open payments and refunds share a lane. Which is taken first is left to chance, so that
+    neither waits for all of the other."""
+    models: list[type[Payment] | type[Refund]] = [Payment]
+    if lane == "open":
+        models = random.sample([Payment, Refund], 2)
     taken: list[tuple[type[Payment] | type[Refund], Row[Any]]] = []
     names = list(rules.gateways.by_name)
     with phase(session):
-        if lane == "open":
-            where = (
-                leases.at_gateway(Refund, gateway)
+        for number, model in enumerate(models, 1):
+            at = (
+                leases.at_gateway(model, gateway)
                 if gateway is not None
-                else leases.at_other_gateways(Refund, names)
+                else leases.at_other_gateways(model, names)
             )
-            rows = leases.take_due_refunds(session, where, limit=limit, lease=rules.lease)
-            taken += [(Refund, row) for row in rows]
-        if len(taken) < limit:
-            where = (
-                leases.at_gateway(Payment, gateway)
-                if gateway is not None
-                else leases.at_other_gateways(Payment, names)
+            left = -(-limit * number // len(models)) - len(taken)
+            if left <= 0:
+                continue
+            rows = (
+                leases.take_due_payments(session, lane, at, limit=left, lease=rules.lease)
+                if model is Payment
+                else leases.take_due_refunds(session, at, limit=left, lease=rules.lease)
             )
-            left = limit - len(taken)
-            rows = leases.take_due_payments(session, lane, where, limit=left, lease=rules.lease)
-            taken += [(Payment, row) for row in rows]
+            taken += [(model, row) for row in rows]
     return taken
 
 
@@ -200,8 +204,10 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         return
     waits = seen.status == "requires_action" and seen.operation is None
     if waits and seen.age > rules.action_expires_after:
-        payments.give_up_expired(session, rules.asking, BY, seen.id)
+        attempted = seen.age - seen.open_for > rules.action_expires_after
+        payments.give_up_expired(session, rules.asking, BY, seen.id, again=attempted)
         return
+    can_ask = gateway.capabilities.reads_back
     question = Question.about_payment(seen)
     may_resend = seen.status == "pending" and seen.age < rules.resend_within
     charge_query = questions.about_charge(seen, method, resend=may_resend)
@@ -223,7 +229,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         order, payment = payments.lock(session, seen.order_id, seen.id)
         source = question.source(payment)
         if charge is not None:
-            settle_charge(session, BY, order, payment, charge, source)
+            settle_charge(session, BY, order, payment, charge, source, can_ask=can_ask)
         if not_executed and payment.operation_key == seen.operation_key:
             settle_not_executed(session, BY, order, payment, source)
         log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
@@ -244,7 +250,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         order, payment = payments.lock(session, seen.order_id, seen.id)
         source = question.source(payment)
         if charge is not None:
-            settle_charge(session, BY, order, payment, charge, source)
+            settle_charge(session, BY, order, payment, charge, source, can_ask=can_ask)
         else:
             settle_not_executed(session, BY, order, payment, source)
 
@@ -274,7 +280,8 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         order, payment, refund = refunds.lock(session, of.order_id, of.id, seen.id)
         source = question.source(refund)
         if answer is not None:
-            settle_refund(session, BY, order, payment, refund, answer, source)
+            can_ask = gateway.capabilities.reads_back
+            settle_refund(session, BY, order, payment, refund, answer, source, can_ask=can_ask)
         else:
             settle_refund_not_executed(session, BY, order, payment, refund, source)
         log.info("reconcile.refund", refund_id=refund.id, status=refund.status)
@@ -283,12 +290,14 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
 def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method: Row[Any]) -> None:
     """A refund that was made outside has no key of ours: its charge shows what became of it."""
     query = questions.about_charge(of, method)
+    question = Question.about_payment(of)
     charge: Charge | None = state_of(ask(gateway, "look_up", lambda: gateway.look_up(query)))
     if charge is None or charge.refunds is None:
         return
     with phase(session):
         order, payment = payments.lock(session, of.order_id, of.id)
-        settle_refunds(session, BY, order, payment, charge.refunds, "answer")
+        source = question.source(payment)
+        settle_refunds(session, BY, order, payment, charge.refunds, source)
 
 
 def _review_overdue(session: Session, rules: LookupRules, payment_id: int) -> None:
@@ -297,8 +306,10 @@ def _review_overdue(session: Session, rules: LookupRules, payment_id: int) -> No
         seen = crud.require_payment_to_look_up(session, payment_id)
     is_open = seen.status == "pending" or seen.operation is not None
     overdue = is_open and seen.unreviewed_for > REVIEW_AFTER
-    if seen.status == "requires_action" and seen.age > rules.action_expires_after + REVIEW_AFTER:
-        overdue = seen.reviewed_ago is None or seen.reviewed_ago > REVIEW_AFTER
+    if seen.status == "requires_action" and not is_open:
+        # By when it was first tried to give it up, whatever its age: that may be a minute ago.
+        attempted = seen.age - seen.open_for > rules.action_expires_after
+        overdue = attempted and seen.unreviewed_for > REVIEW_AFTER
     if seen.needs_review or not overdue:
         return
     with phase(session):
@@ -312,7 +323,9 @@ def _review_overdue_refund(session: Session, refund_id: int) -> None:
     with phase(session):
         seen = crud.require_refund_to_look_up(session, refund_id)
         of = crud.require_payment(session, seen.payment_id, None)
-    if seen.status != "pending" or of.needs_review or seen.unreviewed_for <= REVIEW_AFTER:
+    # One that the gateway has taken on may take its bank days.
+    patience = REVIEW_AFTER if seen.gateway_reference is None else REFUND_REVIEW_AFTER
+    if seen.status != "pending" or of.needs_review or seen.unreviewed_for <= patience:
         return
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)

@@ -40,7 +40,7 @@ def operation_response(
     order: Order, payment: Payment, operation: PaymentOperation, amount: int, request_id: str
 ) -> Answer:
     """For the request for a capture of `amount`, a void, or a cancellation, once it is decided."""
-    if payment.status == "authorized":  # the gateway has told that it was not done
+    if payment.status in ("authorized", "requires_action"):  # surely it was not done
         problem = GatewayUnavailable(
             "The gateway did not do it; the payment is as it was", payment_id=payment.id
         )

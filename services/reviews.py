@@ -97,8 +97,10 @@ def _settle_charge(
     charge = None
     if data.resolution == "not_charged":
         decision = decide_not_executed(ours, "answer")
-        if payment.status == "requires_action" and payment.operation is None:
+        if payment.status == "requires_action":
             decision = Decision(payment="failed", lookup="never")
+            if payment.operation is not None:
+                decision = replace(decision, operation="not_done")
     else:
         charge = _stated(session, payment, data)
         if payment.operation == "capture":
@@ -131,7 +133,8 @@ def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> b
         raise InvalidRequest.of("gateway_reference", "taken", "This is another payment's charge")
     captured = 0
     if status == "captured":
-        captured = data.amount or payment.amount_captured or payment.amount
+        asked = payment.operation_amount if payment.operation == "capture" else None
+        captured = data.amount or payment.amount_captured or asked or payment.amount
         if captured > payment.amount:
             raise AmountExceedsRemaining(remaining=payment.amount)
     return base.Charge(
@@ -167,5 +170,8 @@ def _settle_refund(
     reference = data.gateway_reference or refund.gateway_reference
     if reference is None:
         raise InvalidRequest.of("gateway_reference", "missing", "Name the gateway's refund")
+    named = crud.lock_refund_of_state(session, payment.id, reference, None)
+    if named is not None and named.id != refund.id:
+        raise InvalidRequest.of("gateway_reference", "taken", "This is another refund")
     state = base.Refund(reference, "succeeded", refund.amount, refund.currency)
     settle_refund(session, by, order, payment, refund, state, "answer")

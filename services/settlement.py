@@ -153,13 +153,13 @@ def review(
     `seen` is what the gateway shows, in short.
     """
     state = f"{reason} {seen}"
-    if payment.needs_review and payment.review_reason != "outcome_unknown":
-        return
-    if payment.review_reason == reason or payment.review_state == state:
+    if payment.review_state == state or (reason == payment.review_reason == "outcome_unknown"):
         return
     log.error("payment.needs_review", payment_id=payment.id, reason=reason, seen=seen)
     # An outcome that is still not known a day after it was accepted is asked about again.
     payment.review_state = None if reason == "outcome_unknown" else state
+    if payment.review_reason == "second_charge":
+        reason = "second_charge"  # the gravest stays, whatever else is found
     flag_for_review(session, by, order, payment, reason)
 
 
@@ -296,6 +296,8 @@ def apply_refund(
     if decision.refund is not None:
         move_refund(session, by, order, refund, decision.refund)
         session.refresh(payment, ["refund_reserved"])  # a trigger has counted it
+        if decision.refund == "failed":  # one that was made outside may have waited for its room
+            leases.schedule_lookup(payment, "now")
     if decision.payment is not None:
         payment.amount_refunded += decision.refunded
         payment.status = decision.payment
@@ -340,13 +342,11 @@ def adopt_refund(
     """Write down a refund that was made outside, as if it had been made here.
 
     One that cannot be (more than was captured, another currency) is a person's; unless a refund
-    of ours is still open, whose end may make room for it: then the gateway is asked again.
+    of ours is still open, whose failure makes room for it: then the gateway is asked again.
     """
     room = payment.amount_captured - payment.refund_reserved
     if state.currency != payment.currency or not 0 < state.amount <= room:
-        if state.currency == payment.currency and crud.lock_pending_refunds(session, payment.id):
-            leases.schedule_lookup(payment, "soon")
-        else:
+        if state.currency != payment.currency or not crud.lock_pending_refunds(session, payment.id):
             review(session, by, order, payment, "amount_differs", _seen_refund(state))
         return
     refund = crud.open_refund(
