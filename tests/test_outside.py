@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import pytest
 
 import database
-from gateways.base import NotDone
+import leases
+from gateways.base import Charge, ChargePage, ListedCharge, NotDone
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from services import comparison, inbox
@@ -263,3 +265,60 @@ def test_five_hundred_acts_at_random(
     find()
     report = comparison.reconcile(quiet.engine, rules(gateways))
     assert (report["mismatches"], report["still_open"], report["needs_review"]) == ([], 0, 0)
+
+
+# What a list shows and a look-up does not ---------------------------------------------------------
+
+
+def test_a_second_charge_that_only_the_list_shows_is_a_persons(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = quiet.paid(1000)
+    (row,) = sql(quiet.engine, "SELECT gateway_key FROM payments WHERE id = :id", id=payment["id"])
+    second = ListedCharge(
+        Charge("ch_second", "captured", 1000, "USD", 1000), row.gateway_key, payment["id"]
+    )
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway, "list_charges", lambda *_: ChargePage((second,), None))
+        compare(quiet, gateways)
+        after = quiet.payment(payment)
+        assert (after["needs_review"], after["review_reason"]) == (True, "second_charge")
+        report = comparison.reconcile(quiet.engine, rules(gateways))
+        assert payment["id"] in {one["payment_id"] for one in report["mismatches"]}
+    body = {"resolution": "accepted", "note": "refunded there"}
+    assert quiet.manager.post(f"/payments/{payment['id']}/review", json=body).status_code == 200
+
+
+def test_a_payment_that_was_accepted_once_is_compared_all_the_same(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = quiet.paid(1000)
+    sql(quiet.engine, "UPDATE payments SET check_at = now() WHERE id = :id", id=payment["id"])
+    with monkeypatch.context() as patch:
+        gone = Charge(payment["gateway_reference"], "voided", 1000, "USD")
+        patch.setattr(gateway, "look_up", lambda query: gone)
+        run_once(quiet, gateways)
+    body = {"resolution": "accepted", "note": "a mistake of theirs"}
+    assert quiet.manager.post(f"/payments/{payment['id']}/review", json=body).status_code == 200
+    gateway.dashboard.refund(payment["gateway_reference"])
+    comparison.reconcile(quiet.engine, rules(gateways))
+    assert quiet.payment(payment)["status"] == "refunded"
+
+
+def test_a_comparison_that_takes_long_is_held_by_one_worker(quiet: Shop) -> None:
+    with database.new_session(quiet.engine) as session, database.phase(session):
+        for _ in range(2):  # the first makes the row
+            sql(quiet.engine, "UPDATE comparisons SET next_at = now() - interval '1 s'")
+            window = leases.claim_comparison(
+                session, "sandbox", first_window=timedelta(days=1), lease=600
+            )
+        assert window is not None
+    with database.new_session(quiet.engine) as session, database.phase(session):
+        renewed = leases.renew_comparison(session, "sandbox", window.leased_until, lease=700)
+        assert renewed is not None
+        assert leases.renew_comparison(session, "sandbox", window.leased_until, lease=700) is None
+        leases.finish_comparison(
+            session, "sandbox", window.leased_until, until=window.until, next_in=1
+        )  # by who has lost it: nothing happens
+    (row,) = sql(quiet.engine, "SELECT next_at FROM comparisons WHERE gateway = 'sandbox'")
+    assert row.next_at == renewed

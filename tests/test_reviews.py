@@ -376,3 +376,44 @@ def test_a_refund_of_disputed_money_is_refused_unless_it_is_meant(quiet: Shop) -
     assert quiet.do(payment, "refunds", amount=100, allow_disputed=True).status_code == 201
     sql(quiet.engine, "UPDATE disputes SET status = 'won' WHERE id = :id", id=dispute.id)
     assert quiet.do(payment, "refunds", amount=100).status_code == 201
+
+
+# What another look finds --------------------------------------------------------------------------
+
+
+def test_a_second_finding_is_told_although_the_first_is_open(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = quiet.paid()
+    other = replace(seen(payment, "captured", 1099), amount=5000)
+    contradict(quiet, gateways, gateway, monkeypatch, other, payment)
+    assert quiet.payment(payment)["review_reason"] == "amount_differs"
+    second = replace(seen(payment, "captured", 1099), reference="ch_second")
+    contradict(quiet, gateways, gateway, monkeypatch, second, payment)
+    assert quiet.payment(payment)["review_reason"] == "second_charge"
+    contradict(quiet, gateways, gateway, monkeypatch, other, payment)
+    assert quiet.payment(payment)["review_reason"] == "second_charge"  # the gravest stays
+    told = [event["type"] for event in quiet.events(payment["order_id"])]
+    assert told.count("payment.needs_review") == 3
+    assert resolve(quiet, payment, "accepted").status_code == 200
+
+
+def test_a_capture_of_a_part_is_stated_without_its_amount(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = quiet.authorized()
+    assert quiet.do(payment, "capture", UNHEARD, amount=600).status_code == 202
+    overdue(quiet, gateways, gateway, monkeypatch, payment)
+    assert resolve(quiet, payment, "captured").json()["amount_captured"] == 600
+
+
+def test_a_refund_cannot_be_stated_under_the_name_of_another(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = quiet.paid(1000)
+    first = quiet.do(payment, "refunds", amount=100).json()
+    refund_id = quiet.do(payment, "refunds", LOST, amount=100).json()["id"]
+    overdue(quiet, gateways, gateway, monkeypatch, payment)
+    stated = {"refund_id": refund_id, "gateway_reference": first["gateway_reference"]}
+    assert problem(resolve(quiet, payment, "refunded", **stated)) == (400, "invalid_request")
+    assert resolve(quiet, payment, "not_refunded", refund_id=refund_id).status_code == 200

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import threading
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ import database
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
+from models import Payment, Refund
 from services import comparison, payments, reconcile
 from tests.support.quiet import (
     LOST,
@@ -515,3 +517,82 @@ def test_giving_up_twice_at_once_does_it_once(
     together(3, give_up)
     assert quiet.payment(waiting)["status"] == "canceled"
     assert quiet.told(waiting["order_id"]).count("payment.canceled") == 1
+
+
+@pytest.mark.parametrize("first", [Payment, Refund])
+def test_open_refunds_keep_no_charge_waiting_nor_the_other_way_round(
+    quiet: Shop, gateways: Gateways, monkeypatch: pytest.MonkeyPatch, first: type[Any]
+) -> None:
+    refunded = quiet.paid()
+    for _ in range(3):
+        assert quiet.do(refunded, "refunds", UNHEARD, amount=1).status_code == 202
+    payment = pay(quiet, UNHEARD)
+    make_due(quiet)
+    others = [model for model in (Payment, Refund) if model is not first]
+    monkeypatch.setattr(random, "sample", lambda *_: [first, *others])
+    with database.new_session(quiet.engine) as session:
+        one = reconcile._take_due(session, rules(gateways), "open", "sandbox", 1)
+        assert [model for model, _ in one] == [first]  # whichever comes first by chance
+        some = reconcile._take_due(session, rules(gateways), "open", "sandbox", 4)
+    taken = [model for model, _ in (*one, *some)]
+    assert {Payment, Refund} <= set(taken)
+    make_due(quiet)
+    run_once(quiet, gateways)
+    assert quiet.status(payment) == ("captured", "paid")
+
+
+def test_one_failed_try_to_give_up_an_old_payment_asks_no_person(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have waited for days because the service was down, or was upgraded."""
+    waiting = quiet.pay(quiet.place(), ACTION)
+    age(quiet, waiting, 49)
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway, "void", unknown)
+        run_once(quiet, gateways)
+    assert quiet.payment(waiting)["needs_review"] is False
+    due(quiet, waiting)
+    run_once(quiet, gateways)
+    assert quiet.payment(waiting)["status"] == "canceled"
+
+
+def test_a_void_of_a_waiting_payment_that_was_not_done_is_502_and_may_be_repeated(
+    quiet: Shop, gateway: SandboxGateway, gateways: Gateways, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = quiet.pay(quiet.place(), ACTION)
+
+    def away(request: base.ChangeRequest) -> base.Charge:
+        raise base.NotDone("the circuit breaker is open")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway, "void", away)
+        assert problem(quiet.do(waiting, "void")) == (502, "gateway_unavailable")
+    assert quiet.payment(waiting)["status"] == "requires_action"
+    assert quiet.do(waiting, "void").status_code == 200
+
+
+def test_an_approval_that_is_gone_again_leaves_the_order_free(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = quiet.pay(quiet.place(), ACTION)
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway, "look_up", lambda query: seen(waiting, "processing"))
+        due(quiet, waiting)
+        run_once(quiet, gateways)
+        assert quiet.payment(waiting)["status"] == "pending"
+    due(quiet, waiting)
+    run_once(quiet, gateways)  # the books show that it waits again
+    assert quiet.payment(waiting)["status"] == "requires_action"
+    assert quiet.pay(waiting["order_id"])["status"] == "captured"
+
+
+def test_a_look_up_that_changes_nothing_is_no_update_to_readers(
+    quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    payment = pay(quiet, UNHEARD)
+    with monkeypatch.context() as patch:
+        patch.setattr(gateway, "look_up", unknown)
+        due(quiet, payment)
+        before = quiet.payment(payment)["updated_at"]
+        run_once(quiet, gateways)
+    assert quiet.payment(payment)["updated_at"] == before
