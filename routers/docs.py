@@ -386,8 +386,8 @@ def _is_first_of_this_run(data_dir: Path) -> bool:
     return True
 
 
-def _address(settings: Settings) -> str:
-    """Where the service listens, as far as this process can know."""
+def listens_on(settings: Settings) -> tuple[str, int]:
+    """The host and port that the service listens on, as far as this process can know."""
     host, port = settings.host, settings.port
     program = Path(sys.argv[0])
     if program.stem == "uvicorn" or program.parts[-2:] == ("uvicorn", "__main__.py"):
@@ -396,6 +396,11 @@ def _address(settings: Settings) -> str:
             "uvicorn", sys.argv[1:], resilient_parsing=True, auto_envvar_prefix="UVICORN"
         )
         host, port = context.params["host"], context.params["port"]
+    return host, port
+
+
+def _address(settings: Settings) -> str:
+    host, port = listens_on(settings)
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - every address of this machine
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
