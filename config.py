@@ -355,6 +355,12 @@ def _complete(settings: Settings) -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     path = settings.data_dir / "secrets.json"
     with open(path, "a+", opener=_owner_only) as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise ConfigurationError(
+                "DATA_DIR has a secrets.json that is open to other users:"
+                " make it private (chmod 600);"
+                " if somebody may have read it remove it, and new secrets are made"
+            )
         fcntl.flock(file, fcntl.LOCK_EX)  # several processes may start at once
         file.seek(0)
         kept: dict[str, str] = {}
