@@ -371,14 +371,13 @@ def _hmac_key(settings: Settings) -> Key:
 def _jwks_url(settings: Settings) -> str:
     """JWKS_URL decides whose tokens are good, so nobody on the way may change what it answers.
 
-    It is https, or does not leave this machine; development may use its container network.
+    It is https; development may use its container network.
     """
     try:
         url = httpx.URL(settings.jwks_url or "")
     except httpx.InvalidURL:
         raise ConfigurationError("JWKS_URL is not a URL") from None
-    private = not settings.production or url.host in ("localhost", "127.0.0.1", "::1")
-    if not url.host or url.scheme not in (("https", "http") if private else ("https",)):
+    if not url.host or url.scheme not in (("https",) if settings.production else ("https", "http")):
         raise ConfigurationError("JWKS_URL must be an https URL")
     return str(url)
 

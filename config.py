@@ -7,16 +7,26 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import ipaddress
 import json
 import os
 import secrets
+import socket
+from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from iso4217 import Currency
 from pydantic import Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import (
+    BaseSettings,
+    DotEnvSettingsSource,
+    EnvSettingsSource,
+    NoDecode,
+    SettingsConfigDict,
+)
 
 ROOT = Path(__file__).resolve().parent
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
@@ -35,6 +45,12 @@ GATEWAY_SECRETS = (
     "ADYEN_HMAC_KEY",
 )
 SECRET_LISTS = ("FINGERPRINT_KEY", "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
+# Whoever guesses one of these can sign. An API key that is wrong is refused by its gateway.
+HMAC_KEYS = (*SECRET_SETTINGS, "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
+MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
+
+HTTPS_SETTINGS = ("STRIPE_API_BASE", "PAYPAL_API_BASE", "ADYEN_API_BASE", "JWKS_URL")
+LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")  # as /etc/hosts has them
 
 
 class ConfigurationError(Exception):
@@ -159,6 +175,7 @@ def load_settings(**overrides: Any) -> Settings:
     Development makes the secrets it lacks once and keeps them under DATA_DIR; production refuses.
     Raises ConfigurationError, which names the variables and never their values.
     """
+    _refuse_empty_environment(overrides.get("_env_file", Settings.model_config["env_file"]))
     try:
         settings = Settings(**overrides)
     except ValidationError as error:
@@ -195,35 +212,129 @@ def _values(settings: Settings, name: str) -> list[str]:
     return split_keys(value) if name in SECRET_LISTS else [value]
 
 
+def _refuse_empty_environment(env_file: Any) -> None:
+    """`ENVIRONMENT=$UNKNOWN` in a deployment is a mistake that must not end in development."""
+    file = DotEnvSettingsSource(Settings, env_file=env_file, env_ignore_empty=False)
+    variables = EnvSettingsSource(Settings, env_ignore_empty=False)
+    if not {**file.env_vars, **variables.env_vars}.get("environment", "unset"):
+        raise ConfigurationError("ENVIRONMENT is empty: say development or production")
+
+
 def _refuse_unsafe(settings: Settings) -> None:
-    how = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
-    problems: list[str] = []
-    seen: dict[str, str] = {}
-    for name in _needed_secrets(settings):
-        values = _values(settings, name)
-        if not values:
-            problems.append(f"{name} is not set; {how}")
-        for value in values:
-            if EXAMPLE_SECRET_MARK in value:
-                problems.append(f"{name} is the one of .env.example; {how}")
-            elif len(value.encode()) < MIN_SECRET_BYTES:
-                problems.append(f"{name} is shorter than {MIN_SECRET_BYTES} bytes; {how}")
-            elif len(set(value)) < MIN_DIFFERENT_CHARACTERS:
-                problems.append(
-                    f"{name} has fewer than {MIN_DIFFERENT_CHARACTERS} different characters; {how}"
-                )
-            if value in seen:
-                problems.append(f"{name} repeats {seen[value]}; every secret is its own; {how}")
-            seen[value] = name
-    for name in GATEWAY_SECRETS:
-        for value in _values(settings, name):
-            if EXAMPLE_SECRET_MARK in value:
-                problems.append(f"{name} is the one of .env.example; use the one of your account")
-            if value in seen:
-                problems.append(f"{name} repeats {seen[value]}; every secret is its own")
-            seen[value] = name
+    """Raises ConfigurationError with everything that production must not run with."""
+    problems = [*_unsafe_secrets(settings), *_unsafe_addresses(settings)]
     if problems:
         raise ConfigurationError("; ".join(dict.fromkeys(problems)))
+
+
+def _unsafe_secrets(settings: Settings) -> Iterator[str]:
+    seen: dict[str, str] = {}
+    for name in (*_needed_secrets(settings), *GATEWAY_SECRETS):
+        is_ours = name in SECRET_SETTINGS
+        remedy = MAKE_ONE if is_ours else "use the one of your account"
+        values = _values(settings, name)
+        if is_ours and not values:
+            yield f"{name} is not set; {remedy}"
+        for value in values:
+            weakness = _weakness(name, value)
+            if weakness is not None:
+                yield f"{name} {weakness}; {remedy}"
+            if value in seen:
+                yield f"{name} repeats {seen[value]}; every secret is its own; {remedy}"
+            seen[value] = name
+
+
+def _weakness(name: str, value: str) -> str | None:
+    """Why this is no secret, or None if it may be one."""
+    if EXAMPLE_SECRET_MARK in value:
+        return "is the one of .env.example"
+    if name not in HMAC_KEYS:
+        return None
+    size = len(value) // 2 if name == "ADYEN_HMAC_KEY" else len(value.encode())  # hexadecimal
+    if size < MIN_SECRET_BYTES:
+        return f"is shorter than {MIN_SECRET_BYTES} bytes"
+    made = value.removeprefix("whsec_")  # all secrets of Stripe's webhooks begin like this
+    if len(set(made)) < MIN_DIFFERENT_CHARACTERS:
+        return f"has fewer than {MIN_DIFFERENT_CHARACTERS} different characters"
+    # Shifted by the length of its pattern, a repeated pattern is itself again.
+    if any(made.startswith(made[length:]) for length in range(1, len(made) // 2 + 1)):
+        return "is a repeated pattern"
+    return None
+
+
+def _unsafe_addresses(settings: Settings) -> Iterator[str]:
+    for name in HTTPS_SETTINGS:
+        url = getattr(settings, name.lower())
+        if url is not None and not _is_https(url):
+            yield f"{name} must be an https URL"
+    if settings.jwks_url is not None:
+        for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
+            if not getattr(settings, name.lower()):
+                yield f"{name} is not set; without it JWKS_URL lets in tokens made for others"
+    if any(_leads_back(host) for host in settings.paypal_cert_hosts):
+        yield "PAYPAL_CERT_HOSTS must not name loopback or link-local hosts"
+    if not all(_is_proxy(proxy) for proxy in settings.trusted_proxies):
+        yield "TRUSTED_PROXIES must be addresses or networks, not all of them and no names"
+    if any(origin.lower() in ("*", "null") for origin in settings.cors_origins):
+        yield "CORS_ORIGINS must name origins; * and null are anybody's"
+
+
+def _is_https(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
+    return parts.scheme == "https" and bool(parts.hostname)
+
+
+def _is_proxy(text: str) -> bool:
+    try:
+        return ipaddress.ip_network(text).prefixlen > 0  # of 0 bits: every address there is
+    except ValueError:
+        return False
+
+
+def _leads_back(host: str) -> bool:
+    address = _address(host)
+    return is_loopback(host) or (
+        address is not None and (address.is_link_local or address.is_unspecified)
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, by its name or address, is this machine as only it can reach itself."""
+    address = _address(host)
+    if address is None:
+        name = host.rstrip(".").lower()
+        return name in LOOPBACK_NAMES or name.endswith(".localhost")
+    return address.is_loopback
+
+
+def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    """The address that a host is written as; None for a name."""
+    text = host.strip("[]").partition("%")[0]
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        try:  # what resolvers take for one too, such as 127.1 and 0x7f000001
+            address = ipaddress.ip_address(socket.inet_aton(text))
+        except (OSError, ValueError):
+            return None
+    return getattr(address, "ipv4_mapped", None) or address
+
+
+def find_risks(settings: Settings, host: str) -> list[str]:
+    """What is allowed and yet worth a warning in the log. `host` is where the service listens."""
+    risks = []
+    if settings.production and settings.database_url is None:
+        risks.append("DATABASE_URL is not set: the embedded database has no replica and no backups")
+    if not settings.production and not is_loopback(host):
+        risks.append(
+            "HOST is not loopback, and ENVIRONMENT is development:"
+            " whoever can reach this machine can use what is meant for its developer"
+        )
+    return risks
 
 
 def _check_keys(settings: Settings) -> None:
@@ -244,6 +355,12 @@ def _complete(settings: Settings) -> None:
     settings.data_dir.mkdir(parents=True, exist_ok=True)
     path = settings.data_dir / "secrets.json"
     with open(path, "a+", opener=_owner_only) as file:
+        if os.fstat(file.fileno()).st_mode & 0o077:
+            raise ConfigurationError(
+                "DATA_DIR has a secrets.json that is open to other users:"
+                " make it private (chmod 600);"
+                " if somebody may have read it remove it, and new secrets are made"
+            )
         fcntl.flock(file, fcntl.LOCK_EX)  # several processes may start at once
         file.seek(0)
         kept: dict[str, str] = {}

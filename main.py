@@ -18,7 +18,7 @@ from starlette.middleware import Middleware
 
 import database
 from auth import TokenVerifier
-from config import ConfigurationError, Settings, get_settings
+from config import ConfigurationError, Settings, find_risks, get_settings
 from gateways.registry import Gateways
 from middleware.access_log import AccessLog
 from middleware.body_limit import BodyLimit
@@ -47,6 +47,8 @@ from workers.loop import Workers
 from workers.roles import Resources
 
 VERSION = "0.1.0"
+
+log = logs.get_logger()
 
 
 def create_app(
@@ -131,6 +133,8 @@ def _cors(settings: Settings) -> list[Middleware]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
+    for risk in find_risks(settings, docs.listens_on(settings)[0]):
+        log.warning("settings.risk", risk=risk)
     # The embedded server and the migrations block for a moment; nothing else runs yet.
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits

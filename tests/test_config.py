@@ -124,6 +124,8 @@ def test_tokens_of_an_issuer_need_its_keys_and_not_ours(tmp_path: Path) -> None:
             environment="production",
             algorithm=algorithm,
             jwks_url="https://issuer.example/keys",
+            jwt_issuer="https://issuer.example/",
+            jwt_audience="estore-payments",
             fingerprint_key=OTHER,
         )
         assert settings.secret_key is None

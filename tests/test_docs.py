@@ -59,7 +59,9 @@ def without_tokens(request: pytest.FixtureRequest, tmp_path: Path) -> Settings:
 def ask(app: FastAPI, path: str, method: str = "GET", **headers: str) -> httpx.Response:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://localhost:8000"
+        ) as client:
             return await client.request(method, path, headers=headers)
 
     return asyncio.run(run())
