@@ -65,6 +65,7 @@ class Settings(BaseSettings):
     jwks_url: str | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+    jwt_max_lifetime: int = Field(default=86_400, ge=1, le=31_536_000)
     fingerprint_key: SecretStr | None = None
 
     host: str = "127.0.0.1"
