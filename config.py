@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +43,10 @@ class ConfigurationError(Exception):
 
 
 Names = Annotated[list[str], NoDecode]
+_ORIGIN = re.compile(
+    r"(?!http:.*:80$)(?!https:.*:443$)https?://(?:[a-z0-9_.-]+|\[[0-9a-f:]+\])(?::[1-9][0-9]{0,4})?",
+    re.ASCII,
+)
 
 
 class Settings(BaseSettings):
@@ -74,6 +79,7 @@ class Settings(BaseSettings):
     run_workers: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     cors_origins: Names = []
+    return_url_origins: Names = []
     trusted_proxies: Names = ["127.0.0.1"]
 
     default_currency: str = "USD"
@@ -107,12 +113,28 @@ class Settings(BaseSettings):
     adyen_api_base: str | None = None
 
     @field_validator(
-        "cors_origins", "trusted_proxies", "gateways", "paypal_cert_hosts", mode="before"
+        "cors_origins",
+        "return_url_origins",
+        "trusted_proxies",
+        "gateways",
+        "paypal_cert_hosts",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("return_url_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        # Compared to the letter with the origins of addresses, as browsers write those.
+        if not all(_ORIGIN.fullmatch(origin) for origin in value):
+            raise ValueError(
+                "each is an origin such as https://shop.example: lower case, no path, and a port"
+                " only where it is not the scheme's own"
+            )
         return value
 
     @field_validator("data_dir", "routes", "paypal_ca_file")

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Body, Query, Request, Response
 
 import crud
+import fields
 import schemas
 from auth import CurrentUser
+from config import Settings
 from database import SessionDep
 from errors import (
     AmountExceedsRemaining,
@@ -27,7 +29,7 @@ from errors import (
 from routers.lists import Id, next_page, whose
 from routers.permissions import require_managed_payment, require_order, require_payment
 from routers.problems import owned, problems
-from routers.route import AskingDep, ContextDep, ServiceRoute, permission
+from routers.route import AskingDep, ContextDep, ServiceRoute, SettingsDep, permission
 from services import payments, refunds, reviews
 
 router = APIRouter(tags=["Payments"], route_class=ServiceRoute)
@@ -74,6 +76,7 @@ def pay_order(
     session: SessionDep,
     context: ContextDep,
     asking: AskingDep,
+    settings: SettingsDep,
     order_id: Id,
     data: Annotated[
         schemas.PaymentCreate | None,
@@ -90,7 +93,9 @@ def pay_order(
     ] = None,
 ) -> Any:
     """One charge per order. A decline is 402, and the order may be paid with another method."""
-    return payments.pay(session, context, asking, order_id, data or schemas.PaymentCreate())
+    data = data or schemas.PaymentCreate()
+    _check_return_url(settings, data.return_url)
+    return payments.pay(session, context, asking, order_id, data)
 
 
 @router.get(
@@ -329,3 +334,12 @@ def get_refund(session: SessionDep, user: CurrentUser, payment_id: Id, refund_id
     """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
     crud.require_payment(session, payment_id, user.payments_of)
     return crud.require_refund(session, payment_id, refund_id)
+
+
+def _check_return_url(settings: Settings, return_url: str | None) -> None:
+    """Raises InvalidRequest for an address that shoppers are not sent to from here."""
+    allowed = settings.return_url_origins
+    if return_url is not None and allowed and fields.web_origin(return_url) not in allowed:
+        raise InvalidRequest.of(
+            "return_url", "return_url_origin", "Shoppers may not be sent to this origin"
+        )
