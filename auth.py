@@ -18,7 +18,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from jose import jwk, jwt
 from jose.backends.base import Key
 from jose.exceptions import JWKError
-from jose.utils import base64_to_long, base64url_decode
+from jose.utils import base64_to_long, base64url_decode, base64url_encode
 
 from config import MIN_SECRET_BYTES, ConfigurationError, Settings
 from domain.access import Principal
@@ -40,6 +40,13 @@ JWKS_TIMEOUT = 3.0
 MAX_JWKS = 64 * 1024
 MIN_RSA_BITS = 2048  # RFC 7518 §3.3
 KEY_TYPES = {"RS256": ("RSA", ("n", "e")), "ES256": ("EC", ("crv", "x", "y"))}
+
+# RFC 7519 §5.1 and RFC 9068 §4; media types are compared in lower case (RFC 7515 §4.1.9).
+TOKEN_TYPES = {"jwt", "at+jwt", "application/at+jwt"}
+# Keys of Infineon's chips (CVE-2017-15361) can be factored. Modulo each of these primes such a
+# modulus is a power of 65537; of all others one in 2**27 is.
+ROCA_PRIMES = [n for n in range(3, 168) if all(n % divisor for divisor in range(2, n))]
+ROCA_RESIDUES = [(p, {pow(65537, power, p) for power in range(p)}) for p in ROCA_PRIMES]
 
 COMPACT_JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 SCOPE = re.compile(r"[\x20\x21\x23-\x5B\x5D-\x7E]*")  # RFC 6749 §3.3
@@ -95,6 +102,9 @@ class TokenVerifier:
             raise Unauthenticated(f"The token is not signed with {self._settings.algorithm}.")
         if "crit" in header:  # RFC 7515 §4.1.11: what we do not understand, we refuse
             raise Unauthenticated("The token demands extensions (`crit`), and none is supported.")
+        kind = header.get("typ", "JWT")
+        if not (isinstance(kind, str) and kind.lower() in TOKEN_TYPES):
+            raise Unauthenticated("The token's `typ` is neither JWT nor at+jwt.")
         if not isinstance(header.get("kid", ""), str):
             raise Unauthenticated("The token's `kid` must be a string.")
         return header.get("kid")
@@ -111,6 +121,11 @@ class TokenVerifier:
         for name in ("nbf", "iat"):
             if name in claims and _seconds(claims, name) > time.time() + LEEWAY:
                 raise Unauthenticated(f"The token is not valid yet: `{name}` lies in the future.")
+        # One that does not say when it was issued cannot be younger than it is now.
+        issued_at = _seconds(claims, "iat") if "iat" in claims else time.time() + LEEWAY
+        longest = self._settings.jwt_max_lifetime
+        if expires_at - issued_at > longest:
+            raise Unauthenticated(f"The token is valid for more than {longest} seconds.")
         issuer, audience = self._settings.jwt_issuer, self._settings.jwt_audience
         if issuer is not None and claims.get("iss") != issuer:
             raise Unauthenticated("The token's `iss` is not the issuer that this service trusts.")
@@ -134,7 +149,7 @@ def mint(
     scope: str = "",
     lifetime: timedelta = timedelta(hours=12),  # a working day of trying things out
 ) -> str:
-    """A token for `user_id`, signed with SECRET_KEY.
+    """A token for `user_id`, signed with SECRET_KEY, valid for `lifetime` or JWT_MAX_LIFETIME.
 
     Raises ValueError when the user id or the scope is not valid, or when tokens come from an
     issuer (RS256, ES256), whose private key is not ours to have.
@@ -150,7 +165,7 @@ def mint(
         "sub": user_id,
         "scope": scope,
         "iat": now,
-        "exp": now + int(lifetime.total_seconds()),
+        "exp": now + min(int(lifetime.total_seconds()), settings.jwt_max_lifetime),
         "iss": settings.jwt_issuer,
         "aud": settings.jwt_audience,
     }
@@ -320,9 +335,13 @@ def _bearer_token(authorization: str | None) -> str:
 
 def _decoded(part: str, name: str) -> bytes:
     try:
-        return base64url_decode(part.encode())
+        data = base64url_decode(part.encode())
     except ValueError:
-        raise Unauthenticated(f"The token's {name} is not base64url.") from None
+        data = b""  # no part is empty
+    # Another last letter may stand for the same bytes; then one token would have many spellings.
+    if base64url_encode(data).decode() != part:
+        raise Unauthenticated(f"The token's {name} is not base64url.")
+    return data
 
 
 def _json_object(part: str, name: str) -> dict[str, Any]:
@@ -390,6 +409,13 @@ def _public_keys(document: Any, algorithm: str) -> list[tuple[str | None, Key]]:
     return [(entry.get("kid"), key) for entry, key in found if key is not None]
 
 
+def _is_strong(modulus: int) -> bool:
+    """Whether an RSA key is long enough and not one that Infineon's chips made."""
+    return modulus.bit_length() >= MIN_RSA_BITS and not all(
+        modulus % prime in residues for prime, residues in ROCA_RESIDUES
+    )
+
+
 def _public_key(entry: Any, algorithm: str) -> Key | None:
     kty, parts = KEY_TYPES[algorithm]
     try:
@@ -402,7 +428,7 @@ def _public_key(entry: Any, algorithm: str) -> Key | None:
             and all(isinstance(entry[part], str) for part in parts)
             and entry.get("crv", "P-256") == "P-256"
             and "d" not in entry  # a private key for all to read: anyone may sign with it
-            and (kty != "RSA" or base64_to_long(entry["n"]).bit_length() >= MIN_RSA_BITS)
+            and (kty != "RSA" or _is_strong(base64_to_long(entry["n"])))
         )
         return jwk.construct(entry, algorithm) if fits else None
     except Exception:  # jose and cryptography have many ways to say that this is no key

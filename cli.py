@@ -30,8 +30,6 @@ from services import invariants as invariant_checks
 from services.history import By
 from services.reconcile import LookupRules
 
-MOST_HOURS = 24 * 365  # who needs a token for longer needs an issuer
-
 # The guards of proof/guards.py, which a test compares with these.
 GUARD_NAMES = [
     "unique-live-payment",
@@ -46,10 +44,12 @@ GUARD_NAMES = [
 
 def token(arguments: argparse.Namespace) -> int:
     """Print a token for the running settings, and nothing else."""
-    if not 0 < arguments.hours <= MOST_HOURS:  # NaN is not, either
-        raise ValueError(f"--hours is more than 0 and at most {MOST_HOURS}")
-    lifetime = timedelta(hours=arguments.hours)
-    print(auth.mint(get_settings(), arguments.user, arguments.scope, lifetime))
+    settings = get_settings()
+    most = settings.jwt_max_lifetime / 3600
+    hours = min(24, most) if arguments.hours is None else arguments.hours
+    if not 0 < hours <= most:  # NaN is not, either
+        raise ValueError(f"--hours is more than 0 and at most {most:g} (JWT_MAX_LIFETIME)")
+    print(auth.mint(settings, arguments.user, arguments.scope, timedelta(hours=hours)))
     return 0
 
 
@@ -172,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
     command = subcommands.add_parser("token", help="print a JWT for the running settings")
     command.add_argument("--user", required=True, help="the user id (`sub`)")
     command.add_argument("--scope", default="", help="space-separated scopes")
-    command.add_argument("--hours", type=float, default=24, help="how long it is valid")
+    command.add_argument("--hours", type=float, help="how long it is valid, 24 by default")
     command.set_defaults(run=token)
 
     command = subcommands.add_parser("migrate", help="bring the schema up to date")

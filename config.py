@@ -10,6 +10,7 @@ import fcntl
 import ipaddress
 import json
 import os
+import re
 import secrets
 import socket
 from collections.abc import Iterator
@@ -58,6 +59,10 @@ class ConfigurationError(Exception):
 
 
 Names = Annotated[list[str], NoDecode]
+_ORIGIN = re.compile(
+    r"(?!http:.*:80$)(?!https:.*:443$)https?://(?:[a-z0-9_.-]+|\[[0-9a-f:]+\])(?::[1-9][0-9]{0,4})?",
+    re.ASCII,
+)
 
 
 class Settings(BaseSettings):
@@ -81,6 +86,7 @@ class Settings(BaseSettings):
     jwks_url: str | None = None
     jwt_issuer: str | None = None
     jwt_audience: str | None = None
+    jwt_max_lifetime: int = Field(default=86_400, ge=1, le=31_536_000)
     fingerprint_key: SecretStr | None = None
 
     host: str = "127.0.0.1"
@@ -89,6 +95,7 @@ class Settings(BaseSettings):
     run_workers: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     cors_origins: Names = []
+    return_url_origins: Names = []
     trusted_proxies: Names = ["127.0.0.1"]
 
     default_currency: str = "USD"
@@ -122,12 +129,28 @@ class Settings(BaseSettings):
     adyen_api_base: str | None = None
 
     @field_validator(
-        "cors_origins", "trusted_proxies", "gateways", "paypal_cert_hosts", mode="before"
+        "cors_origins",
+        "return_url_origins",
+        "trusted_proxies",
+        "gateways",
+        "paypal_cert_hosts",
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("return_url_origins")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        # Compared to the letter with the origins of addresses, as browsers write those.
+        if not all(_ORIGIN.fullmatch(origin) for origin in value):
+            raise ValueError(
+                "each is an origin such as https://shop.example: lower case, no path, and a port"
+                " only where it is not the scheme's own"
+            )
         return value
 
     @field_validator("data_dir", "routes", "paypal_ca_file")

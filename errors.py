@@ -7,6 +7,7 @@ these classes, so what is documented is what is raised.
     ├── InvalidRequest              400  invalid_request
     │   ├── PaymentMethodNotFound   400  payment_method_not_found
     │   ├── CardNumberNotAccepted   400  card_number_not_accepted
+    │   ├── CardNumberNotAllowed    400  card_number_not_allowed
     │   └── IdempotencyKeyInvalid   400  idempotency_key_invalid
     ├── InvalidSignature            400  invalid_signature
     ├── Unauthenticated             401  unauthenticated
@@ -165,6 +166,26 @@ class CardNumberNotAccepted(InvalidRequest):
     code = "card_number_not_accepted"
     hint = "Let the gateway's own form collect the card, and send `details.token` instead."
     example: ClassVar[Mapping[str, Any]] = {"gateway": "stripe"}
+
+
+class CardNumberNotAllowed(InvalidRequest):
+    """There is a card number where none belongs.
+
+    A text that people type, or a header, holds a card number; `errors` names the place. It was not
+    kept. Card numbers go into `details.card_number` and nowhere else.
+    """
+
+    code = "card_number_not_allowed"
+    hint = "Take the number out of every field listed in `errors` and send the request again."
+    example: ClassVar[Mapping[str, Any]] = {
+        "errors": [
+            {
+                "field": "metadata.note",
+                "code": "card_number_not_allowed",
+                "message": "This holds a card number; take it out",
+            }
+        ]
+    }
 
 
 class IdempotencyKeyInvalid(InvalidRequest):

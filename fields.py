@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import re
 from datetime import date, datetime, timedelta, timezone
+from ipaddress import IPv6Address
 from typing import Annotated, Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote_plus
 
 import email_validator
 import stdnum.exceptions
@@ -26,6 +27,7 @@ from pydantic_extra_types.payment import PaymentCardNumber
 from stdnum import iban
 
 from domain.money import EXPONENTS, MAX_AMOUNT, MIN_AMOUNT
+from observability.card_numbers import holds_card_number
 
 MAX_ID = 2**63 - 1
 MAX_QUANTITY = 2**53 - 1  # the largest integer that every JSON reader keeps exactly (RFC 8259 §6)
@@ -50,8 +52,20 @@ def _text(value: str) -> str:
 
 Text = Annotated[str, AfterValidator(_text)]
 Name = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
-MetadataKey = Annotated[Text, StringConstraints(min_length=1, max_length=40)]
-MetadataValue = Annotated[Text, StringConstraints(max_length=500)]
+
+
+def _no_card_number(value: str) -> str:
+    if holds_card_number(value):
+        raise wrong("card_number_not_allowed", "This holds a card number; take it out")
+    return value
+
+
+# What people type. An identifier of the store's own, such as a product id, is left alone.
+NoCardNumber = AfterValidator(_no_card_number)
+TypedName = Annotated[Name, NoCardNumber]
+Note = Annotated[Text, StringConstraints(min_length=1, max_length=500), NoCardNumber]
+MetadataKey = Annotated[Text, StringConstraints(min_length=1, max_length=40), NoCardNumber]
+MetadataValue = Annotated[Text, StringConstraints(max_length=500), NoCardNumber]
 Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=20)]
 
 MinorUnits = Annotated[
@@ -201,7 +215,7 @@ Country = Annotated[
 ]
 CardNumber = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_card_number)]
 Cvc = Annotated[Text, StringConstraints(max_length=8), AfterValidator(_cvc)]
-Email = Annotated[Text, StringConstraints(max_length=254), AfterValidator(_email)]
+Email = Annotated[Text, StringConstraints(max_length=254), NoCardNumber, AfterValidator(_email)]
 Iban = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_iban)]
 ExpiryMonth = Annotated[int, Field(ge=1, le=12)]
 ExpiryYear = Annotated[int, Field(ge=2000, le=9999)]
@@ -210,10 +224,37 @@ ExpiryYear = Annotated[int, Field(ge=2000, le=9999)]
 # Payments ---------------------------------------------------------------------------------------
 
 
+# Stricter than any reader of addresses, so that none finds another host in it than we do: no user
+# or password, no backslash, a host of ASCII characters.
+_WEB_ADDRESS = re.compile(
+    r"(https?)://([a-z0-9_](?:[a-z0-9_-]|\.(?!\.))*|\[[0-9a-f:.]+\])(?::([1-9][0-9]{0,4}))?"
+    r"(?![^/?#])[^\\ \"<>^`{|}]*",
+    re.ASCII | re.IGNORECASE,
+)
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
+
+
+def web_origin(address: str) -> str | None:
+    """Where an absolute http or https address leads (RFC 6454); None when it is none."""
+    match = _WEB_ADDRESS.fullmatch(address)
+    if match is None or not address.isprintable():
+        return None
+    scheme, host, port = match[1].lower(), match[2].lower(), match[3]
+    if host.startswith("["):
+        try:
+            IPv6Address(host[1:-1])
+        except ValueError:
+            return None
+    if port is None or port == _DEFAULT_PORTS[scheme]:
+        return f"{scheme}://{host}"
+    return f"{scheme}://{host}:{port}" if int(port) <= 65_535 else None
+
+
 def _return_url(value: str) -> str:
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname or not value.isprintable():
-        raise wrong("url", "Use an absolute http or https address")
+    _no_card_number(value)
+    _no_card_number(unquote_plus(value))
+    if web_origin(value) is None:
+        raise wrong("url", "Use an absolute http or https address, without user and password")
     return value
 
 

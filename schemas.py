@@ -46,12 +46,13 @@ from fields import (
     MinorUnits,
     Moment,
     Name,
+    Note,
     QueryFlag,
     QueryInteger,
     ReturnedValue,
     ReturnUrl,
-    Text,
     Timestamp,
+    TypedName,
     wrong,
 )
 from fields import card_brand as card_brand
@@ -77,13 +78,14 @@ PaymentType = Literal["card", "paypal", "bank_account"]
 
 class CardByNumber(In):
     card_number: CardNumber = Field(
+        repr=False,
         description="12 to 19 digits; spaces and dashes are allowed. Never stored.",
         examples=["4242 4242 4242 4242"],
     )
     exp_month: ExpiryMonth = Field(examples=[12])
     exp_year: ExpiryYear = Field(description="Four digits.", examples=[2030])
-    cvc: Cvc | None = Field(default=None, description="3 or 4 digits. Never stored.")
-    cardholder_name: Name | None = None
+    cvc: Cvc | None = Field(default=None, repr=False, description="3 or 4 digits. Never stored.")
+    cardholder_name: TypedName | None = None
 
     @field_validator("exp_year")
     @classmethod
@@ -94,16 +96,18 @@ class CardByNumber(In):
 
 
 class ByToken(In):
-    token: Name = Field(description="The gateway's own token.", examples=["tok_success"])
+    token: Name = Field(
+        repr=False, description="The gateway's own token.", examples=["tok_success"]
+    )
 
 
 class PaypalByEmail(In):
-    email: Email
+    email: Email = Field(repr=False)
 
 
 class BankAccountDetails(In):
-    iban: Iban = Field(examples=["DE89 3704 0044 0532 0130 00"])
-    account_holder: Name
+    iban: Iban = Field(repr=False, examples=["DE89 3704 0044 0532 0130 00"])
+    account_holder: TypedName
 
 
 def _by(details: Any) -> str:
@@ -185,7 +189,7 @@ PaymentMethodCreate = Annotated[
 class CardUpdate(In):
     exp_month: ExpiryMonth | None = None
     exp_year: ExpiryYear | None = None
-    cardholder_name: Name | None = None
+    cardholder_name: TypedName | None = None
 
 
 class PaymentMethodUpdate(In):
@@ -301,7 +305,7 @@ class VoidCreate(In):
 
 class RefundCreate(In):
     amount: Amount | None = Field(default=None, description="What is left, by default.")
-    reason: Annotated[Text, StringConstraints(min_length=1, max_length=500)] | None = None
+    reason: Note | None = None
     allow_disputed: bool = Field(
         default=False,
         description="Refund although a dispute is open or lost: the shopper may get it twice.",
@@ -317,13 +321,13 @@ class ReviewCreate(In):
     amount: Amount | None = Field(
         default=None, description="What was captured: all of it, by default."
     )
-    gateway_reference: Annotated[Text, StringConstraints(min_length=1, max_length=255)] | None = (
-        Field(default=None, description="The gateway's id of the charge, if we do not know it.")
+    gateway_reference: TypedName | None = Field(
+        default=None, description="The gateway's id of the charge, if we do not know it."
     )
     refund_id: Annotated[int, Field(ge=1, le=MAX_ID)] | None = Field(
         default=None, description="With `refunded` or `not_refunded`: which refund."
     )
-    note: Annotated[Text, StringConstraints(min_length=1, max_length=500)] = Field(
+    note: Note = Field(
         description="Where you looked and what you saw; kept in the payment's history."
     )
 

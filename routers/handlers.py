@@ -14,6 +14,7 @@ from starlette.routing import Match
 
 from errors import (
     BodyTooLarge,
+    CardNumberNotAllowed,
     DatabaseUnavailable,
     FieldError,
     InternalError,
@@ -104,7 +105,9 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         )
         for problem in problems
     ]
-    return _answer(request, InvalidRequest(errors=errors))
+    holds_card_number = any(error["code"] == CardNumberNotAllowed.code for error in errors)
+    kind = CardNumberNotAllowed if holds_card_number else InvalidRequest
+    return _answer(request, kind(errors=errors))
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -155,6 +158,8 @@ def _named(problem: dict[str, Any]) -> list[str]:
 
 def _field(location: Sequence[Any]) -> str:
     """The place of an error as the client wrote it: details.card_number."""
+    if location[-1] == "[key]":  # what is wrong with a key is put down to what it is a key of
+        location = location[:-2]
     parts = [
         str(part) if isinstance(part, int) else field_name(part)
         for part in location[1:]  # the first says body or query

@@ -19,8 +19,9 @@ from errors import (
     PaymentMethodNotFound,
 )
 from routers.lists import Id, next_page, whose
+from routers.permissions import require_order, require_owner
 from routers.problems import owned, problems
-from routers.route import AskingDep, ContextDep, ServiceRoute, SettingsDep
+from routers.route import AskingDep, ContextDep, ServiceRoute, SettingsDep, permission
 from services import orders
 
 router = APIRouter(prefix="/orders", tags=["Orders"], route_class=ServiceRoute)
@@ -57,6 +58,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
     summary="Place an order",
     responses=problems(Forbidden, PaymentMethodNotFound, body=True),
 )
+@permission(require_owner)
 def create_order(
     session: SessionDep,
     context: ContextDep,
@@ -105,6 +107,7 @@ def get_order(session: SessionDep, user: CurrentUser, order_id: Id) -> Any:
     summary="Move an order",
     responses=owned(InvalidStatusTransition, PaymentInProgress, body=True),
 )
+@permission(require_order)
 def set_order_status(
     session: SessionDep,
     context: ContextDep,

@@ -20,8 +20,9 @@ from errors import (
     PaymentMethodDeclined,
 )
 from routers.lists import Id, next_page, whose
+from routers.permissions import require_owner
 from routers.problems import owned, problems
-from routers.route import ContextDep, GatewaysDep, ServiceRoute, SettingsDep
+from routers.route import ContextDep, GatewaysDep, ServiceRoute, SettingsDep, permission
 from services import payment_methods
 
 router = APIRouter(prefix="/payment-methods", tags=["Payment methods"], route_class=ServiceRoute)
@@ -80,6 +81,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
         body=True,
     ),
 )
+@permission(require_owner)
 def create_payment_method(
     session: SessionDep,
     context: ContextDep,

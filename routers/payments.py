@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Query, Request, Response
-from sqlalchemy.orm import Session
 
 import crud
+import fields
 import schemas
-from auth import CurrentUser, require_scope
-from database import SessionDep, phase
-from domain.access import PAYMENTS_MANAGE
+from auth import CurrentUser
+from config import Settings
+from database import SessionDep
 from errors import (
     AmountExceedsRemaining,
     Forbidden,
@@ -27,10 +27,10 @@ from errors import (
     PaymentMethodNotFound,
 )
 from routers.lists import Id, next_page, whose
+from routers.permissions import require_managed_payment, require_order, require_payment
 from routers.problems import owned, problems
-from routers.route import AskingDep, ContextDep, ServiceRoute
+from routers.route import AskingDep, ContextDep, ServiceRoute, SettingsDep, permission
 from services import payments, refunds, reviews
-from services.context import Context
 
 router = APIRouter(tags=["Payments"], route_class=ServiceRoute)
 
@@ -71,10 +71,12 @@ MANAGED = owned(*MANAGED_ERRORS, body=True)
         body=True,
     ),
 )
+@permission(require_order)
 def pay_order(
     session: SessionDep,
     context: ContextDep,
     asking: AskingDep,
+    settings: SettingsDep,
     order_id: Id,
     data: Annotated[
         schemas.PaymentCreate | None,
@@ -91,7 +93,9 @@ def pay_order(
     ] = None,
 ) -> Any:
     """One charge per order. A decline is 402, and the order may be paid with another method."""
-    return payments.pay(session, context, asking, order_id, data or schemas.PaymentCreate())
+    data = data or schemas.PaymentCreate()
+    _check_return_url(settings, data.return_url)
+    return payments.pay(session, context, asking, order_id, data)
 
 
 @router.get(
@@ -154,6 +158,7 @@ def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
     summary="The shopper is back from a redirect",
     responses=PENDING | owned(GatewayUnavailable, body=True),
 )
+@permission(require_payment)
 def confirm_payment(
     session: SessionDep,
     context: ContextDep,
@@ -187,6 +192,7 @@ def confirm_payment(
     summary="Capture an authorized payment",
     responses=PENDING | MANAGED,
 )
+@permission(require_managed_payment)
 def capture_payment(
     session: SessionDep,
     context: ContextDep,
@@ -203,7 +209,6 @@ def capture_payment(
     ] = None,
 ) -> Any:
     """Takes the money that is held, all of it or `amount`. Needs the scope `payments:manage`."""
-    _require_managed(session, context, payment_id)
     amount = data.amount if data is not None else None
     return payments.capture(session, context, asking, payment_id, amount)
 
@@ -215,6 +220,7 @@ def capture_payment(
     summary="Void an authorized payment",
     responses=PENDING | MANAGED,
 )
+@permission(require_managed_payment)
 def void_payment(
     session: SessionDep,
     context: ContextDep,
@@ -226,7 +232,6 @@ def void_payment(
     ] = None,
 ) -> Any:
     """Releases the money that is held. Needs the scope `payments:manage`."""
-    _require_managed(session, context, payment_id)
     return payments.void(session, context, asking, payment_id)
 
 
@@ -238,6 +243,7 @@ def void_payment(
     summary="Refund a captured payment",
     responses=PENDING_REFUND | owned(*MANAGED_ERRORS, PaymentDisputed, body=True),
 )
+@permission(require_managed_payment)
 def refund_payment(
     session: SessionDep,
     context: ContextDep,
@@ -257,7 +263,6 @@ def refund_payment(
     ] = None,
 ) -> Any:
     """Never more than was captured, however many arrive at once. Needs `payments:manage`."""
-    _require_managed(session, context, payment_id)
     return refunds.refund(session, context, asking, payment_id, data or schemas.RefundCreate())
 
 
@@ -268,6 +273,7 @@ def refund_payment(
     summary="End the review of a payment",
     responses=owned(InvalidStatusTransition, AmountExceedsRemaining, body=True),
 )
+@permission(require_managed_payment)
 def review_payment(
     session: SessionDep,
     context: ContextDep,
@@ -293,7 +299,6 @@ def review_payment(
     ],
 ) -> Any:
     """Settles the payment as if the gateway had said it. Needs the scope `payments:manage`."""
-    _require_managed(session, context, payment_id)
     return reviews.end(session, context, payment_id, data)
 
 
@@ -331,8 +336,10 @@ def get_refund(session: SessionDep, user: CurrentUser, payment_id: Id, refund_id
     return crud.require_refund(session, payment_id, refund_id)
 
 
-def _require_managed(session: Session, context: Context, payment_id: int) -> None:
-    """Raises NotFound for a payment the caller may not see, Forbidden for one they may only see."""
-    with phase(session):
-        crud.require_payment(session, payment_id, context.principal.payments_of)
-    require_scope(context.principal, PAYMENTS_MANAGE)
+def _check_return_url(settings: Settings, return_url: str | None) -> None:
+    """Raises InvalidRequest for an address that shoppers are not sent to from here."""
+    allowed = settings.return_url_origins
+    if return_url is not None and allowed and fields.web_origin(return_url) not in allowed:
+        raise InvalidRequest.of(
+            "return_url", "return_url_origin", "Shoppers may not be sent to this origin"
+        )

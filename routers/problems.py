@@ -6,6 +6,7 @@ from typing import Any
 
 from errors import (
     BodyTooLarge,
+    CardNumberNotAllowed,
     DatabaseUnavailable,
     Forbidden,
     IdempotencyInProgress,
@@ -24,6 +25,7 @@ PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 _ALWAYS = (InternalError, Overloaded, DatabaseUnavailable)
 _BODY = (
     InvalidRequest,
+    CardNumberNotAllowed,
     IdempotencyKeyInvalid,
     IdempotencyInProgress,
     BodyTooLarge,

@@ -10,7 +10,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import POOL_SIZE, repeat
+from database import POOL_SIZE, phase, repeat
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -36,6 +36,10 @@ DATABASE_THREADS = POOL_SIZE
 # stalls takes nothing from the requests that only read.
 # One gateway's guard takes 120 of them at most (see gateways/guard.py), so two may stall at once.
 GATEWAY_THREADS = 256
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+# What is checked before an endpoint runs, and before a stored answer of it is repeated.
+PERMISSIONS: dict[Callable[..., Any], Callable[..., None]] = {}
 
 # A limiter belongs to its event loop.
 _limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("limiters")
@@ -69,6 +73,20 @@ class PublicRoute(ServiceRoute):
     """A route for everybody."""
 
     public = True
+
+
+def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
+    """Let `check` say first whether the caller may call this endpoint at all.
+
+    The token that repeats a request may have fewer scopes than the one that made it. `check` takes
+    arguments of the endpoint by their names, and raises NotFound or Forbidden.
+    """
+
+    def register(endpoint: Endpoint) -> Endpoint:
+        PERMISSIONS[endpoint] = check
+        return endpoint
+
+    return register
 
 
 def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
@@ -107,12 +125,24 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
     if session is None:
         return work()
     try:
-        result = (
-            repeat(session, work) if context is None else idempotency.run(session, context, work)
-        )
+        if context is None:
+            result = repeat(session, work)
+        else:
+            _check_permission(session, endpoint, arguments)
+            result = idempotency.run(session, context, work)
     finally:
         session.close()
     return _response(result) if isinstance(result, Answer) else result
+
+
+def _check_permission(
+    session: Session, endpoint: Callable[..., Any], arguments: dict[str, Any]
+) -> None:
+    check = PERMISSIONS.get(endpoint)
+    if check is not None:
+        with phase(session):
+            check(**{name: arguments[name] for name in inspect.signature(check).parameters})
+        session.info.pop("committed", None)  # nothing was written: the work may be repeated
 
 
 def _response(answer: Answer) -> Response:

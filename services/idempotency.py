@@ -22,11 +22,14 @@ import crud
 import schemas
 from database import phase, repeat
 from errors import (
+    CardNumberNotAllowed,
+    FieldError,
     IdempotencyInProgress,
     IdempotencyKeyInvalid,
     IdempotencyKeyReused,
     ServiceError,
 )
+from observability.card_numbers import holds_card_number
 from services.context import Answer, Context, Key
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
@@ -36,7 +39,9 @@ REPLAYED = {"Idempotent-Replayed": "true"}
 def read_key(
     values: Sequence[str], method: str, path: str, body: Any, keys: Sequence[bytes]
 ) -> Key | None:
-    """The key of a request from its header's values. Raises IdempotencyKeyInvalid.
+    """The key of a request from its header's values.
+
+    Raises IdempotencyKeyInvalid, and CardNumberNotAllowed for one that would be kept.
 
     The fingerprint is keyed (`keys`: FINGERPRINT_KEY), because a body may hold a card number. It
     leaves out the CVC: whoever knew the key and the rest of the body would need a thousand tries.
@@ -45,6 +50,16 @@ def read_key(
         return None
     if len(values) > 1 or not _KEY.fullmatch(values[0]) or not values[0].strip():
         raise IdempotencyKeyInvalid
+    if holds_card_number(values[0]):
+        raise CardNumberNotAllowed(
+            errors=[
+                FieldError(
+                    field="Idempotency-Key",
+                    code=CardNumberNotAllowed.code,
+                    message="This holds a card number; use a random key",
+                )
+            ]
+        )
     value = json.dumps(_without_cvc(body), sort_keys=True, separators=(",", ":"))
     request = f"idempotency\n{method}\n{path}\n{value}".encode()
     return Key(values[0], [hmac.new(key, request, hashlib.sha256).hexdigest() for key in keys])

@@ -28,6 +28,7 @@ DOCUMENTED = {
     "payment_method_not_found": 400,
     "idempotency_key_invalid": 400,
     "card_number_not_accepted": 400,
+    "card_number_not_allowed": 400,
     "invalid_signature": 400,
     "unauthenticated": 401,
     "payment_declined": 402,

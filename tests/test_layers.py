@@ -46,7 +46,13 @@ COMMANDS = {("cli", "proof"), ("cli", "tests")}  # but for the commands that sta
 # on these of their own only. Inside the other packages modules may build on each other, as parts
 # of one thing do (crud, services, workers), as long as no import leads back.
 MANY_OF_A_KIND = {
-    "routers": {"route", "problems", "lists", "json_body"},  # what all resources have in common
+    "routers": {
+        "route",
+        "permissions",
+        "problems",
+        "lists",
+        "json_body",
+    },  # what all resources have in common
     "middleware": set[str](),
     "gateways": {"base", "transport"},  # the contract, and HTTP
     "domain": {"states"},  # the words of them all
