@@ -39,11 +39,14 @@ def wrong(code: str, message: str, field: str | None = None) -> PydanticCustomEr
     return PydanticCustomError(code, message, {"field": field} if field else None)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _text(value: str) -> str:
     """Text that PostgreSQL and UTF-8 can hold."""
     if "\0" in value:
         raise wrong("text_nul", "Text cannot hold the NUL character")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise wrong("text_surrogate", "Text cannot hold half of a surrogate pair")
     return value
 
