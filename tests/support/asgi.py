@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI
 from starlette.types import Message
 
+T = TypeVar("T")
 JSON = ("Content-Type", "application/json")
 
 
@@ -40,12 +41,19 @@ class Wire:
         body: bytes = b"",
         headers: Sequence[tuple[str, str | bytes]] = (),
     ) -> Reply:
-        """`target` is as it stands in the request line, percent-encoded."""
-        return self._loop.run_until_complete(self._send(method, target, body, headers))
+        return self.run(self.ask(method, target, body, headers))
 
-    async def _send(
-        self, method: str, target: str, body: bytes, headers: Sequence[tuple[str, str | bytes]]
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return self._loop.run_until_complete(work)
+
+    async def ask(
+        self,
+        method: str,
+        target: str,
+        body: bytes = b"",
+        headers: Sequence[tuple[str, str | bytes]] = (),
     ) -> Reply:
+        """`target` is as it stands in the request line, percent-encoded."""
         path, _, query = target.partition("?")
         scope = {
             "type": "http",
