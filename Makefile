@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check lint types format prove clean
+.PHONY: help run test fuzz check lint types format prove clean
 .DELETE_ON_ERROR:
 
 help: ## What can be made
@@ -18,6 +18,9 @@ run: $(VENV)/.installed ## Start the service, with a database of its own
 
 test: $(VENV)/.installed-dev ## Run all tests; some of them:  make test ARGS="-k orders"
 	@exec $(RUN) -m pytest -n auto --dist loadfile $(ARGS)
+
+fuzz: $(VENV)/.installed-dev ## Requests made from the OpenAPI document, with many seeds:  make fuzz SEEDS=100
+	@FUZZ_SEEDS=$(or $(SEEDS),20) exec $(RUN) -m pytest tests/test_fuzz.py $(ARGS)
 
 prove: $(VENV)/.installed ## Kill the service at every step of a payment, compare the books
 	@exec $(RUN) cli.py prove $(ARGS)

@@ -124,7 +124,8 @@ class ServiceError(Exception):
 class InvalidRequest(ServiceError):
     """The request is not valid.
 
-    Something in the body, the query or a header breaks a rule; `errors` names each place.
+    Something in the body, the query or a header breaks a rule; `errors` names each place, up to
+    the twentieth.
     """
 
     status = 400

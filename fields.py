@@ -41,16 +41,20 @@ def wrong(code: str, message: str, field: str | None = None) -> PydanticCustomEr
     return PydanticCustomError(code, message, {"field": field} if field else None)
 
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
 def _text(value: str) -> str:
     """Text that PostgreSQL and UTF-8 can hold."""
     if "\0" in value:
         raise wrong("text_nul", "Text cannot hold the NUL character")
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if not value.isascii() and _SURROGATE.search(value):
         raise wrong("text_surrogate", "Text cannot hold half of a surrogate pair")
     return value
 
 
-Text = Annotated[str, AfterValidator(_text)]
+# The pattern is for readers of the OpenAPI document; `_text` is what holds.
+Text = Annotated[str, AfterValidator(_text), Field(json_schema_extra={"pattern": r"^[^\u0000]*$"})]
 Name = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
 
 
@@ -66,7 +70,18 @@ TypedName = Annotated[Name, NoCardNumber]
 Note = Annotated[Text, StringConstraints(min_length=1, max_length=500), NoCardNumber]
 MetadataKey = Annotated[Text, StringConstraints(min_length=1, max_length=40), NoCardNumber]
 MetadataValue = Annotated[Text, StringConstraints(max_length=500), NoCardNumber]
-Metadata = Annotated[dict[MetadataKey, MetadataValue], Field(max_length=20)]
+
+
+def _by_name(schema: dict[str, Any]) -> None:
+    """Say of an object that all its names keep the pattern, not what those that do hold."""
+    ((pattern, value),) = schema.pop("patternProperties").items()
+    schema["propertyNames"]["pattern"] = pattern
+    schema["additionalProperties"] = value
+
+
+Metadata = Annotated[
+    dict[MetadataKey, MetadataValue], Field(max_length=20, json_schema_extra=_by_name)
+]
 
 MinorUnits = Annotated[
     int, Field(description="In the currency's minor unit: 1099 is 10.99 USD, or 1099 JPY.")
@@ -83,7 +98,7 @@ def _currency(value: str) -> str:
 Currency = Annotated[
     Text,
     AfterValidator(_currency),
-    WithJsonSchema({"type": "string", "pattern": "^[A-Z]{3}$", "examples": ["USD"]}),
+    WithJsonSchema({"type": "string", "enum": sorted(EXPONENTS), "examples": ["USD"]}),
 ]
 
 # RFC 3339 §5.6, with the offset that says which moment is meant.
@@ -133,6 +148,22 @@ def _integer(value: Any) -> Any:
 
 
 QueryInteger = Annotated[int, BeforeValidator(_integer)]
+
+
+def _cursor(pattern: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise wrong("cursor", "Use the cursor of a `Link` header, unchanged")
+        return value
+
+    return AfterValidator(check)
+
+
+_ID, _CHARGE = "[1-9][0-9]{0,18}", "ch_[0-9a-f]{1,37}"
+Cursor = Annotated[str, _cursor(_ID), WithJsonSchema({"type": "string", "pattern": f"^{_ID}$"})]
+SandboxCursor = Annotated[
+    str, _cursor(_CHARGE), WithJsonSchema({"type": "string", "pattern": f"^{_CHARGE}$"})
+]
 
 
 def _flag(value: Any) -> Any:
@@ -213,9 +244,25 @@ Country = Annotated[
     AfterValidator(_country),
     WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "examples": ["DE"]}),
 ]
-CardNumber = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_card_number)]
-Cvc = Annotated[Text, StringConstraints(max_length=8), AfterValidator(_cvc)]
-Email = Annotated[Text, StringConstraints(max_length=254), NoCardNumber, AfterValidator(_email)]
+CardNumber = Annotated[
+    Text,
+    StringConstraints(max_length=60),
+    AfterValidator(_card_number),
+    Field(json_schema_extra={"pattern": "^[0-9 -]{12,60}$"}),
+]
+Cvc = Annotated[
+    Text,
+    StringConstraints(max_length=8),
+    AfterValidator(_cvc),
+    Field(json_schema_extra={"pattern": "^[0-9]{3,4}$"}),
+]
+Email = Annotated[
+    Text,
+    StringConstraints(max_length=254),
+    NoCardNumber,
+    AfterValidator(_email),
+    Field(json_schema_extra={"format": "email"}),
+]
 Iban = Annotated[Text, StringConstraints(max_length=60), AfterValidator(_iban)]
 ExpiryMonth = Annotated[int, Field(ge=1, le=12)]
 ExpiryYear = Annotated[int, Field(ge=2000, le=9999)]
@@ -258,6 +305,12 @@ def _return_url(value: str) -> str:
     return value
 
 
+# In the OpenAPI document numbers are floats, and the largest id would be one more than it is.
+RefundId = Annotated[int, Field(ge=1, le=MAX_ID, json_schema_extra={"maximum": MAX_QUANTITY})]
+
 # What gateways put into a return URL; Adyen's redirectResult is the longest of them.
-ReturnedValue = Annotated[Text, StringConstraints(max_length=8192)]
+ReturnedValues = Annotated[
+    dict[Name, Annotated[Text, StringConstraints(max_length=8192)]],
+    Field(max_length=20, json_schema_extra=_by_name),
+]
 ReturnUrl = Annotated[Text, StringConstraints(max_length=2048), AfterValidator(_return_url)]

@@ -13,7 +13,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    StringConstraints,
     Tag,
     ValidationInfo,
     field_validator,
@@ -37,6 +36,7 @@ from fields import (
     CardNumber,
     Country,
     Currency,
+    Cursor,
     Cvc,
     Email,
     ExpiryMonth,
@@ -49,8 +49,10 @@ from fields import (
     Note,
     QueryFlag,
     QueryInteger,
-    ReturnedValue,
+    RefundId,
+    ReturnedValues,
     ReturnUrl,
+    SandboxCursor,
     Timestamp,
     TypedName,
     wrong,
@@ -287,7 +289,7 @@ class PaymentCreate(In):
 
 
 class PaymentConfirm(In):
-    returned: Annotated[dict[Name, ReturnedValue], Field(max_length=20)] = Field(
+    returned: ReturnedValues = Field(
         default_factory=dict,
         description="The query parameters that the gateway added to the return URL.",
     )
@@ -324,7 +326,7 @@ class ReviewCreate(In):
     gateway_reference: TypedName | None = Field(
         default=None, description="The gateway's id of the charge, if we do not know it."
     )
-    refund_id: Annotated[int, Field(ge=1, le=MAX_ID)] | None = Field(
+    refund_id: RefundId | None = Field(
         default=None, description="With `refunded` or `not_refunded`: which refund."
     )
     note: Note = Field(
@@ -431,7 +433,7 @@ class Page(BaseModel):
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     limit: QueryInteger = Field(default=50, ge=1, le=200)
-    cursor: Annotated[str, StringConstraints(max_length=40)] | None = None
+    cursor: Cursor | None = None
 
 
 class PaymentMethodQuery(Page):
@@ -449,6 +451,7 @@ class OrderQuery(Page):
 class SandboxQuery(Page):
     """Newest first; with `order_id` the charges of this order, oldest first and 200 at a time."""
 
+    cursor: SandboxCursor | None = None
     order_id: QueryInteger | None = None
 
     @model_validator(mode="after")

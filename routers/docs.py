@@ -25,7 +25,8 @@ from uvicorn.main import main as uvicorn_command
 import auth
 from config import Settings, is_loopback
 from errors import catalog
-from routers.problems import PROBLEM_SCHEMA
+from gateways.sandbox import FAULTS, SLOW_PATTERN
+from routers.problems import PROBLEM_SCHEMA, RULES
 
 DESCRIPTION = """
 Payment methods, orders, and charges that happen exactly once.
@@ -142,7 +143,8 @@ def install(app: FastAPI, settings: Settings) -> None:
         return _as_page(html, secrets.token_urlsafe(16))
 
     generate = app.openapi
-    document = functools.cache(lambda: _complete(generate()))
+    takes_faults = "sandbox" in settings.gateway_names and not settings.production
+    document = functools.cache(lambda: _complete(generate(), takes_faults))
     app.openapi = document  # type: ignore[method-assign]
     app.mount("/docs/assets", _Assets(directory=ASSETS))
     app.add_route("/docs", swagger_ui, include_in_schema=False)
@@ -297,11 +299,15 @@ HEADERS_BY_STATUS = {
 }
 
 PATH_EXAMPLES = {"code": "payment_declined", "gateway": "sandbox"}  # the others are ids: 1
-IDEMPOTENCY_KEY = "Idempotency-Key"
+IDEMPOTENCY_KEY, SANDBOX_FAULT = "Idempotency-Key", "Sandbox-Fault"
+HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
+    IDEMPOTENCY_KEY: {"pattern": r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"},
+    SANDBOX_FAULT: {"oneOf": [{"enum": sorted(FAULTS)}, {"pattern": f"^{SLOW_PATTERN}$"}]},
+}
 _FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")  # ours are problem documents with 400
 
 
-def _complete(document: dict[str, Any]) -> dict[str, Any]:
+def _complete(document: dict[str, Any], takes_faults: bool) -> dict[str, Any]:
     """Make FastAPI's document say what this service does."""
     document["servers"] = [{"url": "/", "description": "This service"}]
     components = document["components"]
@@ -317,7 +323,7 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for method, operation in path.items():
             used.update(operation["tags"])
-            _complete_parameters(method, operation)
+            _complete_parameters(method, operation, takes_faults)
             _complete_responses(operation)
             for media_type in operation.get("requestBody", {}).get("content", {}).values():
                 _untitle(media_type["schema"])
@@ -325,7 +331,7 @@ def _complete(document: dict[str, Any]) -> dict[str, Any]:
     return document
 
 
-def _complete_parameters(method: str, operation: dict[str, Any]) -> None:
+def _complete_parameters(method: str, operation: dict[str, Any], takes_faults: bool) -> None:
     for parameter in list(operation.get("parameters", ())):
         schema = parameter["schema"]
         _untitle(schema)
@@ -338,12 +344,20 @@ def _complete_parameters(method: str, operation: dict[str, Any]) -> None:
             parameter["example"] = PATH_EXAMPLES.get(parameter["name"], 1)
         if parameter["in"] == "header":
             parameter["name"] = "-".join(map(str.capitalize, parameter["name"].split("-")))
-            if parameter["name"] == IDEMPOTENCY_KEY and method not in ("post", "put"):
-                operation["parameters"].remove(parameter)  # the others are safe to repeat anyway
+            schema.update(HEADER_SCHEMAS.get(parameter["name"], {}))
+            if (
+                # The other methods are safe to repeat anyway.
+                (parameter["name"] == IDEMPOTENCY_KEY and method not in ("post", "put"))
+                or (parameter["name"] == SANDBOX_FAULT and not takes_faults)
+            ):
+                operation["parameters"].remove(parameter)
 
 
 def _complete_responses(operation: dict[str, Any]) -> None:
     responses = operation["responses"]
+    if operation["operationId"] in RULES:
+        rules = ", ".join(f"`{rule}`" for rule in RULES[operation["operationId"]])
+        responses["400"]["description"] += f". Rules that no schema can tell: {rules}"
     if any(name in json.dumps(responses.get("422")) for name in _FASTAPIS_OWN):
         del responses["422"]
     parameters = {parameter["name"] for parameter in operation.get("parameters", ())}

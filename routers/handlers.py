@@ -51,6 +51,8 @@ MESSAGES = {
     "model_attributes_type": "Use an object",
 }
 
+MAX_ERRORS = 20  # more than a person reads; a body can hold thousands
+
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 # SQLSTATE classes: the server is not there, is stopping, or has no room for one more. And codes:
@@ -103,7 +105,7 @@ async def _validation_error(request: Request, error: Exception) -> Response:
             code=problem["type"],
             message=MESSAGES.get(problem["type"], problem["msg"]),
         )
-        for problem in problems
+        for problem in problems[:MAX_ERRORS]
     ]
     holds_card_number = any(error["code"] == CardNumberNotAllowed.code for error in errors)
     kind = CardNumberNotAllowed if holds_card_number else InvalidRequest

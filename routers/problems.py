@@ -22,6 +22,25 @@ from errors import (
 )
 
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
+# By operation: the rules behind an `invalid_request` that no schema can tell, such as check digits
+# and what is stored. `errors` names them, and so does the OpenAPI document.
+RULES = {
+    "createPaymentMethod": [
+        *("card_number_digits", "card_number_luhn", "card_expired", "iban", "email"),
+        *("gateway_missing", "gateway_unknown", "payment_type_unsupported", "no_gateway"),
+        "token_unknown",
+    ],
+    "listPaymentMethods": ["missing"],  # of a manager who names no user
+    "updatePaymentMethod": ["not_a_card", "missing", "card_expired", "default_needed"],
+    "payOrder": ["missing", "url", "not_the_sandbox"],
+    "confirmPayment": ["not_the_sandbox"],
+    "capturePayment": ["not_the_sandbox"],
+    "voidPayment": ["not_the_sandbox"],
+    "refundPayment": ["not_the_sandbox"],
+    "setOrderStatus": ["not_the_sandbox"],
+    "reviewPayment": ["refund_id", "missing", "taken"],
+    "listSandboxCharges": ["cursor"],  # of a charge that is not in its books
+}
 _ALWAYS = (InternalError, Overloaded, DatabaseUnavailable)
 _BODY = (
     InvalidRequest,

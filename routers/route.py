@@ -36,6 +36,8 @@ DATABASE_THREADS = POOL_SIZE
 # stalls takes nothing from the requests that only read.
 # One gateway's guard takes 120 of them at most (see gateways/guard.py), so two may stall at once.
 GATEWAY_THREADS = 256
+# Threads for whoever shows no token: strangers may wait for each other, and nobody waits for them.
+PUBLIC_THREADS = 2
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
 # What is checked before an endpoint runs, and before a stored answer of it is repeated.
@@ -52,7 +54,7 @@ class ServiceRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if not inspect.iscoroutinefunction(endpoint):
-            endpoint = _in_thread(endpoint)
+            endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _lane(endpoint)))
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -89,15 +91,21 @@ def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
     return register
 
 
-def _in_thread(endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+_PUBLIC = ("public", PUBLIC_THREADS)
+
+
+def _lane(endpoint: Callable[..., Any]) -> tuple[str, int]:
+    """Which threads an endpoint runs on, and how many there are."""
     parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
     waits_for_gateway = any(
         parameter.annotation in (GatewaysDep, AskingDep) for parameter in parameters
     )
-    kind, threads = (
-        ("gateways", GATEWAY_THREADS) if waits_for_gateway else ("database", DATABASE_THREADS)
-    )
+    return ("gateways", GATEWAY_THREADS) if waits_for_gateway else ("database", DATABASE_THREADS)
 
+
+def _in_thread(
+    endpoint: Callable[..., Any], kind: str, threads: int
+) -> Callable[..., Coroutine[Any, Any, Any]]:
     @functools.wraps(endpoint)
     async def run(**arguments: Any) -> Any:
         return await anyio.to_thread.run_sync(
