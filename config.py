@@ -9,6 +9,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 from functools import lru_cache
 from pathlib import Path
@@ -35,6 +36,11 @@ GATEWAY_SECRETS = (
     "ADYEN_HMAC_KEY",
 )
 SECRET_LISTS = ("FINGERPRINT_KEY", "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
+
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+_BASE_URL = re.compile(
+    r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?"
+)
 
 
 class ConfigurationError(Exception):
@@ -74,6 +80,8 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     cors_origins: Names = []
     trusted_proxies: Names = ["127.0.0.1"]
+    allowed_hosts: Names = []
+    public_url: str | None = None
 
     default_currency: str = "USD"
     gateways: Names = []
@@ -106,12 +114,27 @@ class Settings(BaseSettings):
     adyen_api_base: str | None = None
 
     @field_validator(
-        "cors_origins", "trusted_proxies", "gateways", "paypal_cert_hosts", mode="before"
+        *("cors_origins", "trusted_proxies", "allowed_hosts", "gateways", "paypal_cert_hosts"),
+        mode="before",
     )
     @classmethod
     def _split(cls, value: Any) -> Any:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: list[str]) -> list[str]:
+        if not all(_HOST_NAME.fullmatch(name) for name in value):
+            raise ValueError("host names without a port, such as shop.example or *.example")
+        return [name.lower() for name in value]
+
+    @field_validator("public_url")
+    @classmethod
+    def _base_url(cls, value: str | None) -> str | None:
+        if value is not None and not _BASE_URL.fullmatch(value):
+            raise ValueError("an address such as https://pay.shop.example, with a path at most")
         return value
 
     @field_validator("data_dir", "routes", "paypal_ca_file")

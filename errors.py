@@ -395,7 +395,7 @@ class BodyTooLarge(ServiceError):
 class UnsupportedMediaType(ServiceError):
     """The body must be JSON.
 
-    A request with a body must say `Content-Type: application/json`.
+    A request with a body must say `Content-Type: application/json`, and no `Content-Encoding`.
     """
 
     status = 415

@@ -25,6 +25,7 @@ from middleware.body_limit import BodyLimit
 from middleware.cors import Cors
 from middleware.last_resort import LastResort
 from middleware.request_context import RequestContext
+from middleware.strict_http import StrictHttp
 from observability import logs, metrics
 from routers import (
     checkout,
@@ -71,6 +72,7 @@ def create_app(
             Middleware(AccessLog),
             *_cors(settings),
             Middleware(LastResort),
+            Middleware(StrictHttp, allowed_hosts=settings.allowed_hosts),
             Middleware(BodyLimit),
         ],
     )
