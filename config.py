@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     trusted_proxies: Names = ["127.0.0.1"]
     allowed_hosts: Names = []
     public_url: str | None = None
+    connections_per_address: int = Field(default=256, ge=1)
 
     default_currency: str = "USD"
     gateways: Names = []

@@ -15,6 +15,7 @@ these classes, so what is documented is what is raised.
     ├── Forbidden                   403  forbidden
     ├── NotFound                    404  not_found
     ├── MethodNotAllowed            405  method_not_allowed
+    ├── RequestTimeout              408  request_timeout
     ├── DuplicatePaymentMethod      409  duplicate_payment_method
     ├── InvalidStatusTransition     409  invalid_status_transition
     ├── PaymentInProgress           409  payment_in_progress
@@ -27,6 +28,7 @@ these classes, so what is documented is what is raised.
     ├── UnsupportedMediaType        415  unsupported_media_type
     ├── IdempotencyKeyReused        422  idempotency_key_reused
     ├── RateLimited                 429  rate_limited
+    ├── HeadersTooLarge             431  headers_too_large
     ├── InternalError               500  internal_error
     ├── GatewayUnavailable          502  gateway_unavailable
     ├── Overloaded                  503  overloaded
@@ -269,6 +271,18 @@ class MethodNotAllowed(ServiceError):
     hint = "Use one of the methods in the `Allow` header; /docs shows every operation."
 
 
+class RequestTimeout(ServiceError):
+    """The request did not arrive in time.
+
+    A request, with its body, has to arrive within ten seconds; nothing was begun.
+    """
+
+    status = 408
+    code = "request_timeout"
+    hint = "Send the request again on a new connection, and all of it at once."
+    retryable = True
+
+
 class DuplicatePaymentMethod(ServiceError):
     """This card is already saved.
 
@@ -424,6 +438,17 @@ class RateLimited(ServiceError):
     code = "rate_limited"
     hint = "Wait as long as Retry-After says and send the request again."
     retryable = True
+
+
+class HeadersTooLarge(ServiceError):
+    """The headers are too large.
+
+    The request line and the headers are at most 16 KiB together, and so are trailers.
+    """
+
+    status = 431
+    code = "headers_too_large"
+    hint = "Send fewer and shorter headers; cookies are not read at all."
 
 
 class InternalError(ServiceError):

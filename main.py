@@ -5,6 +5,7 @@ uvicorn main:app --reload --port 8000
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import AsyncIterator
@@ -20,6 +21,7 @@ import database
 from auth import TokenVerifier
 from config import ConfigurationError, Settings, get_settings
 from gateways.registry import Gateways
+from middleware import wire
 from middleware.access_log import AccessLog
 from middleware.body_limit import BodyLimit
 from middleware.cors import Cors
@@ -48,6 +50,8 @@ from workers.loop import Workers
 from workers.roles import Resources
 
 VERSION = "0.1.0"
+
+wire.install()
 
 
 def create_app(
@@ -151,7 +155,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     if settings.run_workers:
         workers.start()
     docs.announce(settings)
-    yield {}
+    connections = wire.Connections(settings.connections_per_address, settings.trusted_proxies)
+    watch = asyncio.create_task(connections.watch())
+    yield {"connections": connections}  # which uvicorn hands to its protocol
+    watch.cancel()
     app.state.stopping = True
     if settings.run_workers:
         await anyio.to_thread.run_sync(workers.stop)

@@ -128,6 +128,9 @@ def test_allowed_hosts_are_names(value: str) -> None:
         ("GET /healthz HTTP/1.0", 200),
         ("GET /healthz HTTP/0.9", 400),
         ("GET /healthz HTTP/2.0", 400),
+        ("GET /healthz HTTP/1.2", 400),
+        ("GET /healthz HTTP/3.0", 400),
+        ("GET /healthz http/1.1", 400),
         ("GET /healthz", 400),
     ],
 )
