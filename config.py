@@ -53,6 +53,11 @@ MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsaf
 HTTPS_SETTINGS = ("STRIPE_API_BASE", "PAYPAL_API_BASE", "ADYEN_API_BASE", "JWKS_URL")
 LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")  # as /etc/hosts has them
 
+_HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
+_BASE_URL = re.compile(
+    r"https?://([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[A-Za-z0-9._~/-]*)?"
+)
+
 
 class ConfigurationError(Exception):
     """The settings are incomplete or unsafe, so the service does not start."""
@@ -97,6 +102,9 @@ class Settings(BaseSettings):
     cors_origins: Names = []
     return_url_origins: Names = []
     trusted_proxies: Names = ["127.0.0.1"]
+    allowed_hosts: Names = []
+    public_url: str | None = None
+    connections_per_address: int = Field(default=256, ge=1)
 
     default_currency: str = "USD"
     gateways: Names = []
@@ -132,6 +140,7 @@ class Settings(BaseSettings):
         "cors_origins",
         "return_url_origins",
         "trusted_proxies",
+        "allowed_hosts",
         "gateways",
         "paypal_cert_hosts",
         mode="before",
@@ -151,6 +160,20 @@ class Settings(BaseSettings):
                 "each is an origin such as https://shop.example: lower case, no path, and a port"
                 " only where it is not the scheme's own"
             )
+        return value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _host_names(cls, value: list[str]) -> list[str]:
+        if not all(_HOST_NAME.fullmatch(name) for name in value):
+            raise ValueError("host names without a port, such as shop.example or *.example")
+        return [name.lower() for name in value]
+
+    @field_validator("public_url")
+    @classmethod
+    def _base_url(cls, value: str | None) -> str | None:
+        if value is not None and not _BASE_URL.fullmatch(value):
+            raise ValueError("an address such as https://pay.shop.example, with a path at most")
         return value
 
     @field_validator("data_dir", "routes", "paypal_ca_file")

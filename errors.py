@@ -16,6 +16,7 @@ these classes, so what is documented is what is raised.
     ├── Forbidden                   403  forbidden
     ├── NotFound                    404  not_found
     ├── MethodNotAllowed            405  method_not_allowed
+    ├── RequestTimeout              408  request_timeout
     ├── DuplicatePaymentMethod      409  duplicate_payment_method
     ├── InvalidStatusTransition     409  invalid_status_transition
     ├── PaymentInProgress           409  payment_in_progress
@@ -28,6 +29,7 @@ these classes, so what is documented is what is raised.
     ├── UnsupportedMediaType        415  unsupported_media_type
     ├── IdempotencyKeyReused        422  idempotency_key_reused
     ├── RateLimited                 429  rate_limited
+    ├── HeadersTooLarge             431  headers_too_large
     ├── InternalError               500  internal_error
     ├── GatewayUnavailable          502  gateway_unavailable
     ├── Overloaded                  503  overloaded
@@ -291,6 +293,18 @@ class MethodNotAllowed(ServiceError):
     hint = "Use one of the methods in the `Allow` header; /docs shows every operation."
 
 
+class RequestTimeout(ServiceError):
+    """The request did not arrive in time.
+
+    A request, with its body, has to arrive within ten seconds; nothing was begun.
+    """
+
+    status = 408
+    code = "request_timeout"
+    hint = "Send the request again on a new connection, and all of it at once."
+    retryable = True
+
+
 class DuplicatePaymentMethod(ServiceError):
     """This card is already saved.
 
@@ -417,7 +431,7 @@ class BodyTooLarge(ServiceError):
 class UnsupportedMediaType(ServiceError):
     """The body must be JSON.
 
-    A request with a body must say `Content-Type: application/json`.
+    A request with a body must say `Content-Type: application/json`, and no `Content-Encoding`.
     """
 
     status = 415
@@ -446,6 +460,17 @@ class RateLimited(ServiceError):
     code = "rate_limited"
     hint = "Wait as long as Retry-After says and send the request again."
     retryable = True
+
+
+class HeadersTooLarge(ServiceError):
+    """The headers are too large.
+
+    The request line and the headers are at most 16 KiB together, and so are trailers.
+    """
+
+    status = 431
+    code = "headers_too_large"
+    hint = "Send fewer and shorter headers; cookies are not read at all."
 
 
 class InternalError(ServiceError):

@@ -5,6 +5,7 @@ uvicorn main:app --reload --port 8000
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import sys
 from collections.abc import AsyncIterator
@@ -20,11 +21,13 @@ import database
 from auth import TokenVerifier
 from config import ConfigurationError, Settings, find_risks, get_settings
 from gateways.registry import Gateways
+from middleware import wire
 from middleware.access_log import AccessLog
 from middleware.body_limit import BodyLimit
 from middleware.cors import Cors
 from middleware.last_resort import LastResort
 from middleware.request_context import RequestContext
+from middleware.strict_http import StrictHttp
 from observability import logs, metrics
 from routers import (
     checkout,
@@ -49,6 +52,7 @@ from workers.roles import Resources
 VERSION = "0.1.0"
 
 log = logs.get_logger()
+wire.install()
 
 
 def create_app(
@@ -73,6 +77,7 @@ def create_app(
             Middleware(AccessLog),
             *_cors(settings),
             Middleware(LastResort),
+            Middleware(StrictHttp, allowed_hosts=settings.allowed_hosts),
             Middleware(BodyLimit),
         ],
     )
@@ -153,7 +158,10 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     if settings.run_workers:
         workers.start()
     docs.announce(settings)
-    yield {}
+    connections = wire.Connections(settings.connections_per_address, settings.trusted_proxies)
+    watch = asyncio.create_task(connections.watch())
+    yield {"connections": connections}  # which uvicorn hands to its protocol
+    watch.cancel()
     app.state.stopping = True
     if settings.run_workers:
         await anyio.to_thread.run_sync(workers.stop)

@@ -1,1 +1,1 @@
-"""One plain ASGI class per file; nothing here knows of orders or payments."""
+"""One plain ASGI class per file, and what guards the wire below; nothing knows of orders here."""

@@ -1,7 +1,8 @@
 """Metrics, each declared once, in the text format of Prometheus.
 
 What matters here is in the database and the same for every process, so it is read when somebody
-asks; any process may be scraped, and one is enough.
+asks; any process may be scraped, and one is enough. Only what was refused is counted
+by each process for itself.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from collections.abc import Callable
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+
+from observability import refusals
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -56,4 +59,4 @@ def render(*, payments_open: int, payments_need_review: int) -> bytes:
         f"{MOST_COUNTED} at most are counted.",
         registry=registry,
     ).set(payments_need_review)
-    return generate_latest(registry)
+    return generate_latest(registry) + generate_latest(refusals.registry)

@@ -53,7 +53,7 @@ MESSAGES = {
 
 MAX_ERRORS = 20  # more than a person reads; a body can hold thousands
 
-METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
+METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 # SQLSTATE classes: the server is not there, is stopping, or has no room for one more. And codes:
 # a table or column is missing, because nobody has migrated yet.
@@ -126,13 +126,14 @@ async def _http_error(request: Request, error: Exception) -> Response:
 def _allowed(request: Request) -> list[str]:
     """Every method that the path takes; the framework names those of one route."""
     routes = request.app.router.routes
-    return [
+    methods = [
         method
         for method in METHODS
         if any(
             route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
         )
     ]
+    return ["HEAD", *methods] if "GET" in methods else methods  # see middleware/strict_http.py
 
 
 async def _database_error(request: Request, error: Exception) -> Response:

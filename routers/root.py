@@ -26,7 +26,6 @@ class Index(BaseModel):
     errors: str = Field(description="Every error code, explained.")
 
 
-@router.head("/", include_in_schema=False)
 @router.get(
     "/",
     response_model=Index,

@@ -157,6 +157,20 @@ def _response(answer: Answer) -> Response:
     return Response(answer.body, answer.status, answer.headers)
 
 
+def service_url(request: Request) -> str:
+    """Where a browser reaches this service, with a slash at its end.
+
+    PUBLIC_URL, or else the address that this connection came in at: never what the caller says.
+    """
+    settings: Settings = request.app.state.settings
+    if settings.public_url is not None:
+        return settings.public_url.rstrip("/") + "/"
+    host, port = request.scope.get("server") or (settings.host, settings.port)
+    if port is None:  # a Unix socket has a path only
+        host, port = settings.host, settings.port
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
 async def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
@@ -221,7 +235,7 @@ async def _asking(
     return Asking(
         gateways=request.app.state.gateways,
         check_after=settings.reconcile_after,
-        service_url=str(request.base_url),
+        service_url=service_url(request),
         fault=fault,
         deadline=time.monotonic() + settings.gateway_timeout,
     )

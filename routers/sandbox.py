@@ -18,7 +18,7 @@ from domain.money import format_money
 from errors import Forbidden, InvalidRequest, NotFound
 from routers.lists import next_page
 from routers.problems import problems
-from routers.route import GatewaysDep, PublicRoute, SandboxDep, ServiceRoute
+from routers.route import GatewaysDep, PublicRoute, SandboxDep, ServiceRoute, service_url
 from services import reconcile
 from services.payments import RETURN_PAGE
 
@@ -130,7 +130,7 @@ def answer_action(
         payment = crud.get_payment(session, row.payment_id, None)
     if payment is not None:
         reconcile.look_up_payment(session, request.app.state.lookup_rules, payment)
-    if row.return_url and row.return_url != f"{request.base_url}{RETURN_PAGE}":
+    if row.return_url and row.return_url != f"{service_url(request)}{RETURN_PAGE}":
         return RedirectResponse(row.return_url, status_code=303)
     return _page(row, request.url.path)  # which says more than the one for all gateways
 
