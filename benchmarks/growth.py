@@ -243,6 +243,8 @@ def look_ups(engine: sa.Engine) -> Iterator[Probe]:
             gateway="sandbox",
             since=until - timedelta(minutes=5),
             until=until,
+            cursor=None,
+            limit=500,
         ),
     )
     for model in (Payment, Refund):

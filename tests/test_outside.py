@@ -306,13 +306,13 @@ def test_a_payment_that_was_accepted_once_is_compared_all_the_same(
 
 
 def test_a_comparison_that_takes_long_is_held_by_one_worker(quiet: Shop) -> None:
-    with database.new_session(quiet.engine) as session, database.phase(session):
-        for _ in range(2):  # the first makes the row
-            sql(quiet.engine, "UPDATE comparisons SET next_at = now() - interval '1 s'")
+    for _ in range(2):  # the first makes the row
+        sql(quiet.engine, "UPDATE comparisons SET next_at = now() - interval '1 s'")
+        with database.new_session(quiet.engine) as session, database.phase(session):
             window = leases.claim_comparison(
                 session, "sandbox", first_window=timedelta(days=1), lease=600
             )
-        assert window is not None
+    assert window is not None
     with database.new_session(quiet.engine) as session, database.phase(session):
         renewed = leases.renew_comparison(session, "sandbox", window.leased_until, lease=700)
         assert renewed is not None
