@@ -105,7 +105,7 @@ class GuardedProtocol(HttpToolsProtocol):
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade:
-            self.deaf = True  # we speak nothing else; the request itself is answered
+            pass  # we speak nothing else: the request is answered, and the connection closed
         except httptools.HttpParserError:
             self.refuse(self.problem or _invalid("request", "This is not HTTP"))
         else:

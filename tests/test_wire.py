@@ -202,6 +202,16 @@ def test_a_request_that_does_not_arrive_within_10_seconds_is_408(begun: bytes) -
     assert refused("request_timeout") == before + 1
 
 
+def test_a_later_request_of_a_connection_has_10_seconds_too() -> None:
+    with guarded() as server, server.connect() as connection:
+        connection.sendall(GET + b"\r\n")
+        assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+        connection.sendall(GET)
+        server.wait_for_bytes()
+        server.later(11)
+        assert problem_of(read_all(connection))["code"] == "request_timeout"
+
+
 def test_a_silent_connection_is_closed_after_10_seconds() -> None:
     with guarded() as server, server.connect() as connection:
         server.wait_for_connections(1)
@@ -283,6 +293,14 @@ def test_where_there_is_no_room_the_connection_that_waited_longest_makes_way() -
         assert read_all(silent[1]) == b""
         silent[0].sendall(GET + LAST)
         assert read_all(silent[0]).startswith(b"HTTP/1.1 200")
+
+
+def test_an_idle_connection_makes_way_for_a_new_one() -> None:
+    with guarded(at_most=1) as server, server.connect() as idle:
+        idle.sendall(GET + b"\r\n")
+        assert idle.recv(65536).startswith(b"HTTP/1.1 200")
+        assert server.ask(GET + LAST).startswith(b"HTTP/1.1 200")
+        assert read_all(idle) == b""
 
 
 def test_300_half_sent_requests_shut_nobody_out() -> None:
