@@ -193,7 +193,7 @@ def test_identity_is_no_encoding(alice: httpx.Client) -> None:
 def test_a_range_is_ignored(manager: httpx.Client, range_: str) -> None:
     for path in ("/errors", "/openapi.json", *_assets(manager)):
         whole = manager.get(path)
-        part = manager.get(path, headers={"Range": range_, "If-Range": "x"})
+        part = manager.get(path, headers={"Range": range_})
         assert (part.status_code, part.content) == (200, whole.content)
 
 
