@@ -2,6 +2,9 @@
 
     python -m proof.service <port>
 
+Its sandbox gateway has bad days: now and then it does not answer a question, and half of what it
+may send again it does send again, as gateways do that cannot fence a request that was lost.
+
 `PROOF_KILL_AT=<point>:<n>` kills the process the n-th time that it comes by a point; the points
 are the moments before and after each commit, and before and after each call of the gateway.
 `PROOF_BREAK=<guard>` takes a guard away (see proof/guards.py).
@@ -11,16 +14,19 @@ from __future__ import annotations
 
 import functools
 import os
+import random
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Final
 
 from sqlalchemy.orm import Session
 
 import database
+
+UNANSWERED: Final = 0.05  # of the questions that the gateway is asked
 
 _kill_point, _, _kill_count = os.environ.get("PROOF_KILL_AT", "").partition(":")
 _lock = threading.Lock()
@@ -66,20 +72,53 @@ def _with_points(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
     return called
 
 
-def main(port: int) -> None:
-    """Put the points in, take the guard out, and serve."""
-    # Before anybody imports it by name.
+def _with_bad_days(gateway: Any) -> None:
+    """Make the sandbox behave like gateways over a network."""
+    from gateways.base import CannotTell, NotDone
+
+    look_up, look_up_refund = gateway.look_up, gateway.look_up_refund
+
+    def look_up_badly(self: Any, query: Any) -> Any:
+        if random.random() < UNANSWERED:  # noqa: S311 - no secret
+            raise CannotTell("no answer")
+        if query.resend and _is_sent_again(query.key):
+            request = query.request
+            operation = getattr(request, "operation", "charge")
+            with suppress(NotDone):  # it was fenced, or cannot be done any more
+                return getattr(self, operation)(request)
+        return look_up(self, query)
+
+    def look_up_refund_badly(self: Any, query: Any) -> Any:
+        if query.resend and _is_sent_again(query.key):
+            with suppress(NotDone):
+                return self.refund(query.request)
+        return look_up_refund(self, query)
+
+    gateway.look_up, gateway.look_up_refund = look_up_badly, look_up_refund_badly
+
+
+def _is_sent_again(key: str) -> bool:
+    return sum(key.encode()) % 2 == 0
+
+
+def prepare() -> None:
+    """Put the points in, and take the guard out. Before anybody imports these by name."""
     database.phase = phase  # type: ignore[assignment]
 
     from gateways.sandbox import SandboxGateway
 
     for name in ("charge", "capture", "void", "refund", "look_up", "look_up_refund"):
         setattr(SandboxGateway, name, _with_points(name, getattr(SandboxGateway, name)))
+    _with_bad_days(SandboxGateway)
     broken = os.environ.get("PROOF_BREAK")
     if broken:
         from proof.guards import GUARDS
 
         GUARDS[broken].take_away()
+
+
+def main(port: int) -> None:
+    prepare()
 
     import uvicorn
 

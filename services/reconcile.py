@@ -44,6 +44,8 @@ log = get_logger()
 
 BY = By.service("reconciler")
 REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
+# Two minutes of look-ups, too: after an outage of ours the gateway may be away for a moment.
+REVIEW_AFTER_LOOKUPS: Final = 8
 # Look-ups at once for each gateway and lane, each with a thread.
 AT_ONCE: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
 CALLS_OF_A_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
@@ -179,7 +181,7 @@ def look_up(
         with phase(session):
             leases.finish_lookup(session, model, leased)
         if model is Payment:
-            _review_overdue(session, rules, leased.id)
+            _review_overdue(session, leased.id)
         else:
             _review_overdue_refund(session, leased.id)
     except Exception as error:  # the lease ends by itself
@@ -200,7 +202,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         return
     waits = seen.status == "requires_action" and seen.operation is None
     if waits and seen.age > rules.action_expires_after:
-        payments.give_up_expired(session, rules.asking, BY, seen.id)
+        _give_up(session, rules, seen)
         return
     question = Question.about_payment(seen)
     may_resend = seen.status == "pending" and seen.age < rules.resend_within
@@ -222,8 +224,10 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         source = question.source(payment)
+        not_executed = not_executed and payment.operation_key == seen.operation_key
         if charge is not None:
-            settle_charge(session, BY, order, payment, charge, source)
+            outside = not_executed and source == "answer"
+            settle_charge(session, BY, order, payment, charge, source, not_executed=outside)
         if not_executed and payment.operation_key == seen.operation_key:
             settle_not_executed(session, BY, order, payment, source)
         log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
@@ -291,18 +295,32 @@ def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method
         settle_refunds(session, BY, order, payment, charge.refunds, "answer")
 
 
-def _review_overdue(session: Session, rules: LookupRules, payment_id: int) -> None:
-    """Hand over to a person what has been open for a day, or could not be given up for one."""
+def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
+    """Give up a payment whose shopper has stayed away. A gateway that has said no for a day will
+    not do it; one that did not answer may only be away."""
+    status = payments.give_up_expired(session, rules.asking, BY, seen.id)
+    overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
+    looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
+    if status == "requires_action" and overdue and not looked_at_lately:
+        _hand_over(session, seen)
+
+
+def _review_overdue(session: Session, payment_id: int) -> None:
+    """Hand over to a person what has been open for a day."""
     with phase(session):
         seen = crud.require_payment_to_look_up(session, payment_id)
     is_open = seen.status == "pending" or seen.operation is not None
-    overdue = is_open and seen.unreviewed_for > REVIEW_AFTER
-    if seen.status == "requires_action" and seen.age > rules.action_expires_after + REVIEW_AFTER:
-        overdue = seen.reviewed_ago is None or seen.reviewed_ago > REVIEW_AFTER
-    if seen.needs_review or not overdue:
-        return
+    if is_open and not seen.needs_review and _is_overdue(seen):
+        _hand_over(session, seen)
+
+
+def _is_overdue(seen: Row[Any]) -> bool:
+    return bool(seen.unreviewed_for > REVIEW_AFTER and seen.checks >= REVIEW_AFTER_LOOKUPS)
+
+
+def _hand_over(session: Session, seen: Row[Any]) -> None:
     with phase(session):
-        order, payment = payments.lock(session, seen.order_id, payment_id)
+        order, payment = payments.lock(session, seen.order_id, seen.id)
         ours = known(order, payment)
         if payment.status == seen.status and ours.review is None:
             apply(session, BY, order, payment, decide_unknown(ours, overdue=True))
@@ -312,7 +330,7 @@ def _review_overdue_refund(session: Session, refund_id: int) -> None:
     with phase(session):
         seen = crud.require_refund_to_look_up(session, refund_id)
         of = crud.require_payment(session, seen.payment_id, None)
-    if seen.status != "pending" or of.needs_review or seen.unreviewed_for <= REVIEW_AFTER:
+    if seen.status != "pending" or of.needs_review or not _is_overdue(seen):
         return
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)
