@@ -56,12 +56,14 @@ DISPUTES: Final = """
     FROM sandbox.disputes d LEFT JOIN disputes o ON o.gateway_reference = d.reference
     WHERE o.status IS DISTINCT FROM d.status"""
 
+# Not what waited while the services were dead and time passed.
 LOOKED_UP: Final = """
     SELECT extract(epoch FROM e.created_at - coalesce(r.created_at, p.created_at))
     FROM events e
     LEFT JOIN refunds r ON e.type LIKE 'refund.%' AND r.id = (e.data ->> 'id')::bigint
     LEFT JOIN payments p ON e.type LIKE 'payment.%' AND p.id = (e.data ->> 'id')::bigint
     WHERE e.actor ->> 'id' = 'reconciler' AND coalesce(r.id, p.id) IS NOT NULL
+    AND r.origin IS DISTINCT FROM 'gateway'
     AND e.created_at < coalesce(r.created_at, p.created_at) + interval '1 minute'"""
 
 
