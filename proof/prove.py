@@ -64,21 +64,23 @@ AT_RANDOM, DATABASE = "at a random moment", "PostgreSQL"
 SERVICES: Final = 2  # one goes on while the other is dead
 SHOPPERS: Final = 6
 REACH_SECONDS = 12.0  # how long a process may take to come by its point
-QUIET_SECONDS = 3.0  # load without kills, at the beginning and at the end
+# What is done without kills, at the beginning and at the end: so many requests, or for so long.
+QUIET_OPERATIONS, QUIET_SECONDS = 50, 10.0
 # How long an answer may take before it counts as stuck. Without a guard it may well never come,
-# and there is no need to wait for long.
+# and if nobody is killed there is no need to wait for long.
 PATIENCE, PATIENCE_WHEN_BROKEN = 60.0, 10.0
 RECONCILE_AFTER, GATEWAY_TIMEOUT = 1, 2
 
-# Time. While the services are dead, spans of it pass, each followed by so many passes of the
-# background roles. After the first of them whoever waited for an answer has left.
-SPANS, PASSES = 3, 30
+# Time. While the services are dead, three spans of it pass, with so many passes of the background
+# roles between them. After the first whoever waited for an answer has left, and after the last
+# there is something to do for those who are to die while they do what time has made due.
+PASSES: Final = 30
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(weeks=4)
-FIRST_SHORTEST = timedelta(hours=1)
+FIRST_SHORTEST, LATE_SHORTEST = timedelta(hours=1), timedelta(days=2)
 # In the end all that waits has to end, or at least what is open.
 LAST_SPAN, LAST_SPAN_WITHOUT_AGE = timedelta(days=31), timedelta(minutes=15)
 # Then it is settled step by step: what is open after all of them is stuck.
-STEPS, STEP, PASSES_OF_STEP = 30, timedelta(minutes=5), 5
+STEPS, STEPS_WHEN_BROKEN, STEP, PASSES_OF_STEP = 30, 3, timedelta(minutes=5), 5
 
 
 def prove(
@@ -100,7 +102,8 @@ def prove(
     report = Report(seed=seed, broken=broken)
     chance = random.Random(seed)  # noqa: S311 - a repeatable plan
     plan = [*kill_at, *_plan(crashes, [*POINTS, *(LATE_POINTS if age else [])], chance)]
-    run = _Run.prepare(workplace, seed, report, age=age, outside=outside)
+    patience = PATIENCE_WHEN_BROKEN if broken and not plan else PATIENCE
+    run = _Run.prepare(workplace, seed, report, patience, age=age, outside=outside)
     try:
         run.go(plan, chance)
     finally:
@@ -144,7 +147,14 @@ class _Run:
 
     @classmethod
     def prepare(
-        cls, workplace: Path, seed: int, report: Report, *, age: bool, outside: bool
+        cls,
+        workplace: Path,
+        seed: int,
+        report: Report,
+        patience: float,
+        *,
+        age: bool,
+        outside: bool,
     ) -> _Run:
         """An empty database, without the guard that is to be missing, and all who use it."""
         environment = {
@@ -181,7 +191,7 @@ class _Run:
             ledger=ledger,
             clock=clock,
             stop=stopping,
-            patience=PATIENCE_WHEN_BROKEN if report.broken else PATIENCE,
+            patience=patience,
         )
         return cls(
             workplace=workplace,
@@ -208,22 +218,33 @@ class _Run:
             shopper.start()
         if self.stranger is not None:
             self.stranger.start()
-        time.sleep(QUIET_SECONDS)
+        self._let_them_shop()
         for number, point in enumerate(plan):
             _show_progress(number, len(plan), point)
+            for service in self.services:
+                service.kill(chance.choice([signal.SIGTERM, signal.SIGKILL]))
+            self._let_time_pass(point, chance)
             self._kill_at(point, chance)
-            self._let_time_pass(chance)
         _show_progress(len(plan), len(plan), "")
         for service in self.services:
             if not service.alive():
                 service.start()
-        time.sleep(QUIET_SECONDS)
+        for service in self.services:
+            service.wait_ready()
+        self._let_them_shop()
         self.stopping.set()
         for thread in (*self.shoppers, *([self.stranger] if self.stranger is not None else [])):
             thread.join()
         for service in self.services:
             service.kill(signal.SIGTERM)
         self._finish()
+
+    def _let_them_shop(self) -> None:
+        """Until enough has been done, however slow the machine is."""
+        enough = self.ledger.operations + QUIET_OPERATIONS
+        deadline = time.monotonic() + QUIET_SECONDS
+        while self.ledger.operations < enough and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def stop(self) -> None:
         self.stopping.set()
@@ -232,46 +253,39 @@ class _Run:
         self.roles.stop()
         self.engine.dispose()
 
-    # Between the kills --------------------------------------------------------------------------
+    # The kills ----------------------------------------------------------------------------------
+
+    def _let_time_pass(self, point: str, chance: random.Random) -> None:
+        """Minutes to weeks, with nobody there but the roles; then whoever starts next."""
+        self.report.double_charges |= self.books.find_double_charges()
+        if not self.age:
+            return
+        shortest = [FIRST_SHORTEST, SHORTEST, LATE_SHORTEST if point in LATE_POINTS else SHORTEST]
+        for number, least in enumerate(shortest, 1):
+            self.clock.let_pass(least * (LONGEST / least) ** chance.random())
+            if number < len(shortest):
+                self.report.passes += self.roles.run(PASSES)
 
     def _kill_at(self, point: str, chance: random.Random) -> None:
-        """One service dies there, the other one goes on for a moment, and dies too."""
-        services = chance.sample(self.services, len(self.services))
-        for service in services:
-            service.kill(chance.choice([signal.SIGTERM, signal.SIGKILL]))
-        first, *others = services
+        """All start, one dies there, and the others go on for a moment."""
+        first, *others = chance.sample(self.services, len(self.services))
         first.start(None if point in (DATABASE, AT_RANDOM) else f"{point}:{_times(point, chance)}")
         first.wait_ready()
         for service in others:
             service.start()
-        if point == DATABASE:
-            time.sleep(chance.uniform(0.1, 1.0))
-            kill_postgres(self.workplace)
-        elif point == AT_RANDOM:
+        if point in (DATABASE, AT_RANDOM):
             time.sleep(chance.uniform(0.1, 1.0))
         elif not first.wait_dead(REACH_SECONDS):
             self.report.not_reached[point] += 1
             point = AT_RANDOM
-        if point == AT_RANDOM:
+        if point == DATABASE:
+            kill_postgres(self.workplace)
+        elif point == AT_RANDOM:
             first.kill()
         self.report.kills[point] += 1
         for service in others:
             service.wait_ready()
         time.sleep(chance.uniform(0.1, 1.0))
-        for service in services:
-            service.kill()
-
-    def _let_time_pass(self, chance: random.Random) -> None:
-        """Minutes to weeks. What then is due is done by the roles, or by whoever starts next."""
-        self.report.double_charges |= self.books.find_double_charges()
-        if not self.age:
-            return
-        for number in range(SPANS):
-            shortest = SHORTEST if number else FIRST_SHORTEST
-            span = shortest * (LONGEST / shortest) ** chance.random()
-            self.clock.let_pass(span)
-            if number < SPANS - 1:
-                self.report.passes += self.roles.run(PASSES)
 
     # In the end ---------------------------------------------------------------------------------
 
@@ -290,7 +304,7 @@ class _Run:
 
     def _settle(self) -> None:
         """Step by step; what time does at the gateway is compared in the step after it."""
-        for _ in range(STEPS):
+        for _ in range(STEPS_WHEN_BROKEN if self.report.broken else STEPS):
             self.report.passes += self.roles.run(PASSES_OF_STEP)
             self.clock.let_pass(STEP)
             self.report.passes += self.roles.run(PASSES_OF_STEP)

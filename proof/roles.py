@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from proof.service import prepare
+from proof.plants import prepare
 
 LONGEST = 2_000  # passes more, while there is something to do
 
@@ -30,7 +30,8 @@ def main() -> None:
     log = logs.get_logger()
     engine = database.open_database(settings)
     gateways = Gateways.from_settings(settings, engine)
-    resources = Resources(engine, gateways, LookupRules.from_settings(settings, gateways))
+    rules = LookupRules.from_settings(settings, gateways)
+    resources = Resources(engine, gateways, rules, settings)
     every = roles(resources)
     for line in sys.stdin:
         asked, made, done = int(line), 0, 0

@@ -72,11 +72,14 @@ class Shopper(threading.Thread):
         self.staff = {"Authorization": f"Bearer {world.token('staff', scopes)}"}
         self.http = httpx.Client(timeout=8)
         self.methods: dict[str, int] = {}  # by token
+        self.carts: dict[int, str] = {}  # by order
+        self.left: dict[str, timedelta] = {}  # carts that were not paid in time, and since when
 
     def run(self) -> None:
         for token in (GOOD, WAITS, *SPECIAL):
             self.save_method(token)
         while not self.world.stop.is_set():
+            self.come_back()
             self.random.choice(
                 [
                     self.buy,
@@ -99,17 +102,19 @@ class Shopper(threading.Thread):
 
     def order(self, cart: str | None = None) -> int | None:
         mark = uuid.uuid4().hex
+        cart = cart or mark
         body = {
             "product_id": "proof",
             "quantity": 1,
             "total_amount": self.random.randint(300, 90_000),
             "currency": self.random.choice(["USD", "JPY", "KWD"]),
-            "metadata": {"mark": mark, "cart": cart or mark},
+            "metadata": {"mark": mark, "cart": cart},
         }
         placed = self.ask("POST", "/orders", body, self.mine)
         if placed is None or placed.status_code != 201:
             return None
         order_id = int(placed.json()["id"])
+        self.carts[order_id] = cart
         with self.world.ledger.lock:
             self.world.ledger.orders[mark] = order_id
         return order_id
@@ -118,7 +123,10 @@ class Shopper(threading.Thread):
         fault = self.random.choice(FAULTS) if self.random.random() < 0.25 else None
         if token in self.methods:  # else it is the only one there is
             body["payment_method_id"] = self.methods[token]
+        came = self.world.clock.passed
         paid = self.ask("POST", f"/orders/{order_id}/payments", body, self.mine, fault)
+        if paid is None:
+            self.left[self.carts[order_id]] = came
         if paid is None or paid.status_code != 201:
             return None
         payment: dict[str, Any] = paid.json()
@@ -128,18 +136,20 @@ class Shopper(threading.Thread):
         return payment
 
     def buy(self) -> dict[str, Any] | None:
-        cart = uuid.uuid4().hex
-        order_id = self.order(cart)
+        order_id = self.order()
         if order_id is None:
             return None
-        came = self.world.clock.passed
         token = self.random.choice(SPECIAL) if self.random.random() < 0.3 else GOOD
-        payment = self.pay(order_id, token)
-        left = self.world.clock.passed - came >= min(STAYS)
-        if payment is None and left:  # and comes back now, without a look at the old order
-            order_id = self.order(cart)
-            payment = self.pay(order_id) if order_id is not None else None
-        return payment
+        return self.pay(order_id, token)
+
+    def come_back(self) -> None:
+        """Order again what was left long ago, without a look at the old order."""
+        for cart, came in list(self.left.items()):
+            if self.world.clock.passed - came >= min(STAYS):
+                order_id = self.order(cart)
+                if order_id is not None:
+                    del self.left[cart]
+                    self.pay(order_id)
 
     def buy_twice_at_once(self) -> None:
         """Two taps on the button, with two keys: one charge."""
