@@ -39,6 +39,10 @@ GUARD_NAMES = [
     "idempotency",
     "refund-reservation",
     "reconciler",
+    "resend-window",
+    "action-expiry",
+    "outside-books",
+    "outside-refund-once",
 ]
 
 
@@ -97,7 +101,14 @@ def prove(arguments: argparse.Namespace) -> int:
     """Kill the service at every step, compare the books, print the report."""
     from proof.prove import prove as run  # needs nothing of what the other commands need
 
-    report = run(arguments.crashes, arguments.seed, arguments.broken)
+    both = arguments.age == arguments.outside  # each by itself, or both
+    report = run(
+        arguments.crashes,
+        arguments.seed,
+        arguments.broken,
+        age=arguments.age or both,
+        outside=arguments.outside or both,
+    )
     print(report.text())
     return 0 if report.holds else 1
 
@@ -203,6 +214,12 @@ def parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--crashes", type=int, default=40, help="how many times to kill it")
     command.add_argument("--seed", type=int, default=1, help="the same seed, the same plan")
+    command.add_argument(
+        "--age", action="store_true", help="let months pass between kills, and nothing else"
+    )
+    command.add_argument(
+        "--outside", action="store_true", help="act in the gateway's dashboard, and nothing else"
+    )
     command.add_argument(
         "--break",
         dest="broken",

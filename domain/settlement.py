@@ -98,6 +98,7 @@ class Known:
     order: OrderStatus
     review: ReviewReason | None = None
     can_ask: bool = True  # whether the gateway's books can be read
+    not_executed: bool = False  # the operation surely had no effect: what is shown, others did
 
     @property
     def is_open(self) -> bool:
@@ -210,7 +211,7 @@ def is_our_amount(known: Known, charge: ChargeState) -> bool:
     """Whether the gateway speaks of the amount that we asked for.
 
     An authorization may be captured in part, by us or in the gateway's dashboard; but while a
-    capture of ours is open, another amount than we asked for is not its outcome.
+    capture of ours may have been executed, another amount than we asked for is not its outcome.
     """
     if charge.currency != known.currency or charge.amount not in (None, known.amount):
         return False
@@ -218,7 +219,7 @@ def is_our_amount(known: Known, charge: ChargeState) -> bool:
         return True
     if known.amount_captured:
         return charge.amount_captured == known.amount_captured
-    if known.operation == "capture":
+    if known.operation == "capture" and not known.not_executed:
         return charge.amount_captured == known.operation_amount
     if known.capture_method == "manual":
         return 0 < charge.amount_captured <= known.amount
@@ -243,7 +244,7 @@ def _stay(known: Known, charge: ChargeState, source: Source) -> Decision:
 def _move(known: Known, charge: ChargeState, source: Source) -> Decision:
     target = target_of(known, charge, source)
     assert target is not None
-    operation = None if target in UNDECIDED else _how_it_ended(known, target)
+    operation = None if target in UNDECIDED else _how_it_ended(known, charge, target)
     after = replace(
         known, status=target, operation=None if operation is not None else known.operation
     )
@@ -260,14 +261,17 @@ def _move(known: Known, charge: ChargeState, source: Source) -> Decision:
     return _ends_review(known, after, decision)
 
 
-def _how_it_ended(known: Known, target: PaymentStatus) -> Literal["done", "not_done"] | None:
-    """Whether the operation that is open is what moved the payment."""
+def _how_it_ended(
+    known: Known, charge: ChargeState, target: PaymentStatus
+) -> Literal["done", "not_done"] | None:
+    """Whether what the operation that is open was to do has been done, by whomever."""
     if known.operation is None:
         return None
-    aims: tuple[PaymentStatus, ...] = ("voided", "canceled")
     if known.operation == "capture":
-        aims = ("captured",)
-    return "done" if target in aims else "not_done"
+        done = target == "captured" and charge.amount_captured == known.operation_amount
+    else:
+        done = target in ("voided", "canceled")
+    return "done" if done else "not_done"
 
 
 def _order_follows(known: Known, target: PaymentStatus) -> OrderStatus | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -127,6 +128,49 @@ def _reconciler() -> None:
     _replace(reconcile, run_once=lambda *_, **__: 0)
 
 
+def _resend_window() -> None:
+    """What may never have arrived is sent again however old it is, and no charge ever arrives."""
+    from proof import plants
+    from services import calling, payments
+    from services.reconcile import LookupRules
+
+    ask, real = calling.ask, LookupRules.from_settings
+
+    def lost(gateway: Any, what: str, *arguments: Any) -> Any:
+        return calling.UNKNOWN if what == "charge" else ask(gateway, what, *arguments)
+
+    def for_ever(*arguments: Any) -> LookupRules:
+        return dataclasses.replace(real(*arguments), resend_within=math.inf)
+
+    _replace(payments, ask=lost)
+    _replace(plants, is_sent_again=lambda _: True)
+    _replace(LookupRules, from_settings=for_ever)
+
+
+def _action_expiry() -> None:
+    from services import payments
+
+    _replace(payments, give_up_expired=_nothing)
+
+
+def _outside_books() -> None:
+    from services import comparison
+
+    _replace(comparison, run_once=lambda *_, **__: 0)
+
+
+def _outside_refund_once() -> None:
+    """Each time that a refund is heard of that was made outside, it is taken for a new one."""
+    import crud
+
+    find = crud.lock_refund_of_state
+
+    def only_ours(session: Session, payment_id: int, reference: str, refund_id: Any) -> Any:
+        return None if refund_id is None else find(session, payment_id, reference, refund_id)
+
+    _replace(crud, lock_refund_of_state=only_ours)
+
+
 GUARDS: Final[Mapping[str, Guard]] = {
     "unique-live-payment": Guard(
         "one live payment per order",
@@ -150,4 +194,14 @@ GUARDS: Final[Mapping[str, Guard]] = {
         ),
     ),
     "reconciler": Guard("what nobody answered is looked up", _reconciler),
+    "resend-window": Guard(
+        "what may never have arrived is sent again for minutes only", _resend_window
+    ),
+    "action-expiry": Guard("a shopper who stays away is given up", _action_expiry),
+    "outside-books": Guard("the books are compared", _outside_books),
+    "outside-refund-once": Guard(
+        "a refund made outside is written down once",
+        _outside_refund_once,
+        ("DROP INDEX uq_refunds_payment_id_gateway_reference",),
+    ),
 }

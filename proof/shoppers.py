@@ -1,7 +1,8 @@
 """Shoppers, and the staff behind them: they pay, retry, race, capture, void and refund.
 
 Each request has an Idempotency-Key and is repeated until it has an answer, as a careful client
-does. What was answered is kept, to be held against the books later.
+does. What was answered is kept, to be held against the books later. Nobody repeats it for ever:
+a shopper who had no answer for a while has left, and orders the same cart again later.
 """
 
 from __future__ import annotations
@@ -12,13 +13,22 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from datetime import timedelta
+from typing import Any, Final
 
 import httpx
+
+from proof.aging import Clock
 
 FINAL = (200, 201, 402, 404, 409, 502)
 RETRIED_CONFLICTS = ("idempotency_in_progress", "payment_in_progress")
 FAULTS = ("timeout_before_charge", "timeout_after_charge", "error_500", "error_after_charge")
+GOOD, WAITS = "tok_success", "tok_requires_action"
+SPECIAL = ("tok_generic_decline", "tok_dispute", "tok_refund_fails")
+# How long somebody waits for an answer before they leave it: none of them longer than an
+# Idempotency-Key lives.
+STAYS: Final = (timedelta(minutes=15), timedelta(days=2))
+PAGE_TRIES: Final = 20  # of a page that is not there while the service is dead
 
 
 @dataclass(slots=True)
@@ -44,12 +54,13 @@ class World:
     addresses: Sequence[str]
     token: Callable[[str, str], str]  # (user, scope) -> JWT
     ledger: Ledger
+    clock: Clock
     stop: threading.Event
     patience: float  # seconds; a request without an answer by then is stuck
 
 
 class Shopper(threading.Thread):
-    """One user with one card, until told to stop."""
+    """One user with a card for each purpose, until told to stop."""
 
     def __init__(self, world: World, number: int, seed: int) -> None:
         super().__init__(name=f"shopper-{number}", daemon=True)
@@ -60,38 +71,62 @@ class Shopper(threading.Thread):
         scopes = "orders:manage payments:manage"
         self.staff = {"Authorization": f"Bearer {world.token('staff', scopes)}"}
         self.http = httpx.Client(timeout=8)
+        self.methods: dict[str, int] = {}  # by token
+        self.carts: dict[int, str] = {}  # by order
+        self.left: dict[str, timedelta] = {}  # carts that were not paid in time, and since when
 
     def run(self) -> None:
-        body = {"payment_type": "card", "gateway": "sandbox", "details": {"token": "tok_success"}}
-        self.ask("POST", "/payment-methods", body, self.mine)
+        for token in (GOOD, WAITS, *SPECIAL):
+            self.save_method(token)
         while not self.world.stop.is_set():
+            self.come_back()
             self.random.choice(
-                [self.buy, self.buy, self.buy_twice_at_once, self.authorize, self.give_back]
+                [
+                    self.buy,
+                    self.buy,
+                    self.buy_twice_at_once,
+                    self.authorize,
+                    self.give_back,
+                    self.approve_or_leave,
+                ]
             )()
         self.http.close()
 
+    def save_method(self, token: str) -> None:
+        body = {"payment_type": "card", "gateway": "sandbox", "details": {"token": token}}
+        saved = self.ask("POST", "/payment-methods", body, self.mine)
+        if saved is not None and saved.status_code == 201:
+            self.methods[token] = saved.json()["id"]
+
     # What shoppers do ---------------------------------------------------------------------------
 
-    def order(self) -> int | None:
+    def order(self, cart: str | None = None) -> int | None:
         mark = uuid.uuid4().hex
+        cart = cart or mark
         body = {
             "product_id": "proof",
             "quantity": 1,
             "total_amount": self.random.randint(300, 90_000),
             "currency": self.random.choice(["USD", "JPY", "KWD"]),
-            "metadata": {"mark": mark},
+            "metadata": {"mark": mark, "cart": cart},
         }
         placed = self.ask("POST", "/orders", body, self.mine)
         if placed is None or placed.status_code != 201:
             return None
         order_id = int(placed.json()["id"])
+        self.carts[order_id] = cart
         with self.world.ledger.lock:
             self.world.ledger.orders[mark] = order_id
         return order_id
 
-    def pay(self, order_id: int, **body: Any) -> dict[str, Any] | None:
+    def pay(self, order_id: int, token: str = GOOD, **body: Any) -> dict[str, Any] | None:
         fault = self.random.choice(FAULTS) if self.random.random() < 0.25 else None
+        if token in self.methods:  # else it is the only one there is
+            body["payment_method_id"] = self.methods[token]
+        came = self.world.clock.passed
         paid = self.ask("POST", f"/orders/{order_id}/payments", body, self.mine, fault)
+        if paid is None:
+            self.left[self.carts[order_id]] = came
         if paid is None or paid.status_code != 201:
             return None
         payment: dict[str, Any] = paid.json()
@@ -102,7 +137,19 @@ class Shopper(threading.Thread):
 
     def buy(self) -> dict[str, Any] | None:
         order_id = self.order()
-        return None if order_id is None else self.pay(order_id)
+        if order_id is None:
+            return None
+        token = self.random.choice(SPECIAL) if self.random.random() < 0.3 else GOOD
+        return self.pay(order_id, token)
+
+    def come_back(self) -> None:
+        """Order again what was left long ago, without a look at the old order."""
+        for cart, came in list(self.left.items()):
+            if self.world.clock.passed - came >= min(STAYS):
+                order_id = self.order(cart)
+                if order_id is not None:
+                    del self.left[cart]
+                    self.pay(order_id)
 
     def buy_twice_at_once(self) -> None:
         """Two taps on the button, with two keys: one charge."""
@@ -110,8 +157,35 @@ class Shopper(threading.Thread):
         if order_id is not None:
             together([lambda: self.pay(order_id)] * 3)
 
+    def approve_or_leave(self) -> None:
+        """Approve or decline on the gateway's page, take another card instead, or all at once."""
+        order_id = self.order()
+        payment = self.pay(order_id, WAITS) if order_id is not None else None
+        if order_id is None or payment is None or payment["status"] != "requires_action":
+            return
+        page = f"/sandbox/actions/{payment['gateway_reference']}"
+        approve = lambda: self.press(f"{page}/approve")  # noqa: E731
+        decline = lambda: self.press(f"{page}/decline")  # noqa: E731
+        pay = lambda: self.pay(order_id)  # noqa: E731
+        confirm = lambda: self.ask("POST", f"/payments/{payment['id']}/confirm", {}, self.mine)  # noqa: E731
+        together(
+            self.random.choice(
+                [[], [], [approve], [decline], [pay], [approve, pay], [approve, confirm]]
+            )
+        )
+
+    def press(self, path: str) -> None:
+        """Press a button of a page of the gateway's, which knows no token and no key."""
+        for _ in range(PAGE_TRIES):
+            try:
+                self.http.post(self.random.choice(self.world.addresses) + path)
+            except httpx.HTTPError:
+                time.sleep(0.1)
+            else:
+                return
+
     def authorize(self) -> None:
-        """Capture and void at once, or one of them: one wins."""
+        """Capture and void at once, or one of them, or neither: one wins, or time does."""
         order_id = self.order()
         payment = self.pay(order_id, capture_method="manual") if order_id is not None else None
         if payment is None or payment["status"] != "authorized":
@@ -120,7 +194,7 @@ class Shopper(threading.Thread):
         part = {"amount": self.random.randint(1, payment["amount"])}
         capture = lambda: self.ask("POST", f"{path}/capture", part, self.staff, self.fault())  # noqa: E731
         void = lambda: self.ask("POST", f"{path}/void", {}, self.staff, self.fault())  # noqa: E731
-        together(self.random.choice([[capture], [void], [capture, void]]))
+        together(self.random.choice([[], [capture], [void], [capture, void]]))
 
     def give_back(self) -> None:
         """Several refunds at once, together more than there is."""
@@ -151,8 +225,10 @@ class Shopper(threading.Thread):
         headers: dict[str, str],
         fault: str | None = None,
     ) -> httpx.Response | None:
-        """Send a request until it is answered, to any of the services. None: it never was."""
-        ledger = self.world.ledger
+        """Send a request until it is answered, to any of the services. None: it never was, or
+        not while somebody waited for it."""
+        ledger, clock = self.world.ledger, self.world.clock
+        leaves_at = clock.passed + self.random.choice(STAYS)
         headers = {**headers, "Idempotency-Key": uuid.uuid4().hex}
         if fault is not None:
             headers["Sandbox-Fault"] = fault
@@ -162,6 +238,8 @@ class Shopper(threading.Thread):
         with ledger.lock:
             ledger.operations += 1
         while time.monotonic() < deadline:
+            if clock.passed >= leaves_at:
+                return answered
             timeout = 0.02 if hang_up else 8.0
             hang_up = False
             try:

@@ -210,22 +210,19 @@ def cancel_with_order(
 
 
 def give_up_expired(
-    session: Session, asking: Asking, by: By, payment_id: int, *, again: bool = False
-) -> None:
+    session: Session, asking: Asking, by: By, payment_id: int
+) -> PaymentStatus | None:
     """Give up a payment whose shopper has stayed away, if it still waits; its order stays.
 
-    `again`: it was tried before, and the time of the first try is kept.
+    Returns what the payment is then; None if its gateway did not say.
     """
     with phase(session):
         found = crud.require_payment(session, payment_id, None)
         order, payment = lock(session, found.order_id, payment_id)
         if payment.status != "requires_action" or payment.operation is not None:
-            return
-        first_tried_at = payment.asked_at
+            return None
         claim = claim_operation(session, asking, order, payment, "void")
-        if again:
-            payment.asked_at = first_tried_at
-    carry_out(session, asking, claim, by)
+    return carry_out(session, asking, claim, by)
 
 
 def _operate(
@@ -299,14 +296,15 @@ def carry_out(
 ) -> PaymentStatus | None:
     """Send a claimed operation and settle it, for nobody who waits for its answer.
 
-    Returns what the payment is then; None if the gateway does not say.
+    Returns what the payment is then; None if the gateway did not say, or was not reached.
     """
     asked, charge = _call_operation(claim, asking)
     if asked is UNKNOWN:
         return None
     with phase(session):
         _, payment = _settle_operation(session, claim, by, asked, charge)
-        return payment.status
+        told = charge is not None or isinstance(asked, Refused)
+        return payment.status if told else None
 
 
 def _call_operation(claim: ClaimedOperation, asking: Asking) -> tuple[Any, Charge | None]:
@@ -328,8 +326,17 @@ def _settle_operation(
     order, payment = lock(session, claim.order_id, claim.request.payment_id)
     source = claim.question.source(payment)
     if charge is not None:
-        asks = can_ask(claim.gateway)
-        settle_charge(session, by, order, payment, charge, source, can_ask=asks)
+        outside = isinstance(asked, NotDone) and source == "answer"
+        settle_charge(
+            session,
+            by,
+            order,
+            payment,
+            charge,
+            source,
+            can_ask=can_ask(claim.gateway),
+            not_executed=outside,
+        )
     undecided = charge is None or charge.status in ("authorized", "requires_action")
     if isinstance(asked, NotDone) and undecided and payment.operation_key == claim.request.key:
         settle_not_executed(session, by, order, payment, source)

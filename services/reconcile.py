@@ -46,6 +46,8 @@ log = get_logger()
 BY = By.service("reconciler")
 REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
 REFUND_REVIEW_AFTER: Final = 14 * 24 * 3600  # seconds; banks may take ten days
+# Two minutes of look-ups, too: after an outage of ours the gateway may be away for a moment.
+REVIEW_AFTER_LOOKUPS: Final = 8
 # Look-ups at once for each gateway and lane, each with a thread.
 AT_ONCE: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
 CALLS_OF_A_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
@@ -183,7 +185,7 @@ def look_up(
         with phase(session):
             leases.finish_lookup(session, model, leased)
         if model is Payment:
-            _review_overdue(session, rules, leased.id)
+            _review_overdue(session, leased.id)
         else:
             _review_overdue_refund(session, leased.id)
     except Exception as error:  # the lease ends by itself
@@ -204,8 +206,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         return
     waits = seen.status == "requires_action" and seen.operation is None
     if waits and seen.age > rules.action_expires_after:
-        attempted = seen.age - seen.open_for > rules.action_expires_after
-        payments.give_up_expired(session, rules.asking, BY, seen.id, again=attempted)
+        _give_up(session, rules, seen)
         return
     can_ask = gateway.capabilities.reads_back
     question = Question.about_payment(seen)
@@ -228,8 +229,19 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         source = question.source(payment)
+        not_executed = not_executed and payment.operation_key == seen.operation_key
         if charge is not None:
-            settle_charge(session, BY, order, payment, charge, source, can_ask=can_ask)
+            outside = not_executed and source == "answer"
+            settle_charge(
+                session,
+                BY,
+                order,
+                payment,
+                charge,
+                source,
+                can_ask=can_ask,
+                not_executed=outside,
+            )
         if not_executed and payment.operation_key == seen.operation_key:
             settle_not_executed(session, BY, order, payment, source)
         log.info("reconcile.payment", payment_id=payment.id, status=payment.status)
@@ -300,20 +312,32 @@ def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method
         settle_refunds(session, BY, order, payment, charge.refunds, source)
 
 
-def _review_overdue(session: Session, rules: LookupRules, payment_id: int) -> None:
-    """Hand over to a person what has been open for a day, or could not be given up for one."""
+def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
+    """Give up a payment whose shopper has stayed away. A gateway that has said no for a day will
+    not do it; one that did not answer may only be away."""
+    status = payments.give_up_expired(session, rules.asking, BY, seen.id)
+    overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
+    looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
+    if status == "requires_action" and overdue and not looked_at_lately:
+        _hand_over(session, seen)
+
+
+def _review_overdue(session: Session, payment_id: int) -> None:
+    """Hand over to a person what has been open for a day."""
     with phase(session):
         seen = crud.require_payment_to_look_up(session, payment_id)
     is_open = seen.status == "pending" or seen.operation is not None
-    overdue = is_open and seen.unreviewed_for > REVIEW_AFTER
-    if seen.status == "requires_action" and not is_open:
-        # By when it was first tried to give it up, whatever its age: that may be a minute ago.
-        attempted = seen.age - seen.open_for > rules.action_expires_after
-        overdue = attempted and seen.unreviewed_for > REVIEW_AFTER
-    if seen.needs_review or not overdue:
-        return
+    if is_open and not seen.needs_review and _is_overdue(seen):
+        _hand_over(session, seen)
+
+
+def _is_overdue(seen: Row[Any], patience: float = REVIEW_AFTER) -> bool:
+    return bool(seen.unreviewed_for > patience and seen.checks >= REVIEW_AFTER_LOOKUPS)
+
+
+def _hand_over(session: Session, seen: Row[Any]) -> None:
     with phase(session):
-        order, payment = payments.lock(session, seen.order_id, payment_id)
+        order, payment = payments.lock(session, seen.order_id, seen.id)
         ours = known(order, payment)
         if payment.status == seen.status and ours.review is None:
             apply(session, BY, order, payment, decide_unknown(ours, overdue=True))
@@ -325,7 +349,7 @@ def _review_overdue_refund(session: Session, refund_id: int) -> None:
         of = crud.require_payment(session, seen.payment_id, None)
     # One that the gateway has taken on may take its bank days.
     patience = REVIEW_AFTER if seen.gateway_reference is None else REFUND_REVIEW_AFTER
-    if seen.status != "pending" or of.needs_review or seen.unreviewed_for <= patience:
+    if seen.status != "pending" or of.needs_review or not _is_overdue(seen, patience):
         return
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)

@@ -56,7 +56,9 @@ REFUSED: Final = "The gateway refuses this request by its own rules; nothing was
 # Charges ----------------------------------------------------------------------------------------
 
 
-def known(order: Order, payment: Payment, *, can_ask: bool = True) -> Known:
+def known(
+    order: Order, payment: Payment, *, can_ask: bool = True, not_executed: bool = False
+) -> Known:
     """What we know of a payment, for `domain/settlement.py`."""
     return Known(
         status=payment.status,
@@ -70,6 +72,7 @@ def known(order: Order, payment: Payment, *, can_ask: bool = True) -> Known:
         order=order.status,
         review=payment.review_reason if payment.needs_review else None,
         can_ask=can_ask,
+        not_executed=not_executed,
     )
 
 
@@ -82,9 +85,14 @@ def settle_charge(
     source: Source,
     *,
     can_ask: bool = True,
+    not_executed: bool = False,
 ) -> None:
-    """Apply the state of a charge, and of the refunds that its gateway shows with it."""
-    decision = decide(known(order, payment, can_ask=can_ask), charge, source)
+    """Apply the state of a charge, and of the refunds that its gateway shows with it.
+
+    `not_executed`: the operation that is open surely had no effect on it.
+    """
+    ours = known(order, payment, can_ask=can_ask, not_executed=not_executed)
+    decision = decide(ours, charge, source)
     apply(session, by, order, payment, decision, charge)
     if charge.refunds is not None and payment.status in CAPTURED_PAYMENT_STATUSES:
         settle_refunds(session, by, order, payment, charge.refunds, source)

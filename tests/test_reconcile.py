@@ -138,7 +138,7 @@ def test_what_a_gateway_does_not_know_after_a_day_goes_to_a_person(
             sql(
                 quiet.engine,
                 f"UPDATE {table} SET asked_at = now() - make_interval(hours => :hours), "
-                f"check_at = now() WHERE {column} = :id",
+                f"check_at = now(), checks = 300 WHERE {column} = :id",
                 hours=hours,
                 id=payment["id"],
             )
@@ -164,8 +164,8 @@ def test_a_truth_that_cannot_be_written_down_goes_to_a_person_in_the_end(
         patch.setattr(gateway, "look_up", lambda query: answer)
         sql(
             quiet.engine,
-            "UPDATE payments SET asked_at = now() - interval '25 hours', check_at = now() "
-            "WHERE id = :id",
+            "UPDATE payments SET asked_at = now() - interval '25 hours', check_at = now(), "
+            "checks = 300 WHERE id = :id",
             id=payment["id"],
         )
         run_once(quiet, gateways)

@@ -50,7 +50,8 @@ def overdue(
     for table, column in (("payments", "id"), ("refunds", "payment_id")):
         sql(
             quiet.engine,
-            f"UPDATE {table} SET asked_at = now() - interval '25 hours', check_at = now()"
+            f"UPDATE {table} SET asked_at = now() - interval '25 hours', check_at = now(),"
+            " checks = 300"
             f" WHERE {column} = :id AND check_at IS NOT NULL",
             id=payment["id"],
         )

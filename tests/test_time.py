@@ -38,13 +38,14 @@ __all__ = ["bearer", "gateway", "gateways", "quiet", "quiet_app", "quiet_setting
 
 
 def age(shop: Shop, payment: dict[str, Any], hours: float) -> None:
-    """Let hours pass for one payment, and make it due."""
+    """Let hours pass for one payment, with a look-up every five minutes, and make it due."""
     past = ", ".join(
         f"{column} = {column} - make_interval(secs => :hours * 3600)"
         for column in ("created_at", "asked_at")
     )
-    statement = f"UPDATE payments SET {past}, check_at = now() WHERE id = :id"
-    sql(shop.engine, statement, hours=hours, id=payment["id"])
+    set_ = f"{past}, check_at = now(), checks = checks + :lookups"
+    statement = f"UPDATE payments SET {set_} WHERE id = :id"
+    sql(shop.engine, statement, hours=hours, lookups=int(hours * 12), id=payment["id"])
 
 
 @pytest.fixture(autouse=True)

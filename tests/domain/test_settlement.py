@@ -90,10 +90,17 @@ def payments() -> Iterator[Known]:
             operations = (None, "void", "cancel")
         if status == "authorized":
             operations += ("capture",)
-        for order, method, reference, operation, can_ask in itertools.product(
-            orders, ("automatic", "manual"), (None, "ch_1"), operations, (True, False)
+        for order, method, reference, operation, can_ask, not_executed in itertools.product(
+            orders,
+            ("automatic", "manual"),
+            (None, "ch_1"),
+            operations,
+            (True, False),
+            (True, False),
         ):
             if reference is None and status not in ("pending", "failed"):
+                continue
+            if not_executed and operation is None:
                 continue
             yield Known(
                 status=status,
@@ -106,6 +113,7 @@ def payments() -> Iterator[Known]:
                 operation_amount=600 if operation == "capture" else 1000 if operation else None,
                 order=order,
                 can_ask=can_ask,
+                not_executed=not_executed,
             )
 
 

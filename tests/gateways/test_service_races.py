@@ -288,8 +288,8 @@ def test_a_capture_of_which_no_notification_tells_goes_to_a_person_after_a_day(
     _, payment = adyen.authorized(1000)
     adyen.relay.holds = True
     assert adyen.post(adyen.manager, f"/payments/{payment['id']}/capture").status_code == 202
-    older = "UPDATE payments SET asked_at = now() - interval '30 hours', check_at = now()"
-    sql(adyen, f"{older} WHERE id = :id", id=payment["id"])
+    older = "asked_at = now() - interval '30 hours', check_at = now(), checks = 300"
+    sql(adyen, f"UPDATE payments SET {older} WHERE id = :id", id=payment["id"])
     adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
     assert adyen.payment(payment["id"])["status"] == "authorized"
 
