@@ -67,8 +67,8 @@ REACH_SECONDS = 12.0  # how long a process may take to come by its point
 # What is done without kills, at the beginning and at the end: so many requests, or for so long.
 QUIET_OPERATIONS, QUIET_SECONDS = 50, 10.0
 # How long an answer may take before it counts as stuck. Without a guard it may well never come,
-# and if nobody is killed there is no need to wait for long.
-PATIENCE, PATIENCE_WHEN_BROKEN = 60.0, 10.0
+# and there is no need to wait for longer than the processes take to start again.
+PATIENCE, PATIENCE_WHEN_BROKEN, PATIENCE_WITHOUT_KILLS = 60.0, 30.0, 10.0
 RECONCILE_AFTER, GATEWAY_TIMEOUT = 1, 2
 
 # Time. While the services are dead, three spans of it pass, with so many passes of the background
@@ -102,7 +102,9 @@ def prove(
     report = Report(seed=seed, broken=broken)
     chance = random.Random(seed)  # noqa: S311 - a repeatable plan
     plan = [*kill_at, *_plan(crashes, [*POINTS, *(LATE_POINTS if age else [])], chance)]
-    patience = PATIENCE_WHEN_BROKEN if broken and not plan else PATIENCE
+    patience = PATIENCE
+    if broken is not None:
+        patience = PATIENCE_WHEN_BROKEN if plan else PATIENCE_WITHOUT_KILLS
     run = _Run.prepare(workplace, seed, report, patience, age=age, outside=outside)
     try:
         run.go(plan, chance)
