@@ -132,7 +132,8 @@ def _take_due(
         if lane == "waiting":
             take(Payment, limit)
             return taken
-        first, second = random.sample([Payment, Refund], 2)
+        models: list[type[Payment] | type[Refund]] = [Payment, Refund]
+        first, second = random.sample(models, 2)
         take(first, -(-limit // 2))
         if len(taken) < limit:
             take(second, limit - len(taken))
