@@ -2,8 +2,8 @@
 
 Its books are whole: every invariant holds. It has what makes a planner guess wrong: one user has a
 third of all orders, another one had as many and has not come back for long, nothing that is new is
-delivered yet, and some orders were placed on a clock that was off, so that their times are not in
-the order of their ids.
+delivered yet, a gateway was given up long ago, and some orders were placed on a clock that was off,
+so that their times are not in the order of their ids.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import sqlalchemy as sa
+
+import database
 
 OPEN_PAYMENTS = 400  # however many orders there are; as many need a review, or fewer
 BUSY_USER, LOST_USER = "user-0", "user-1"
@@ -88,7 +90,8 @@ STEPS = {
             currency, capture_method, capture_before, failure, needs_review, asked_at, check_at,
             created_at, updated_at)
         OVERRIDING SYSTEM VALUE
-        SELECT id, id, 'user-' || customer, customer + 1, 'sandbox', gen_random_uuid(),
+        SELECT id, id, 'user-' || customer, customer + 1,
+            CASE WHEN id < :orders * 0.1 THEN 'paypal' ELSE 'sandbox' END, gen_random_uuid(),
             CASE WHEN NOT is_open THEN 'ch_' || md5(id::text) END, payment_status, 1099,
             CASE WHEN payment_status ~ '^(captured|.*refunded)$' THEN 1099 ELSE 0 END,
             refunded, refunded, 'USD',
@@ -107,7 +110,8 @@ STEPS = {
         INSERT INTO refunds (id, payment_id, gateway, gateway_key, gateway_reference, status,
             amount, currency, created_at, updated_at)
         OVERRIDING SYSTEM VALUE
-        SELECT id, id, 'sandbox', gen_random_uuid(), 're_' || md5(id::text), 'succeeded', refunded,
+        SELECT id, id, CASE WHEN id < :orders * 0.1 THEN 'paypal' ELSE 'sandbox' END,
+            gen_random_uuid(), 're_' || md5(id::text), 'succeeded', refunded,
             'USD', at, at
         FROM story WHERE refunded > 0 ORDER BY id""",
     "disputes": """
@@ -140,8 +144,9 @@ STEPS = {
         FROM story WHERE id > :orders * 0.98 ORDER BY id""",
     "the sandbox's requests": """
         INSERT INTO sandbox.requests (key, reference)
-        SELECT gateway_key, gateway_reference FROM payments WHERE gateway_reference IS NOT NULL
-        UNION ALL SELECT gateway_key, gateway_reference FROM refunds""",
+        SELECT gateway_key, gateway_reference FROM payments
+        WHERE gateway = 'sandbox' AND gateway_reference IS NOT NULL
+        UNION ALL SELECT gateway_key, gateway_reference FROM refunds WHERE gateway = 'sandbox'""",
     "the sandbox's charges": """
         INSERT INTO sandbox.charges (reference, order_id, payment_id, idempotency_key, amount,
             currency, outcome, capture, status, amount_captured, capture_before, created_at,
@@ -152,15 +157,17 @@ STEPS = {
             CASE WHEN amount_captured > 0 THEN 'captured' WHEN status = 'failed' THEN 'declined'
                 ELSE status END,
             amount_captured, capture_before, created_at, created_at
-        FROM payments WHERE gateway_reference IS NOT NULL ORDER BY id""",
+        FROM payments WHERE gateway = 'sandbox' AND gateway_reference IS NOT NULL ORDER BY id""",
     "the sandbox's refunds": """
         INSERT INTO sandbox.refunds (reference, charge, refund_id, amount, status, created_at)
         SELECT r.gateway_reference, p.gateway_reference, r.id, r.amount, r.status, r.created_at
-        FROM refunds r JOIN payments p ON p.id = r.payment_id ORDER BY r.id""",
+        FROM refunds r JOIN payments p ON p.id = r.payment_id
+        WHERE p.gateway = 'sandbox' ORDER BY r.id""",
     "the sandbox's disputes": """
         INSERT INTO sandbox.disputes (reference, charge, status, closes_at)
         SELECT d.gateway_reference, p.gateway_reference, d.status, d.created_at + interval '1 month'
-        FROM disputes d JOIN payments p ON p.id = d.payment_id ORDER BY d.id""",
+        FROM disputes d JOIN payments p ON p.id = d.payment_id
+        WHERE p.gateway = 'sandbox' ORDER BY d.id""",
     "the sandbox's webhooks": """
         INSERT INTO sandbox.webhooks (payload, due_at, delivered_at)
         SELECT jsonb_build_object('id', event_id, 'type', type, 'payment_id', payment_id),
@@ -171,12 +178,12 @@ STEPS = {
 SEQUENCES = ("payment_methods", "orders", "payments", "refunds")
 
 
-def fill(engine: sa.Engine, orders: int, tell: Callable[[str], None]) -> None:
+def fill(url: str, orders: int, tell: Callable[[str], None]) -> None:
     """Fill an empty, migrated database; `tell` hears of each step. Needs a superuser."""
+    engine = database.create_engine(url, pool_size=1, limits=database.MIGRATING)
     with engine.begin() as connection:
         # Rows come in their last state: triggers would refuse that. Nothing waits for the disk.
         connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
-        connection.execute(sa.text("SET LOCAL statement_timeout = 0"))
         connection.execute(sa.text("SET LOCAL synchronous_commit = off"))
         numbers = {"orders": orders, "open": OPEN_PAYMENTS}
         for what, statement in STEPS.items():
@@ -192,6 +199,5 @@ def fill(engine: sa.Engine, orders: int, tell: Callable[[str], None]) -> None:
         connection.execute(sa.text("DROP TABLE story"))
     tell("VACUUM ANALYZE")
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        connection.execute(sa.text("SET statement_timeout = 0"))
         connection.execute(sa.text("VACUUM ANALYZE"))
-        connection.execute(sa.text("RESET statement_timeout"))
+    engine.dispose()

@@ -241,10 +241,10 @@ def look_ups(engine: sa.Engine) -> Iterator[Probe]:
         partial(
             leases.take_to_read_again,
             gateway="sandbox",
-            since=until - timedelta(minutes=5),
+            since=until - timedelta(days=300),
             until=until,
             cursor=None,
-            limit=500,
+            limit=20,
         ),
     )
     for model in (Payment, Refund):
@@ -280,17 +280,34 @@ def windows(engine: sa.Engine) -> Iterator[Probe]:
     yield Probe("window", A_WINDOW, lambda session: list(crud.find_violations(session)))
 
 
-def sandbox_books(engine: sa.Engine) -> Iterator[Probe]:
-    """Pages of 200 charges, each with its refunds and its dispute."""
+def comparisons(engine: sa.Engine) -> Iterator[Probe]:
+    """Pages of 200 payments to be compared, and of charges with their refunds and disputes."""
     sandbox = SandboxGateway(engine, timeout=1)
     with engine.connect() as connection:
         since = connection.scalar(sa.text("SELECT max(changed_at) FROM sandbox.charges"))
         reference = connection.scalar(
             sa.text(
                 "SELECT gateway_reference FROM payments "
-                "WHERE gateway_reference IS NOT NULL ORDER BY id LIMIT 1 OFFSET 900"
+                "WHERE gateway = 'sandbox' ORDER BY id LIMIT 1 OFFSET 900"
             )
         )
+        after = connection.execute(
+            sa.text("SELECT id, created_at FROM payments WHERE gateway = 'paypal' LIMIT 1")
+        ).one()
+        week_ago = connection.scalar(sa.text("SELECT now() - interval '7 days'"))
+    for name in ("sandbox", "paypal"):
+        for when, since, last in (
+            ("", None, None),
+            ("of a week", week_ago, None),
+            ("deep", None, after),
+        ):
+            yield Probe(
+                _name("comparing payments at", name, when),
+                4 * A_LIST,
+                partial(
+                    crud.list_recent_payments, gateway=name, since=since, after=last, limit=200
+                ),
+            )
     for name, run in {
         "newest": lambda _: sandbox.page(limit=200),
         "deep": lambda _: sandbox.page(limit=200, cursor=reference),
@@ -343,7 +360,7 @@ def measure(engine: sa.Engine, tell: Callable[[str], None]) -> list[Line]:
         order_lists,
         payment_lists,
         other_lists,
-        sandbox_books,
+        comparisons,
         look_ups,
         background,
         windows,
@@ -395,8 +412,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="estore-growth-") as folder:
         url = postgres_server.ensure_running(Path(folder))
         database.migrate(url)
+        fill(url, orders, tell)
         engine = database.create_engine(url)
-        fill(engine, orders, tell)
         lines = measure(engine, tell)
         engine.dispose()
         postgres_server.stop(Path(folder))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, cast
 
-from sqlalchemy import Row, Table, any_, func, literal, or_, select
+from sqlalchemy import Row, Table, any_, func, literal, or_, select, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.orm import Session
 
@@ -54,12 +54,16 @@ def list_disputes_by_reference(
 
 
 def list_recent_payments(
-    session: Session, gateway: str, before_id: int, limit: int
+    session: Session, gateway: str, since: datetime | None, after: Row[Any] | None, limit: int
 ) -> Sequence[Row[Any]]:
-    """A page of this gateway's payments, newest first."""
-    return session.execute(
-        select(*PAYMENTS)
-        .where(PAYMENTS.id < before_id, PAYMENTS.gateway == gateway)
-        .order_by(PAYMENTS.id.desc())
-        .limit(limit)
-    ).all()
+    """A page of this gateway's payments since then, newest first, after the last one seen."""
+    query = select(*PAYMENTS).where(PAYMENTS.gateway == gateway)
+    if since is not None:
+        query = query.where(PAYMENTS.created_at >= since)
+    if after is not None:
+        place = tuple_(after.created_at, after.id)
+        query = query.where(tuple_(PAYMENTS.created_at, PAYMENTS.id) < place)
+    # By time, as the index of a gateway's payments is: by id the newest of all would be walked
+    # through, and a gateway that was switched off long ago has none among them.
+    newest = (PAYMENTS.created_at.desc(), PAYMENTS.id.desc())
+    return session.execute(query.order_by(*newest).limit(limit)).all()

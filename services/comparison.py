@@ -22,7 +22,6 @@ from database import new_session, phase
 from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
-from schemas import MAX_ID
 from services import payments, questions
 from services.calling import ask, state_of
 from services.history import By
@@ -404,15 +403,14 @@ def _recent_payments(
     session: Session, gateway: base.Gateway, since: datetime | None
 ) -> Iterator[Row[Any]]:
     """Our payments at a gateway since then, newest first."""
-    before = MAX_ID
+    after: Row[Any] | None = None
     while True:
         with phase(session):
-            page = crud.list_recent_payments(session, gateway.name, before, PAGE)
-        recent = [row for row in page if since is None or row.created_at >= since]
-        yield from recent
-        if not recent or len(page) < PAGE:
+            page = crud.list_recent_payments(session, gateway.name, since, after, PAGE)
+        yield from page
+        if len(page) < PAGE:
             return
-        before = page[-1].id
+        after = page[-1]
 
 
 def _is_accepted(payment: Row[Any]) -> bool:

@@ -112,27 +112,33 @@ def _take_due(
 ) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
     """Open payments and refunds share a lane. Which is taken first is left to chance, so that
     neither waits for all of the other."""
-    models: list[type[Payment] | type[Refund]] = [Payment]
-    if lane == "open":
-        models = random.sample([Payment, Refund], 2)
     taken: list[tuple[type[Payment] | type[Refund], Row[Any]]] = []
     names = list(rules.gateways.by_name)
+
+    def take(model: type[Payment] | type[Refund], most: int) -> None:
+        at = (
+            leases.at_gateway(model, gateway)
+            if gateway is not None
+            else leases.at_other_gateways(model, names)
+        )
+        rows = (
+            leases.take_due_payments(session, lane, at, limit=most, lease=rules.lease)
+            if model is Payment
+            else leases.take_due_refunds(session, at, limit=most, lease=rules.lease)
+        )
+        taken.extend((model, row) for row in rows)
+
     with phase(session):
-        for number, model in enumerate(models, 1):
-            at = (
-                leases.at_gateway(model, gateway)
-                if gateway is not None
-                else leases.at_other_gateways(model, names)
-            )
-            left = -(-limit * number // len(models)) - len(taken)
-            if left <= 0:
-                continue
-            rows = (
-                leases.take_due_payments(session, lane, at, limit=left, lease=rules.lease)
-                if model is Payment
-                else leases.take_due_refunds(session, at, limit=left, lease=rules.lease)
-            )
-            taken += [(model, row) for row in rows]
+        if lane == "waiting":
+            take(Payment, limit)
+            return taken
+        models: list[type[Payment] | type[Refund]] = [Payment, Refund]
+        first, second = random.sample(models, 2)
+        take(first, -(-limit // 2))
+        if len(taken) < limit:
+            take(second, limit - len(taken))
+        if len(taken) < limit:  # what the second has left to it
+            take(first, limit - len(taken))
     return taken
 
 

@@ -23,8 +23,8 @@ from services import invariants
 def grown(make_database: Callable[[], str]) -> Iterator[sa.Engine]:
     url = make_database()
     database.migrate(url)
+    fill(url, 20_000, lambda _: None)
     engine = database.create_engine(url, pool_size=2)
-    fill(engine, 20_000, lambda _: None)
     yield engine
     engine.dispose()
 

@@ -166,6 +166,22 @@ def test_payments_with_any_filters_are_those_that_fit_and_each_once(
         assert all_pages(read, limit) == newest_first(fitting), (user, status, order, review)
 
 
+@pytest.mark.parametrize("limit", [1, 7, 200])
+@pytest.mark.parametrize("since", TIMES)
+def test_payments_to_compare_are_all_since_then_and_each_once(
+    session: Session, since: datetime | None, limit: int
+) -> None:
+    rows = session.execute(sa.text("SELECT * FROM payments")).all()
+    found: list[int] = []
+    after = None
+    while page := crud.list_recent_payments(session, "sandbox", since, after, limit):
+        found += [row.id for row in page]
+        after = page[-1]
+    fitting = [row for row in rows if since is None or row.created_at >= since]
+    assert found == newest_first(fitting)
+    assert crud.list_recent_payments(session, "stripe", since, None, limit) == []
+
+
 def test_a_cursor_of_another_user_tells_nothing(session: Session) -> None:
     rows = all_orders(session)
     of_bob = next(row for row in rows if row.user_id == "bob")
