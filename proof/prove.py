@@ -61,14 +61,14 @@ LATE_POINTS: Final = [
     for moment in ("before_commit", "after_commit")
 ]
 AT_RANDOM, DATABASE = "at a random moment", "PostgreSQL"
-SERVICES: Final = 2  # one goes on while the other is dead
+SERVICES: Final = 2  # one goes on while the other is dead; if nobody is killed, one will do
 SHOPPERS: Final = 6
 REACH_SECONDS = 12.0  # how long a process may take to come by its point
 # What is done without kills, at the beginning and at the end: so many requests, or for so long.
 QUIET_OPERATIONS, QUIET_SECONDS = 50, 10.0
 # How long an answer may take before it counts as stuck. Without a guard it may well never come,
 # and there is no need to wait for longer than the processes take to start again.
-PATIENCE, PATIENCE_WHEN_BROKEN, PATIENCE_WITHOUT_KILLS = 60.0, 30.0, 10.0
+PATIENCE, PATIENCE_WHEN_BROKEN, PATIENCE_WITHOUT_KILLS = 60.0, 20.0, 10.0
 RECONCILE_AFTER, GATEWAY_TIMEOUT = 1, 2
 
 # Time. While the services are dead, three spans of it pass, with so many passes of the background
@@ -105,7 +105,8 @@ def prove(
     patience = PATIENCE
     if broken is not None:
         patience = PATIENCE_WHEN_BROKEN if plan else PATIENCE_WITHOUT_KILLS
-    run = _Run.prepare(workplace, seed, report, patience, age=age, outside=outside)
+    services = SERVICES if plan else 1
+    run = _Run.prepare(workplace, seed, report, services, patience, age=age, outside=outside)
     try:
         run.go(plan, chance)
     finally:
@@ -153,6 +154,7 @@ class _Run:
         workplace: Path,
         seed: int,
         report: Report,
+        services: int,
         patience: float,
         *,
         age: bool,
@@ -183,12 +185,12 @@ class _Run:
             with engine.begin() as connection:
                 for statement in GUARDS[report.broken].sql:
                     connection.execute(sa.text(statement))
-        services = [
-            Service(environment, workplace / f"service-{number}.log") for number in range(SERVICES)
+        processes = [
+            Service(environment, workplace / f"service-{number}.log") for number in range(services)
         ]
         ledger, clock, stopping = Ledger(), Clock(engine), threading.Event()
         world = World(
-            addresses=[service.address for service in services],
+            addresses=[service.address for service in processes],
             token=lambda user, scope: auth.mint(settings, user, scope, timedelta(hours=6)),
             ledger=ledger,
             clock=clock,
@@ -201,7 +203,7 @@ class _Run:
             age=age,
             engine=engine,
             environment=environment,
-            services=services,
+            services=processes,
             roles=Roles(environment, workplace / "roles.log"),
             clock=clock,
             books=Books(engine, settings),

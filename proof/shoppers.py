@@ -78,6 +78,7 @@ class Shopper(threading.Thread):
     def run(self) -> None:
         for token in (GOOD, WAITS, *SPECIAL):
             self.save_method(token)
+        self.leave()
         while not self.world.stop.is_set():
             self.come_back()
             self.random.choice(
@@ -87,7 +88,8 @@ class Shopper(threading.Thread):
                     self.buy_twice_at_once,
                     self.authorize,
                     self.give_back,
-                    self.approve_or_leave,
+                    self.go_to_page,
+                    self.leave,
                 ]
             )()
         self.http.close()
@@ -157,7 +159,13 @@ class Shopper(threading.Thread):
         if order_id is not None:
             together([lambda: self.pay(order_id)] * 3)
 
-    def approve_or_leave(self) -> None:
+    def leave(self) -> None:
+        """Never come back from the gateway's page."""
+        order_id = self.order()
+        if order_id is not None:
+            self.pay(order_id, WAITS)
+
+    def go_to_page(self) -> None:
         """Approve or decline on the gateway's page, take another card instead, or all at once."""
         order_id = self.order()
         payment = self.pay(order_id, WAITS) if order_id is not None else None
@@ -169,9 +177,7 @@ class Shopper(threading.Thread):
         pay = lambda: self.pay(order_id)  # noqa: E731
         confirm = lambda: self.ask("POST", f"/payments/{payment['id']}/confirm", {}, self.mine)  # noqa: E731
         together(
-            self.random.choice(
-                [[], [], [approve], [decline], [pay], [approve, pay], [approve, confirm]]
-            )
+            self.random.choice([[approve], [decline], [pay], [approve, pay], [approve, confirm]])
         )
 
     def press(self, path: str) -> None:
