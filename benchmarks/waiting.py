@@ -43,8 +43,8 @@ WITH placed AS (
 ), paid AS (
     INSERT INTO payments (order_id, user_id, payment_method_id, gateway, gateway_key,
         gateway_reference, status, amount, currency, capture_method, check_at)
-    SELECT id, 'shopper', 1, 'sandbox', 'key-' || id, CAST(:named AS text) || id, 'pending', 1000, 'USD', 'automatic',
-        now() FROM placed RETURNING id, order_id
+    SELECT id, 'shopper', 1, 'sandbox', 'key-' || id, CAST(:named AS text) || id, 'pending', 1000,
+        'USD', 'automatic', now() FROM placed RETURNING id, order_id
 ), asked AS (
     INSERT INTO sandbox.requests (key, reference)
     SELECT 'key-' || order_id, 'ch_' || order_id FROM paid RETURNING key
