@@ -141,7 +141,7 @@ def apply(
     if decision.order is not None:
         move_order(session, by, order, decision.order)
     if decision.review is not None:
-        review(session, by, order, payment, decision.review, _seen(charge))
+        review(session, by, order, payment, decision.review, _seen(charge, decision.review))
     session.flush()
     if decision.operation is not None and operation and key and amount:
         answer_waiting_requests(
@@ -171,9 +171,11 @@ def review(
     flag_for_review(session, by, order, payment, reason)
 
 
-def _seen(charge: base.Charge | None) -> str:
+def _seen(charge: base.Charge | None, reason: ReviewReason) -> str:
     if charge is None:
         return ""
+    if reason == "second_charge":  # is one finding, however it goes on
+        return charge.reference
     amounts = f"{charge.amount}/{charge.amount_captured} {charge.currency}"
     return f"{charge.reference} {charge.status} {amounts}"
 
