@@ -25,10 +25,10 @@ from domain.states import ReviewResolution
 from errors import ServiceError
 from gateways.registry import Gateways
 from observability import logs
-from services import comparison, reviews
 from services import invariants as invariant_checks
-from services.history import By
-from services.reconcile import LookupRules
+from services import reconciliation, reviews
+from services.lookups import LookupRules
+from settlement.transitions import ChangedBy
 
 # The guards of proof/guards.py, which a test compares with these.
 GUARD_NAMES = [
@@ -79,7 +79,7 @@ def reconcile(arguments: argparse.Namespace) -> int:
     with _service() as service:
         rules = LookupRules.from_settings(service.settings, service.gateways)
         since = None if arguments.since is None else datetime.now(timezone.utc) - arguments.since
-        report = comparison.reconcile(service.engine, rules, since, _progress)
+        report = reconciliation.reconcile(service.engine, rules, since, _progress)
     for name in report["not_compared"]:
         print(
             f"The books of {name} cannot be read, so they were not compared; see docs/{name}.md",
@@ -116,7 +116,7 @@ def prove(arguments: argparse.Namespace) -> int:
 def check_gateway(arguments: argparse.Namespace) -> int:
     """Run the contract of gateways against one adapter, tell of each scenario."""
     try:
-        from tests.gateways.check import check  # needs nothing of what the other commands need
+        from conformance.runner import check  # needs nothing of what the other commands need
     except ImportError as error:
         raise ConfigurationError(f"this needs the whole repository: {error}") from None
     return 0 if check(arguments.module, arguments.words).holds else 1
@@ -133,7 +133,7 @@ def end_review(arguments: argparse.Namespace) -> int:
     )
     with _service() as service, database.new_session(service.engine) as session:
         try:
-            payment = reviews.resolve(session, By.service("cli"), arguments.payment, data)
+            payment = reviews.resolve(session, ChangedBy.service("cli"), arguments.payment, data)
         except ServiceError as error:
             print(error.body("cli").decode(), file=sys.stderr)
             return 1

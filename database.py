@@ -34,7 +34,7 @@ T = TypeVar("T")
 log = get_logger()
 
 # One number for the whole process: as many database connections as worker threads that use them
-# (see routers/route.py). More would only move the queue into PostgreSQL.
+# (see web/route.py). More would only move the queue into PostgreSQL.
 POOL_SIZE = 10
 SPARE = 20  # connections of the embedded server for operators' commands
 
@@ -216,7 +216,7 @@ class _Server:
     def missed(self) -> None:
         """An answer did not come in time."""
         self._lost, self._missed_at = True, time.monotonic()
-        log.error("database.no_answer")
+        log.error("database.unresponsive")
 
     def _try(self, dsn: str) -> _Connection:
         before = self._failures
@@ -268,7 +268,7 @@ def _wait(connection: Any) -> None:
 async def get_session(request: Request) -> Session:
     """A session that has no connection until its first statement.
 
-    The route that ran the endpoint closes it, in the same thread (see routers/route.py).
+    The route that ran the endpoint closes it, in the same thread (see web/route.py).
     """
     return new_session(request.app.state.engine)
 

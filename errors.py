@@ -56,11 +56,11 @@ class ServiceError(Exception):
 
     status: ClassVar[int]
     code: ClassVar[str]
-    hint: ClassVar[str]  # what the reader should do next
+    what_to_do: ClassVar[str]  # what the reader should do next
     retryable: ClassVar[bool] = False  # the very same request may succeed later
     # An answer is kept for its Idempotency-Key once the work has begun. What is refused before
     # that is not: the corrected request may use the same key.
-    keeps_key: ClassVar[bool] = False
+    stored_for_replay: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}  # the members that this problem adds
 
     def __init__(
@@ -110,7 +110,7 @@ class ServiceError(Exception):
             "status": cls.status,
             "title": cls.title(),
             "explanation": cls.explanation(),
-            "what_to_do": cls.hint,
+            "what_to_do": cls.what_to_do,
             "retryable": cls.retryable,
             "example": cls.example_problem(),
         }
@@ -132,7 +132,7 @@ class InvalidRequest(ServiceError):
 
     status = 400
     code = "invalid_request"
-    hint = "Correct every field listed in `errors` and send the request again."
+    what_to_do = "Correct every field listed in `errors` and send the request again."
     example: ClassVar[Mapping[str, Any]] = {
         "errors": [
             {
@@ -156,7 +156,7 @@ class PaymentMethodNotFound(InvalidRequest):
     """
 
     code = "payment_method_not_found"
-    hint = "List the user's methods with GET /payment-methods, or save one first."
+    what_to_do = "List the user's methods with GET /payment-methods, or save one first."
     example: ClassVar[Mapping[str, Any]] = {}
 
 
@@ -167,7 +167,7 @@ class CardNumberNotAccepted(InvalidRequest):
     """
 
     code = "card_number_not_accepted"
-    hint = "Let the gateway's own form collect the card, and send `details.token` instead."
+    what_to_do = "Let the gateway's own form collect the card, and send `details.token` instead."
     example: ClassVar[Mapping[str, Any]] = {"gateway": "stripe"}
 
 
@@ -179,7 +179,7 @@ class CardNumberNotAllowed(InvalidRequest):
     """
 
     code = "card_number_not_allowed"
-    hint = "Take the number out of every field listed in `errors` and send the request again."
+    what_to_do = "Take the number out of every field listed in `errors` and send the request again."
     example: ClassVar[Mapping[str, Any]] = {
         "errors": [
             {
@@ -198,7 +198,7 @@ class IdempotencyKeyInvalid(InvalidRequest):
     """
 
     code = "idempotency_key_invalid"
-    hint = "Send one Idempotency-Key header, for instance a random UUID."
+    what_to_do = "Send one Idempotency-Key header, for instance a random UUID."
     example: ClassVar[Mapping[str, Any]] = {}
 
 
@@ -210,7 +210,7 @@ class InvalidSignature(ServiceError):
 
     status = 400
     code = "invalid_signature"
-    hint = "Check the webhook secret and the clock; let the gateway send the event again."
+    what_to_do = "Check the webhook secret and the clock; let the gateway send the event again."
 
 
 class Unauthenticated(ServiceError):
@@ -221,7 +221,7 @@ class Unauthenticated(ServiceError):
 
     status = 401
     code = "unauthenticated"
-    hint = (
+    what_to_do = (
         "Send `Authorization: Bearer <JWT>` with a fresh token; in development "
         "`python cli.py token --user alice` prints one."
     )
@@ -238,8 +238,8 @@ class PaymentDeclined(ServiceError):
 
     status = 402
     code = "payment_declined"
-    hint = "Ask the shopper for another payment method, then pay the order again."
-    keeps_key = True
+    what_to_do = "Ask the shopper for another payment method, then pay the order again."
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {
         "detail": "The account has insufficient funds.",
         "decline_code": "insufficient_funds",
@@ -255,8 +255,8 @@ class PaymentMethodDeclined(ServiceError):
 
     status = 402
     code = "payment_method_declined"
-    hint = "Ask the shopper to check what was typed, or for another payment method."
-    keeps_key = True
+    what_to_do = "Ask the shopper to check what was typed, or for another payment method."
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"decline_code": "expired_card"}
 
 
@@ -268,7 +268,7 @@ class Forbidden(ServiceError):
 
     status = 403
     code = "forbidden"
-    hint = "Use a token of the owner, or one with the scope that `detail` names."
+    what_to_do = "Use a token of the owner, or one with the scope that `detail` names."
 
 
 class NotFound(ServiceError):
@@ -279,7 +279,9 @@ class NotFound(ServiceError):
 
     status = 404
     code = "not_found"
-    hint = "Check the path and the id; the lists (GET /orders, GET /payment-methods) show yours."
+    what_to_do = (
+        "Check the path and the id; the lists (GET /orders, GET /payment-methods) show yours."
+    )
 
 
 class MethodNotAllowed(ServiceError):
@@ -290,7 +292,7 @@ class MethodNotAllowed(ServiceError):
 
     status = 405
     code = "method_not_allowed"
-    hint = "Use one of the methods in the `Allow` header; /docs shows every operation."
+    what_to_do = "Use one of the methods in the `Allow` header; /docs shows every operation."
 
 
 class RequestTimeout(ServiceError):
@@ -301,7 +303,7 @@ class RequestTimeout(ServiceError):
 
     status = 408
     code = "request_timeout"
-    hint = "Send the request again on a new connection, and all of it at once."
+    what_to_do = "Send the request again on a new connection, and all of it at once."
     retryable = True
 
 
@@ -313,8 +315,10 @@ class DuplicatePaymentMethod(ServiceError):
 
     status = 409
     code = "duplicate_payment_method"
-    hint = "Use the method in `payment_method_id`; PATCH it if its expiry or name has changed."
-    keeps_key = True
+    what_to_do = (
+        "Use the method in `payment_method_id`; PATCH it if its expiry or name has changed."
+    )
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"payment_method_id": 7}
 
 
@@ -326,8 +330,8 @@ class InvalidStatusTransition(ServiceError):
 
     status = 409
     code = "invalid_status_transition"
-    hint = "Read the resource again and choose one of `allowed_statuses`."
-    keeps_key = True
+    what_to_do = "Read the resource again and choose one of `allowed_statuses`."
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {
         "current_status": "pending",
         "allowed_statuses": ["canceled"],
@@ -342,7 +346,7 @@ class PaymentInProgress(ServiceError):
 
     status = 409
     code = "payment_in_progress"
-    hint = "Wait for the payment in `payment_id` to settle: GET /payments/{id}."
+    what_to_do = "Wait for the payment in `payment_id` to settle: GET /payments/{id}."
     retryable = True
     example: ClassVar[Mapping[str, Any]] = {"payment_id": 12}
 
@@ -355,8 +359,8 @@ class OrderAlreadyPaid(ServiceError):
 
     status = 409
     code = "order_already_paid"
-    hint = "Nothing is left to pay; GET /orders/{id}/payments shows the payment."
-    keeps_key = True
+    what_to_do = "Nothing is left to pay; GET /orders/{id}/payments shows the payment."
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"payment_id": 12}
 
 
@@ -369,8 +373,8 @@ class AmountExceedsRemaining(ServiceError):
 
     status = 409
     code = "amount_exceeds_remaining"
-    hint = "Send at most `remaining`, or leave the amount out to take all of it."
-    keeps_key = True
+    what_to_do = "Send at most `remaining`, or leave the amount out to take all of it."
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"remaining": 1099}
 
 
@@ -382,11 +386,11 @@ class PaymentDisputed(ServiceError):
 
     status = 409
     code = "payment_disputed"
-    hint = (
+    what_to_do = (
         "Look at the dispute in `dispute_id`: GET /disputes/{id}. To refund all the same, send"
         " `allow_disputed: true`."
     )
-    keeps_key = True
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"dispute_id": 3}
 
 
@@ -398,8 +402,8 @@ class OperationNotSupported(ServiceError):
 
     status = 409
     code = "operation_not_supported"
-    hint = "Read the payment: its status says which operations are left."
-    keeps_key = True
+    what_to_do = "Read the payment: its status says which operations are left."
+    stored_for_replay = True
 
 
 class IdempotencyInProgress(ServiceError):
@@ -410,7 +414,7 @@ class IdempotencyInProgress(ServiceError):
 
     status = 409
     code = "idempotency_in_progress"
-    hint = "Wait as long as Retry-After says and send the same request again."
+    what_to_do = "Wait as long as Retry-After says and send the same request again."
     retryable = True
 
     def __init__(self, detail: str | None = None) -> None:
@@ -425,7 +429,7 @@ class BodyTooLarge(ServiceError):
 
     status = 413
     code = "body_too_large"
-    hint = "Send a smaller body; `metadata` takes at most 20 pairs."
+    what_to_do = "Send a smaller body; `metadata` takes at most 20 pairs."
 
 
 class UnsupportedMediaType(ServiceError):
@@ -436,7 +440,7 @@ class UnsupportedMediaType(ServiceError):
 
     status = 415
     code = "unsupported_media_type"
-    hint = "Set the header `Content-Type: application/json` and send JSON in UTF-8."
+    what_to_do = "Set the header `Content-Type: application/json` and send JSON in UTF-8."
 
 
 class IdempotencyKeyReused(ServiceError):
@@ -447,7 +451,7 @@ class IdempotencyKeyReused(ServiceError):
 
     status = 422
     code = "idempotency_key_reused"
-    hint = "Use a new key for a new request; send the same body to repeat the old one."
+    what_to_do = "Use a new key for a new request; send the same body to repeat the old one."
 
 
 class RateLimited(ServiceError):
@@ -458,7 +462,7 @@ class RateLimited(ServiceError):
 
     status = 429
     code = "rate_limited"
-    hint = "Wait as long as Retry-After says and send the request again."
+    what_to_do = "Wait as long as Retry-After says and send the request again."
     retryable = True
 
 
@@ -470,7 +474,7 @@ class HeadersTooLarge(ServiceError):
 
     status = 431
     code = "headers_too_large"
-    hint = "Send fewer and shorter headers; cookies are not read at all."
+    what_to_do = "Send fewer and shorter headers; cookies are not read at all."
 
 
 class InternalError(ServiceError):
@@ -481,7 +485,7 @@ class InternalError(ServiceError):
 
     status = 500
     code = "internal_error"
-    hint = "Repeat the request with the same Idempotency-Key; tell support the request id."
+    what_to_do = "Repeat the request with the same Idempotency-Key; tell support the request id."
     retryable = True
 
 
@@ -493,12 +497,12 @@ class GatewayUnavailable(ServiceError):
 
     status = 502
     code = "gateway_unavailable"
-    hint = (
+    what_to_do = (
         "Nothing was charged; if it is `retryable` try again, else offer the shopper another"
         " payment method."
     )
     retryable = True
-    keeps_key = True
+    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"payment_id": 12}
 
 
@@ -510,7 +514,7 @@ class Overloaded(ServiceError):
 
     status = 503
     code = "overloaded"
-    hint = "Wait as long as Retry-After says and send the request again."
+    what_to_do = "Wait as long as Retry-After says and send the request again."
     retryable = True
 
     def __init__(self, detail: str | None = None) -> None:
@@ -525,7 +529,7 @@ class DatabaseUnavailable(ServiceError):
 
     status = 503
     code = "database_unavailable"
-    hint = "Wait as long as Retry-After says and repeat it with the same Idempotency-Key."
+    what_to_do = "Wait as long as Retry-After says and repeat it with the same Idempotency-Key."
     retryable = True
 
     def __init__(self, detail: str | None = None) -> None:

@@ -38,7 +38,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, object_session
 
 from database import seconds_from_now, wake_after_commit
-from domain.settlement import Lookup
+from domain.settlement import NextLookup
 from domain.states import CAPTURED_PAYMENT_STATUSES
 from models import Comparison, Payment, Refund
 
@@ -60,39 +60,39 @@ REFUNDS = cast(Table, Refund.__table__)
 # When next --------------------------------------------------------------------------------------
 
 
-def claim_lookup(session: Session, row: Payment | Refund, seconds: float) -> None:
+def schedule_first_lookup(session: Session, row: Payment | Refund, seconds: float) -> None:
     """A request is about to be sent: look up what became of it in so many seconds."""
-    row.asked_at = func.now()
-    row.check_at = seconds_from_now(seconds)
-    row.checks = 0
+    row.requested_at = func.now()
+    row.next_lookup_at = seconds_from_now(seconds)
+    row.lookup_count = 0
     session.flush()
 
 
-def schedule_lookup(row: Payment | Refund, lookup: Lookup) -> None:
+def schedule_lookup(row: Payment | Refund, lookup: NextLookup) -> None:
     """Set when the gateway of a locked row is asked next; the caller flushes."""
     if lookup == "keep":
         return
     if lookup != "at_expiry":
-        row.checks = 0
+        row.lookup_count = 0
     if lookup == "never":
-        row.check_at = None
+        row.next_lookup_at = None
     elif lookup == "now":
-        row.check_at = func.now()
+        row.next_lookup_at = func.now()
         session = object_session(row)
         assert session is not None  # that locked it
         wake_after_commit(session)
     elif lookup == "soon":
-        row.check_at = seconds_from_now(FIRST_PAUSE)
+        row.next_lookup_at = seconds_from_now(FIRST_PAUSE)
     elif lookup == "later":
-        row.check_at = seconds_from_now(WAITING_PAUSE)
+        row.next_lookup_at = seconds_from_now(WAITING_PAUSE)
     elif isinstance(row, Payment) and row.capture_before is None:
-        row.check_at = None
+        row.next_lookup_at = None
     elif isinstance(row, Payment):  # at its expiry; after that as the last look-up has set it
         ends = literal(row.capture_before, DateTime(timezone=True))
         is_ahead = ends > func.now()
-        kept = func.coalesce(Payment.check_at, seconds_from_now(FIRST_PAUSE))
-        row.check_at = case((is_ahead, ends), else_=kept)
-        row.checks = case((is_ahead, 0), else_=Payment.checks)
+        kept = func.coalesce(Payment.next_lookup_at, seconds_from_now(FIRST_PAUSE))
+        row.next_lookup_at = case((is_ahead, ends), else_=kept)
+        row.lookup_count = case((is_ahead, 0), else_=Payment.lookup_count)
 
 
 def finish_lookup(session: Session, model: type[Payment] | type[Refund], leased: Row[Any]) -> None:
@@ -107,13 +107,13 @@ def finish_lookup(session: Session, model: type[Payment] | type[Refund], leased:
         longest = case(
             (columns.needs_review, REVIEW_PAUSE), (_is_open(), MAX_PAUSE), else_=WAITING_PAUSE
         )
-    pause = func.least(func.power(2, func.least(columns.checks - 1, MAX_DOUBLINGS)), longest)
+    pause = func.least(func.power(2, func.least(columns.lookup_count - 1, MAX_DOUBLINGS)), longest)
     session.execute(
         update(table)
-        .where(columns.id == leased.id, columns.check_at == leased.check_at)
+        .where(columns.id == leased.id, columns.next_lookup_at == leased.next_lookup_at)
         # One that was looked up before its time keeps its time.
         .values(
-            check_at=func.greatest(leased.due_at, seconds_from_now(pause)),
+            next_lookup_at=func.greatest(leased.due_at, seconds_from_now(pause)),
             updated_at=columns.updated_at,
         )
     )
@@ -157,13 +157,13 @@ def _due_gateways(name: str, table: Table, lane_is: ColumnElement[bool]) -> Sele
     The earliest is the first entry of an index. A plan for "any that is due" would depend on how
     many the statistics expect, and might read the whole table to find none.
     """
-    gateway, check_at = table.c.gateway, table.c.check_at
-    scheduled = and_(check_at.is_not(None), lane_is)
+    gateway, next_lookup_at = table.c.gateway, table.c.next_lookup_at
+    scheduled = and_(next_lookup_at.is_not(None), lane_is)
     first = select(func.min(gateway).label("gateway")).where(scheduled)
     each = first.cte(name, recursive=True)
     following = select(func.min(gateway)).where(scheduled, gateway > each.c.gateway)
     every = each.union_all(select(following.scalar_subquery()).where(each.c.gateway.is_not(None)))
-    earliest = select(func.min(check_at)).where(lane_is, gateway == every.c.gateway)
+    earliest = select(func.min(next_lookup_at)).where(lane_is, gateway == every.c.gateway)
     return select(every.c.gateway).where(earliest.scalar_subquery() <= func.now())
 
 
@@ -171,7 +171,7 @@ def _array(names: Select[tuple[str]] | CompoundSelect[tuple[str]]) -> ColumnElem
     return func.array(names.scalar_subquery(), type_=ARRAY(Text))
 
 
-def take_due_payments(
+def lease_due_payments(
     session: Session, lane: Lane, at_gateways: ColumnElement[bool], *, limit: int, lease: float
 ) -> Sequence[Row[Any]]:
     """Lease payments that are due, for so many seconds.
@@ -181,19 +181,19 @@ def take_due_payments(
     number of workers may do this at once.
     """
     lane_is = _is_open() if lane == "open" else not_(_is_open())
-    due = and_(PAYMENTS.c.check_at <= func.now(), lane_is, at_gateways)
+    due = and_(PAYMENTS.c.next_lookup_at <= func.now(), lane_is, at_gateways)
     return _lease(session, PAYMENTS, due, limit, lease)
 
 
-def take_due_refunds(
+def lease_due_refunds(
     session: Session, at_gateways: ColumnElement[bool], *, limit: int, lease: float
 ) -> Sequence[Row[Any]]:
-    """Lease refunds that are due; see `take_due_payments`."""
-    due = and_(REFUNDS.c.check_at <= func.now(), at_gateways)
+    """Lease refunds that are due; see `lease_due_payments`."""
+    due = and_(REFUNDS.c.next_lookup_at <= func.now(), at_gateways)
     return _lease(session, REFUNDS, due, limit, lease)
 
 
-def take_next(
+def lease_next_unsettled(
     session: Session,
     model: type[Payment] | type[Refund],
     after_id: int,
@@ -203,7 +203,7 @@ def take_next(
 ) -> Sequence[Row[Any]]:
     """Lease the next rows by id that their gateways may know more about, due or not."""
     table = cast(Table, model.__table__)
-    unsettled = and_(table.c.check_at.is_not(None), table.c.id > after_id)
+    unsettled = and_(table.c.next_lookup_at.is_not(None), table.c.id > after_id)
     return _lease(session, table, unsettled, limit, lease, order_by=table.c.id)
 
 
@@ -234,9 +234,9 @@ def _lease(
 ) -> Sequence[Row[Any]]:
     columns = table.c
     due = (
-        select(columns.id, columns.check_at.label("due_at"))
+        select(columns.id, columns.next_lookup_at.label("due_at"))
         .where(which)
-        .order_by(columns.check_at if order_by is None else order_by)
+        .order_by(columns.next_lookup_at if order_by is None else order_by)
         .limit(limit)
         .with_for_update(skip_locked=True)
         .cte("due")
@@ -245,8 +245,8 @@ def _lease(
         update(table)
         .where(columns.id == due.c.id)
         .values(
-            checks=columns.checks + 1,
-            check_at=seconds_from_now(seconds),
+            lookup_count=columns.lookup_count + 1,
+            next_lookup_at=seconds_from_now(seconds),
             updated_at=columns.updated_at,  # to its readers nothing has changed
         )
         .returning(*columns, due.c.due_at)
@@ -306,7 +306,7 @@ def finish_comparison(
     )
 
 
-def take_to_read_again(
+def schedule_rereads(
     session: Session,
     gateway: str,
     since: datetime,
@@ -338,9 +338,9 @@ def take_to_read_again(
             columns.id.in_([row.id for row in page]),
             columns.status.in_(HOLD_OR_HELD_MONEY),
             columns.operation.is_(None),
-            or_(columns.check_at.is_(None), columns.check_at > func.now()),
+            or_(columns.next_lookup_at.is_(None), columns.next_lookup_at > func.now()),
         )
-        .values(check_at=func.now(), checks=0, updated_at=columns.updated_at)
+        .values(next_lookup_at=func.now(), lookup_count=0, updated_at=columns.updated_at)
         .returning(columns.id)
     )
     if taken.first() is not None:

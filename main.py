@@ -21,20 +21,18 @@ import database
 from auth import TokenVerifier
 from config import ConfigurationError, Settings, find_risks, get_settings
 from gateways.registry import Gateways
-from middleware import wire
+from middleware import connection_limits
 from middleware.access_log import AccessLog
 from middleware.body_limit import BodyLimit
 from middleware.cors import Cors
-from middleware.last_resort import LastResort
 from middleware.request_context import RequestContext
 from middleware.strict_http import StrictHttp
+from middleware.unhandled_errors import UnhandledErrors
 from observability import logs, metrics
 from routers import (
     checkout,
     disputes,
-    docs,
     errors,
-    handlers,
     health,
     orders,
     payment_methods,
@@ -44,15 +42,16 @@ from routers import (
     sandbox_dashboard,
     webhooks,
 )
-from services import inbox
-from services.reconcile import LookupRules
+from services import webhooks
+from services.lookups import LookupRules
+from web import docs_page, exception_handlers
 from workers.loop import Workers
 from workers.roles import Resources
 
 VERSION = "0.1.0"
 
 log = logs.get_logger()
-wire.install()
+connection_limits.install()
 
 
 def create_app(
@@ -66,8 +65,8 @@ def create_app(
     app = FastAPI(
         title="EStore Payment Service",
         version=VERSION,
-        description=docs.DESCRIPTION,
-        openapi_tags=docs.TAGS,
+        description=docs_page.DESCRIPTION,
+        openapi_tags=docs_page.TAGS,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -76,7 +75,7 @@ def create_app(
             Middleware(RequestContext),
             Middleware(AccessLog),
             *_cors(settings),
-            Middleware(LastResort),
+            Middleware(UnhandledErrors),
             Middleware(StrictHttp, allowed_hosts=settings.allowed_hosts),
             Middleware(BodyLimit),
         ],
@@ -86,7 +85,7 @@ def create_app(
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
     app.state.metrics = metrics.RecentPage()
-    handlers.install(app)
+    exception_handlers.install(app)
     for module in (
         payment_methods,
         orders,
@@ -104,7 +103,7 @@ def create_app(
         app.include_router(sandbox.pages)
         if not settings.production:
             app.include_router(sandbox_dashboard.router)
-    docs.install(app, settings)
+    docs_page.install(app, settings)
     return app
 
 
@@ -138,8 +137,8 @@ def _cors(settings: Settings) -> list[Middleware]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
-    for risk in find_risks(settings, docs.listens_on(settings)[0]):
-        log.warning("settings.risk", risk=risk)
+    for risk in find_risks(settings, docs_page.listens_on(settings)[0]):
+        log.warning("settings.warning", risk=risk)
     # The embedded server and the migrations block for a moment; nothing else runs yet.
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
@@ -150,15 +149,17 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-    inbox.connect(app.state.engine, app.state.gateways)
+    webhooks.connect(app.state.engine, app.state.gateways)
     app.state.lookup_rules = LookupRules.from_settings(settings, app.state.gateways)
     workers = Workers(
         Resources(app.state.engine, app.state.gateways, app.state.lookup_rules, settings)
     )
     if settings.run_workers:
         workers.start()
-    docs.announce(settings)
-    connections = wire.Connections(settings.connections_per_address, settings.trusted_proxies)
+    docs_page.announce(settings)
+    connections = connection_limits.Connections(
+        settings.connections_per_address, settings.trusted_proxies
+    )
     watch = asyncio.create_task(connections.watch())
     yield {"connections": connections}  # which uvicorn hands to its protocol
     watch.cancel()

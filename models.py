@@ -273,9 +273,9 @@ class Payment(Base):
     # Pending and succeeded refunds, kept by a trigger on `refunds`.
     refund_reserved: Mapped[int] = mapped_column(server_default=text("0"))
     # When the gateway is asked what became of it; NULL when nothing is open.
-    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    check_at: Mapped[datetime | None]
-    checks: Mapped[int] = mapped_column(server_default=text("0"))
+    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    next_lookup_at: Mapped[datetime | None]
+    lookup_count: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
@@ -389,9 +389,9 @@ class Refund(Base):
     amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
     reason: Mapped[str | None] = mapped_column(String(500))
-    asked_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    check_at: Mapped[datetime | None]
-    checks: Mapped[int] = mapped_column(server_default=text("0"))
+    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    next_lookup_at: Mapped[datetime | None]
+    lookup_count: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 

@@ -213,7 +213,7 @@ def other_lists(engine: sa.Engine) -> Iterator[Probe]:
 
 def look_ups(engine: sa.Engine) -> Iterator[Probe]:
     """Payments and refunds that are due, at a gateway and at those that are switched off."""
-    payments, refunds = leases.take_due_payments, leases.take_due_refunds
+    payments, refunds = leases.lease_due_payments, leases.lease_due_refunds
     for of, where in (("sandbox", leases.at_gateway), ("others", leases.at_other_gateways)):
         name: Any = "sandbox" if of == "sandbox" else ["sandbox"]
         for lane in get_args(leases.Lane):
@@ -239,7 +239,7 @@ def look_ups(engine: sa.Engine) -> Iterator[Probe]:
         "look-ups, of older payments",
         A_LOOK,
         partial(
-            leases.take_to_read_again,
+            leases.schedule_rereads,
             gateway="sandbox",
             since=until - timedelta(days=300),
             until=until,
@@ -251,7 +251,7 @@ def look_ups(engine: sa.Engine) -> Iterator[Probe]:
         yield Probe(
             f"look-ups, all {model.__tablename__} by id",
             A_LOOK,
-            partial(leases.take_next, model=model, after_id=0, limit=20, lease=60),
+            partial(leases.lease_next_unsettled, model=model, after_id=0, limit=20, lease=60),
         )
 
 

@@ -23,7 +23,7 @@ import postgres_server
 from config import load_settings
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from services.reconcile import LookupRules
+from services.lookups import LookupRules
 from workers.loop import Workers
 from workers.roles import Resources
 

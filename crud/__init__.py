@@ -16,12 +16,12 @@ from crud.events import add_event, list_order_events
 from crud.idempotency import (
     claim_key,
     delete_expired_keys,
-    get_answer,
+    get_stored_response,
     link_key,
-    list_open_keys,
+    list_waiting_keys,
     lock_key,
     release_key,
-    store_answer,
+    store_response,
     take_over_key,
 )
 from crud.inbox import add_gateway_event, delete_old_gateway_events, is_known_delivery
@@ -92,7 +92,7 @@ __all__ = [
     "find_payment",
     "find_payment_method",
     "find_violations",
-    "get_answer",
+    "get_stored_response",
     "get_blocking_dispute",
     "get_charged_payment_method",
     "get_default_payment_method",
@@ -111,7 +111,7 @@ __all__ = [
     "list_disputes",
     "list_disputes_by_reference",
     "list_methods_of_token",
-    "list_open_keys",
+    "list_waiting_keys",
     "list_order_events",
     "list_orders",
     "list_payment_methods",
@@ -142,6 +142,6 @@ __all__ = [
     "require_refund_to_look_up",
     "save_dispute",
     "set_order_status",
-    "store_answer",
+    "store_response",
     "take_over_key",
 ]

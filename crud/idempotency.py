@@ -88,14 +88,14 @@ def link_key(session: Session, key_id: int, owner: str, *, gateway_key: str) -> 
     return linked.one_or_none() is not None
 
 
-def list_open_keys(session: Session, gateway_key: str) -> Sequence[Row[Any]]:
+def list_waiting_keys(session: Session, gateway_key: str) -> Sequence[Row[Any]]:
     """The keys that wait for the outcome of this money request."""
     return session.execute(
         select(*KEY_COLUMNS).where(KEYS.c.gateway_key == gateway_key, KEYS.c.status.is_(None))
     ).all()
 
 
-def get_answer(session: Session, key_id: int) -> Row[Any] | None:
+def get_stored_response(session: Session, key_id: int) -> Row[Any] | None:
     """The answer that is stored under a key, or None."""
     return session.execute(
         select(*[KEYS.c.status, KEYS.c.body, KEYS.c.headers]).where(
@@ -104,7 +104,7 @@ def get_answer(session: Session, key_id: int) -> Row[Any] | None:
     ).one_or_none()
 
 
-def store_answer(
+def store_response(
     session: Session,
     key_id: int,
     *,

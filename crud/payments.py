@@ -29,11 +29,11 @@ def open_payment(
     capture_method: CaptureMethod,
     return_url: str,
     off_session: bool,
-    check_after: float,
+    lookup_after: float,
 ) -> Payment | None:
     """Claim the one live payment that an order can have; None when it has one already.
 
-    `check_after`: seconds until the gateway is asked what became of it, if nobody settled it.
+    `lookup_after`: seconds until the gateway is asked what became of it, if nobody settled it.
     """
     return session.scalar(
         upsert(Payment)
@@ -48,7 +48,7 @@ def open_payment(
             capture_method=capture_method,
             return_url=return_url,
             off_session=off_session,
-            check_at=seconds_from_now(check_after),
+            next_lookup_at=seconds_from_now(lookup_after),
         )
         .on_conflict_do_nothing()
         .returning(Payment)
@@ -60,13 +60,13 @@ def require_payment_to_look_up(session: Session, payment_id: int) -> Row[Any]:
     `open_for` of the request that is open, `unreviewed_for` since that or since a person's last
     look, and `reviewed_ago` since the latter.
     """
-    looked_at = func.greatest(PAYMENT_COLUMNS.asked_at, PAYMENT_COLUMNS.reviewed_at)
+    looked_at = func.greatest(PAYMENT_COLUMNS.requested_at, PAYMENT_COLUMNS.reviewed_at)
     return session.execute(
         select(
             *[
                 *PAYMENT_COLUMNS,
                 age(PAYMENT_COLUMNS.created_at).label("age"),
-                age(PAYMENT_COLUMNS.asked_at).label("open_for"),
+                age(PAYMENT_COLUMNS.requested_at).label("open_for"),
                 age(looked_at).label("unreviewed_for"),
                 age(PAYMENT_COLUMNS.reviewed_at).label("reviewed_ago"),
             ]

@@ -26,7 +26,7 @@ def open_refund(
     *,
     amount: int,
     reason: str | None,
-    check_after: float,
+    lookup_after: float,
     origin: RefundOrigin = "service",
 ) -> Refund:
     """Reserve the amount. The payment is locked, and the caller has checked what is left of it;
@@ -41,7 +41,7 @@ def open_refund(
             currency=payment.currency,
             reason=reason,
             origin=origin,
-            check_at=seconds_from_now(check_after),
+            next_lookup_at=seconds_from_now(lookup_after),
         )
         .returning(Refund)
     ).one()
@@ -112,12 +112,12 @@ def require_refund(session: Session, payment_id: int, refund_id: int) -> Row[Any
 
 def require_refund_to_look_up(session: Session, refund_id: int) -> Row[Any]:
     """The refund, with its ages in seconds; see `require_payment_to_look_up`."""
-    looked_at = func.greatest(REFUND_COLUMNS.asked_at, PAYMENT_COLUMNS.reviewed_at)
+    looked_at = func.greatest(REFUND_COLUMNS.requested_at, PAYMENT_COLUMNS.reviewed_at)
     return session.execute(
         select(
             *[
                 *REFUND_COLUMNS,
-                age(REFUND_COLUMNS.asked_at).label("open_for"),
+                age(REFUND_COLUMNS.requested_at).label("open_for"),
                 age(looked_at).label("unreviewed_for"),
             ]
         )

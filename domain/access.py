@@ -29,11 +29,11 @@ class Principal:
         return WEBHOOKS_MANAGE in self.scopes
 
     @property
-    def orders_of(self) -> str | None:
+    def orders_visible_to(self) -> str | None:
         """Whose orders and payment methods this caller sees: their own, or (None) everyone's."""
         return None if self.manages_orders else self.user_id
 
     @property
-    def payments_of(self) -> str | None:
+    def payments_visible_to(self) -> str | None:
         """Whose payments this caller sees: their own, or (None) everyone's."""
         return None if self.manages_orders or self.manages_payments else self.user_id

@@ -1,7 +1,7 @@
 """What a gateway's books mean for a payment or a refund of ours: the whole rule, as functions.
 
 What we know and what was learned go in, what to do comes out; no session, no clock, no gateway.
-`services/settlement.py` does what is decided here, whoever learned it: the request that asked, a
+`settlement/apply.py` does what is decided here, whoever learned it: the request that asked, a
 webhook, a look-up, or a person.
 
 | relation of the gateway's state to ours | from an answer | from a hint |
@@ -35,7 +35,7 @@ from domain.states import (
 Source = Literal["answer", "hint"]
 Relation = Literal["ahead", "level", "other_amount", "contradiction", "other_charge"]
 # When the gateway is asked next. leases.py turns it into a time, by the database's clock.
-Lookup = Literal["keep", "now", "soon", "later", "at_expiry", "never"]
+NextLookup = Literal["keep", "now", "soon", "later", "at_expiry", "never"]
 
 HOLDS_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "captured"})
 OVER: Final[frozenset[ChargeStatus]] = frozenset({"declined", "voided"})
@@ -84,7 +84,7 @@ class RefundState(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
+class PaymentFacts:
     """What we know of a payment. Amounts are in minor units."""
 
     status: PaymentStatus
@@ -97,7 +97,7 @@ class Known:
     operation_amount: int | None
     order: OrderStatus
     review: ReviewReason | None = None
-    can_ask: bool = True  # whether the gateway's books can be read
+    can_retrieve: bool = True  # whether the gateway's books can be read
     not_executed: bool = False  # the operation surely had no effect: what is shown, others did
 
     @property
@@ -115,140 +115,140 @@ class Decision:
     operation: Literal["done", "not_done"] | None = None  # how it ended, if it did
     review: ReviewReason | None = None
     ends_review: bool = False  # what a person was asked for is known now
-    lookup: Lookup = "keep"
+    lookup: NextLookup = "keep"
 
 
 # Payments ---------------------------------------------------------------------------------------
 
 
-def decide(known: Known, charge: ChargeState, source: Source) -> Decision:
+def decide(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
     """What the state of a charge means for our payment."""
-    relation = relation_of(known, charge, source)
+    relation = relation_of(facts, charge, source)
     if relation == "other_charge":
         # No look-up of the first will show it. If it holds money, the shopper is charged twice.
         return Decision(review="second_charge" if charge.status in HOLDS_MONEY else None)
     if relation in ("other_amount", "contradiction"):
-        if source == "hint" and known.can_ask:
+        if source == "hint" and facts.can_retrieve:
             return Decision(lookup="now")
-        if _is_declined_capture(known, charge):
-            return decide_not_executed(known, "answer")
+        if _is_declined_capture(facts, charge):
+            return decide_not_executed(facts, "answer")
         reason: ReviewReason = (
             "amount_differs" if relation == "other_amount" else "state_contradicts"
         )
-        return Decision(review=reason, lookup=_lookup_when(known))
+        return Decision(review=reason, lookup=_lookup_when(facts))
     if relation == "level":
-        return _stay(known, charge, source)
+        return _stay(facts, charge, source)
     if source == "hint" and charge.status == "processing":
         return Decision(lookup="now")  # that a gateway works on it may be old news by now
-    return _move(known, charge, source)
+    return _move(facts, charge, source)
 
 
-def decide_not_executed(known: Known, source: Source) -> Decision:
+def decide_not_executed(facts: PaymentFacts, source: Source) -> Decision:
     """The request that is open surely had no effect, and never will have.
 
     As a hint it decides nothing: somebody else may have sent the request since.
     """
     if source == "hint":
         return Decision()
-    if known.operation is not None:
-        after = replace(known, operation=None)
-        lookup: Lookup = "later" if known.status == "requires_action" else _lookup_when(after)
-        return _ends_review(known, after, Decision(operation="not_done", lookup=lookup))
-    if known.status == "pending":
-        after = replace(known, status="failed")
-        return _ends_review(known, after, Decision(payment="failed", lookup="never"))
-    return Decision(lookup=_lookup_when(known))
+    if facts.operation is not None:
+        after = replace(facts, operation=None)
+        lookup: NextLookup = "later" if facts.status == "requires_action" else _lookup_when(after)
+        return _ends_review(facts, after, Decision(operation="not_done", lookup=lookup))
+    if facts.status == "pending":
+        after = replace(facts, status="failed")
+        return _ends_review(facts, after, Decision(payment="failed", lookup="never"))
+    return Decision(lookup=_lookup_when(facts))
 
 
-def decide_unknown(known: Known, *, overdue: bool) -> Decision:
+def decide_unknown(facts: PaymentFacts, *, overdue: bool) -> Decision:
     """The gateway cannot tell. `overdue`: it has been open, or could not be given up, for too long.
 
     An outcome that is known is never a person's: its gateway may only be away for a moment.
     """
-    may_move = known.is_open or known.status == "requires_action"
-    if overdue and may_move and known.review is None:
+    may_move = facts.is_open or facts.status == "requires_action"
+    if overdue and may_move and facts.review is None:
         return Decision(review="outcome_unknown")
     return Decision()
 
 
-def relation_of(known: Known, charge: ChargeState, source: Source = "answer") -> Relation:
+def relation_of(facts: PaymentFacts, charge: ChargeState, source: Source = "answer") -> Relation:
     """How the state of a charge in the gateway's books relates to ours."""
-    if known.reference not in (None, charge.reference, charge.replaces):
+    if facts.reference not in (None, charge.reference, charge.replaces):
         return "other_charge"
-    if _is_declined_capture(known, charge):
+    if _is_declined_capture(facts, charge):
         return "contradiction"
-    if not is_our_amount(known, charge):
+    if not is_our_amount(facts, charge):
         return "other_amount"
-    target = target_of(known, charge, source)
-    if target is not None and (known.status, target) in CHARGE_MOVES:
+    target = target_of(facts, charge, source)
+    if target is not None and (facts.status, target) in CHARGE_MOVES:
         return "ahead"
-    if source == "hint" and known.status == "voided" and charge.status == "authorized":
+    if source == "hint" and facts.status == "voided" and charge.status == "authorized":
         return "level"  # what was voided was authorized before: that is old news by nature
-    if charge.status == "voided" and 0 < known.amount_captured < known.amount:
+    if charge.status == "voided" and 0 < facts.amount_captured < facts.amount:
         return "level"  # what was not captured has been released
-    is_dead = known.status in DEAD_PAYMENT_STATUSES
+    is_dead = facts.status in DEAD_PAYMENT_STATUSES
     if charge.status in (HOLDS_MONEY if is_dead else OVER):
         return "contradiction"
     return "level"
 
 
-def target_of(known: Known, charge: ChargeState, source: Source) -> PaymentStatus | None:
+def target_of(facts: PaymentFacts, charge: ChargeState, source: Source) -> PaymentStatus | None:
     """The status that the state of a charge makes of our payment; None: it tells nothing new."""
     if charge.status in ("processing", "approved"):
         # Once the shopper has acted the outcome is open; unless the payment is being given up.
-        waits = known.status == "requires_action" and known.operation is None
+        waits = facts.status == "requires_action" and facts.operation is None
         return "pending" if waits else None
-    if charge.status == "requires_action" and known.reference is not None:
+    if charge.status == "requires_action" and facts.reference is not None:
         # Either the shopper has acted since, or their approval is gone again: only the books as
         # they are now tell. A gateway that cannot be read says it whenever it is asked.
-        return "requires_action" if source == "answer" and known.can_ask else None
-    if charge.status == "voided" and known.status != "authorized":
+        return "requires_action" if source == "answer" and facts.can_retrieve else None
+    if charge.status == "voided" and facts.status != "authorized":
         return "canceled"
     return TARGETS[charge.status]
 
 
-def is_our_amount(known: Known, charge: ChargeState) -> bool:
+def is_our_amount(facts: PaymentFacts, charge: ChargeState) -> bool:
     """Whether the gateway speaks of the amount that we asked for.
 
     An authorization may be captured in part, by us or in the gateway's dashboard; but while a
     capture of ours may have been executed, another amount than we asked for is not its outcome.
     """
-    if charge.currency != known.currency or charge.amount not in (None, known.amount):
+    if charge.currency != facts.currency or charge.amount not in (None, facts.amount):
         return False
     if charge.status != "captured":
         return True
-    if known.amount_captured:
-        return charge.amount_captured == known.amount_captured
-    if known.operation == "capture" and not known.not_executed:
-        return charge.amount_captured == known.operation_amount
-    if known.capture_method == "manual":
-        return 0 < charge.amount_captured <= known.amount
-    return charge.amount_captured == known.amount
+    if facts.amount_captured:
+        return charge.amount_captured == facts.amount_captured
+    if facts.operation == "capture" and not facts.not_executed:
+        return charge.amount_captured == facts.operation_amount
+    if facts.capture_method == "manual":
+        return 0 < charge.amount_captured <= facts.amount
+    return charge.amount_captured == facts.amount
 
 
-def _is_declined_capture(known: Known, charge: ChargeState) -> bool:
+def _is_declined_capture(facts: PaymentFacts, charge: ChargeState) -> bool:
     """A capture was declined. The money is held as before."""
     return (
         charge.status == "declined"
-        and known.status == "authorized"
-        and known.operation == "capture"
+        and facts.status == "authorized"
+        and facts.operation == "capture"
     )
 
 
-def _stay(known: Known, charge: ChargeState, source: Source) -> Decision:
+def _stay(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
     if source == "hint":  # old news calls no look-up off
         return Decision(lookup="now" if charge.status == "approved" else "keep")
-    return Decision(lookup=_lookup_when(known))
+    return Decision(lookup=_lookup_when(facts))
 
 
-def _move(known: Known, charge: ChargeState, source: Source) -> Decision:
-    target = target_of(known, charge, source)
+def _move(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
+    target = target_of(facts, charge, source)
     assert target is not None
-    operation = None if target in UNDECIDED else _how_it_ended(known, charge, target)
+    operation = None if target in UNDECIDED else _how_it_ended(facts, charge, target)
     after = replace(
-        known, status=target, operation=None if operation is not None else known.operation
+        facts, status=target, operation=None if operation is not None else facts.operation
     )
-    lookup: Lookup
+    lookup: NextLookup
     if source == "hint" and charge.status == "approved":
         lookup = "now"
     elif target in ("pending", "requires_action"):
@@ -256,46 +256,46 @@ def _move(known: Known, charge: ChargeState, source: Source) -> Decision:
     else:
         lookup = _lookup_when(after)
     decision = Decision(
-        payment=target, order=_order_follows(known, target), operation=operation, lookup=lookup
+        payment=target, order=_order_follows(facts, target), operation=operation, lookup=lookup
     )
-    return _ends_review(known, after, decision)
+    return _ends_review(facts, after, decision)
 
 
 def _how_it_ended(
-    known: Known, charge: ChargeState, target: PaymentStatus
+    facts: PaymentFacts, charge: ChargeState, target: PaymentStatus
 ) -> Literal["done", "not_done"] | None:
     """Whether what the operation that is open was to do has been done, by whomever."""
-    if known.operation is None:
+    if facts.operation is None:
         return None
-    if known.operation == "capture":
-        done = target == "captured" and charge.amount_captured == known.operation_amount
+    if facts.operation == "capture":
+        done = target == "captured" and charge.amount_captured == facts.operation_amount
     else:
         done = target in ("voided", "canceled")
     return "done" if done else "not_done"
 
 
-def _order_follows(known: Known, target: PaymentStatus) -> OrderStatus | None:
-    if target == "captured" and known.order in ("pending", "authorized"):
+def _order_follows(facts: PaymentFacts, target: PaymentStatus) -> OrderStatus | None:
+    if target == "captured" and facts.order in ("pending", "authorized"):
         return "paid"
-    if target == "authorized" and known.order == "pending":
+    if target == "authorized" and facts.order == "pending":
         return "authorized"
-    if target == "voided" and known.order == "authorized":
+    if target == "voided" and facts.order == "authorized":
         return "canceled"
-    if target == "canceled" and known.operation == "cancel" and known.order == "pending":
+    if target == "canceled" and facts.operation == "cancel" and facts.order == "pending":
         return "canceled"
     return None
 
 
-def _lookup_when(known: Known) -> Lookup:
+def _lookup_when(facts: PaymentFacts) -> NextLookup:
     """When a payment that stays in this state is looked up next."""
-    if known.is_open or known.status == "requires_action":
+    if facts.is_open or facts.status == "requires_action":
         return "keep"  # as the claim, or the last look-up, has set it
-    return "at_expiry" if known.status == "authorized" else "never"
+    return "at_expiry" if facts.status == "authorized" else "never"
 
 
-def _ends_review(known: Known, after: Known, decision: Decision) -> Decision:
+def _ends_review(facts: PaymentFacts, after: PaymentFacts, decision: Decision) -> Decision:
     """A person was asked because nobody knew; now it is known."""
-    over = known.review == "outcome_unknown" and not after.is_open
+    over = facts.review == "outcome_unknown" and not after.is_open
     return replace(decision, ends_review=over)
 
 
@@ -303,7 +303,7 @@ def _ends_review(known: Known, after: Known, decision: Decision) -> Decision:
 
 
 @dataclass(frozen=True, slots=True)
-class KnownRefund:
+class RefundFacts:
     """What we know of a refund, and of the payment that it belongs to."""
 
     status: RefundStatus
@@ -313,7 +313,7 @@ class KnownRefund:
     amount_captured: int  # of the payment
     amount_refunded: int  # of the payment, by all its refunds that succeeded
     order: OrderStatus
-    can_ask: bool = True
+    can_retrieve: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,50 +325,50 @@ class RefundDecision:
     refunded: int = 0  # what `amount_refunded` grows by; negative if money came back
     order: OrderStatus | None = None
     review: ReviewReason | None = None
-    lookup: Lookup = "keep"
+    lookup: NextLookup = "keep"
 
 
-def decide_refund(known: KnownRefund, state: RefundState, source: Source) -> RefundDecision:
+def decide_refund(facts: RefundFacts, state: RefundState, source: Source) -> RefundDecision:
     """What the state of a refund means for ours."""
-    if known.reference not in (None, state.reference):
+    if facts.reference not in (None, state.reference):
         # Another refund under our name. Unless it failed, the money went back twice.
         return RefundDecision(review=None if state.status == "failed" else "refund_made_twice")
-    asks = source == "hint" and known.can_ask
-    if (state.amount, state.currency) != (known.amount, known.currency):
+    asks = source == "hint" and facts.can_retrieve
+    if (state.amount, state.currency) != (facts.amount, facts.currency):
         return RefundDecision(lookup="now") if asks else RefundDecision(review="amount_differs")
-    if (known.status, state.status) in REFUND_MOVES:
-        return _move_refund(known, state.status)
-    if known.status == "failed" and (
+    if (facts.status, state.status) in REFUND_MOVES:
+        return _move_refund(facts, state.status)
+    if facts.status == "failed" and (
         state.status == "succeeded" or (state.status == "pending" and source == "answer")
     ):  # money may have gone back all the same
         if asks:
             return RefundDecision(lookup="now")
         return RefundDecision(review="refund_made_twice", lookup="never")
-    if source == "hint" or known.status == "pending":
+    if source == "hint" or facts.status == "pending":
         return RefundDecision()  # old news calls no look-up off
     return RefundDecision(lookup="never")
 
 
-def decide_refund_not_executed(known: KnownRefund, source: Source) -> RefundDecision:
+def decide_refund_not_executed(facts: RefundFacts, source: Source) -> RefundDecision:
     """The refund surely was never made, and never will be."""
     if source == "hint":
         return RefundDecision()
-    if known.status == "pending":
+    if facts.status == "pending":
         return RefundDecision(refund="failed", lookup="never")
     return RefundDecision(lookup="never")
 
 
-def _move_refund(known: KnownRefund, status: RefundStatus) -> RefundDecision:
-    refunded = known.amount if status == "succeeded" else 0
-    refunded -= known.amount if known.status == "succeeded" else 0
+def _move_refund(facts: RefundFacts, status: RefundStatus) -> RefundDecision:
+    refunded = facts.amount if status == "succeeded" else 0
+    refunded -= facts.amount if facts.status == "succeeded" else 0
     if refunded == 0:
         return RefundDecision(refund=status, lookup="never")
-    payment = status_of_refunded(known.amount_captured, known.amount_refunded + refunded)
+    payment = status_of_refunded(facts.amount_captured, facts.amount_refunded + refunded)
     order: OrderStatus | None = None
-    if payment == "refunded" and known.order in ("paid", "shipped", "delivered"):
+    if payment == "refunded" and facts.order in ("paid", "shipped", "delivered"):
         order = "refunded"
     # The money came back to us after the order had ended; what to do is a person's call.
-    late = payment != "refunded" and known.order == "refunded"
+    late = payment != "refunded" and facts.order == "refunded"
     return RefundDecision(
         refund=status,
         payment=payment,

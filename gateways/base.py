@@ -4,8 +4,8 @@ A gateway answers a request for money in one of three ways, and the difference i
 a shopper from being charged twice:
 
 * it returns a state: that is what its books say (a decline is such a state);
-* it raises `NotDone`: the request surely had no effect, and never will have;
-* it raises `Unknown`: anything else once a byte was sent. The service then asks `look_up`.
+* it raises `NotExecuted`: the request surely had no effect, and never will have;
+* it raises `OutcomeUnknown`: anything else once a byte was sent. The service then asks `look_up`.
 
 Every request carries a key of ours, stored before the gateway is asked and the same for every
 repeat. Amounts are integers in minor units.
@@ -39,18 +39,18 @@ class GatewayError(Exception):
     """A gateway did not answer with a state."""
 
 
-class NotDone(GatewayError):
+class NotExecuted(GatewayError):
     """The request surely had no effect: refused before it was sent, or by the gateway's checks."""
 
 
-class Refused(NotDone):
+class Refused(NotExecuted):
     """The gateway has read the request and refuses it by its own checks, now and later.
 
     A decline is not that (it is a state), nor is a key of ours that it does not know (401).
     """
 
 
-class Busy(NotDone):
+class RetryLater(NotExecuted):
     """Not reached, or sent away at the door (429): the very same request may be sent again."""
 
     def __init__(self, why: str, retry_after: float | None = None) -> None:
@@ -58,11 +58,11 @@ class Busy(NotDone):
         super().__init__(why)
 
 
-class Unknown(GatewayError):
+class OutcomeUnknown(GatewayError):
     """The request may have had its effect; only the gateway's books can tell."""
 
 
-class CannotTell(Unknown):
+class OutcomeNotShown(OutcomeUnknown):
     """The gateway is well, but its books do not show what became of the request."""
 
 
@@ -94,15 +94,15 @@ MAX_URL = 4096
 
 
 def _require_text(text: str | None, most: int = MAX_TEXT) -> None:
-    """Raises Unknown for what no id or word can be, and no database can hold, whoever sent it."""
+    """Raises OutcomeUnknown for what no id or word can be, and no database can hold, whoever sent it."""
     if text is not None and not (0 < len(text) <= most and text.isprintable()):
-        raise Unknown("an answer with a text that cannot be one")
+        raise OutcomeUnknown("an answer with a text that cannot be one")
 
 
 def _require_shown(value: Any) -> None:
-    """Raises Unknown for a name or the like that no database can hold."""
+    """Raises OutcomeUnknown for a name or the like that no database can hold."""
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
-        raise Unknown("an answer with a text that cannot be one")
+        raise OutcomeUnknown("an answer with a text that cannot be one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,10 +114,10 @@ class Capabilities:
     manual_capture: bool = True
     partial_capture: bool = True
     partial_refund: bool = True
-    reads_back: bool = True  # its books can be read; else only events tell what has changed
+    can_retrieve: bool = True  # its books can be read; else only events tell what has changed
     lists_charges: bool = False  # `list_charges` tells what was made or changed lately
     lists_disputes: bool = False  # `list_charges` tells what was disputed lately, and only that
-    wants_returned: bool = False  # completes only with what it added to the return URL
+    needs_redirect_params: bool = False  # completes only with what it added to the return URL
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,7 +204,7 @@ class RefundRequest:
 
 
 @dataclass(frozen=True, slots=True)
-class LookUp:
+class ChargeLookup:
     """What became of a request: of a charge, or of the change of one.
 
     It holds the request as it was sent, because some gateways are asked by repeating it: under
@@ -218,7 +218,7 @@ class LookUp:
 
     request: ChargeRequest | ChangeRequest
     reference: str | None  # the gateway's, if we have heard it
-    asked_at: datetime  # when the request was first sent
+    requested_at: datetime  # when the request was first sent
     resend: bool = True
 
     @property
@@ -227,12 +227,12 @@ class LookUp:
 
 
 @dataclass(frozen=True, slots=True)
-class RefundLookUp:
-    """What became of a refund; see `LookUp`."""
+class RefundLookup:
+    """What became of a refund; see `ChargeLookup`."""
 
     request: RefundRequest
     reference: str | None
-    asked_at: datetime
+    requested_at: datetime
     resend: bool = True
 
     @property
@@ -306,7 +306,7 @@ class Dispute:
         _require_text(self.reference)
         _require_text(self.reason)
         if self.currency not in EXPONENTS or not 0 <= self.amount <= MAX_AMOUNT:
-            raise Unknown("the dispute's amount is none that we know")
+            raise OutcomeUnknown("the dispute's amount is none that we know")
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,7 +367,7 @@ class GatewayEvent:
     refund_key: str | None = None  # ours, of the refund
     method: MethodChange | None = None
     # The key of a capture or void that was taken on ("processing") and is done now, or is not.
-    done_key: str | None = None
+    executed_key: str | None = None
     failed_key: str | None = None
     # Which of our operations is not done, where the gateway does not repeat its key.
     failed_operation: ChargeOperation | None = None
@@ -382,12 +382,12 @@ class GatewayEvent:
                 self.type,
                 self.reference,
                 self.key,
-                self.done_key,
+                self.executed_key,
                 self.failed_key,
                 self.delivery_id,
             ):
                 _require_text(text)
-        except Unknown as error:
+        except OutcomeUnknown as error:
             raise SignatureInvalid(str(error)) from None
 
 
@@ -395,7 +395,7 @@ class Guard(Protocol):
     """What stands between us and a gateway: limits of time and number, repeats, a breaker."""
 
     def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """Make the call, in at most so many seconds. Raises what it raises, NotDone or Unknown."""
+        """Make the call, in at most so many seconds. Raises what it raises, NotExecuted or OutcomeUnknown."""
 
     def close(self) -> None:
         """Take no more calls."""
@@ -439,7 +439,7 @@ class Gateway(ABC):
     def build(cls, settings: Settings, engine: Engine) -> Self:
         """Make it from settings that `check` has passed."""
 
-    def refuse_amount(self, amount: int, currency: str) -> str | None:
+    def unsupported_amount_reason(self, amount: int, currency: str) -> str | None:
         """Why this gateway cannot move this amount of minor units, or None if it can."""
         return None
 
@@ -447,16 +447,16 @@ class Gateway(ABC):
     def save_method(self, request: MethodRequest) -> SavedMethod:
         """Exchange what the shopper gave for a token.
 
-        Raises MethodDeclined, MethodInvalid, NotDone or Unknown. A token nobody uses is harmless,
+        Raises MethodDeclined, MethodInvalid, NotExecuted or OutcomeUnknown. A token nobody uses is harmless,
         so an unknown outcome may simply be tried again.
         """
 
     @abstractmethod
     def charge(self, request: ChargeRequest) -> Charge:
-        """Authorize, and capture unless told not to. Raises NotDone or Unknown."""
+        """Authorize, and capture unless told not to. Raises NotExecuted or OutcomeUnknown."""
 
     def complete(self, request: ChangeRequest) -> Charge:
-        """Go on with a charge that is `approved`. Raises NotDone or Unknown.
+        """Go on with a charge that is `approved`. Raises NotExecuted or OutcomeUnknown.
 
         Only gateways that answer `approved` need it. A completion of what is complete, by
         whichever request, answers with what the books show.
@@ -467,32 +467,32 @@ class Gateway(ABC):
     def capture(self, request: ChangeRequest) -> Charge:
         """Capture `amount` of an authorization and release the rest.
 
-        A gateway that only answers "received" returns `processing`. Raises NotDone or Unknown.
+        A gateway that only answers "received" returns `processing`. Raises NotExecuted or OutcomeUnknown.
         """
 
     @abstractmethod
     def void(self, request: ChangeRequest) -> Charge:
         """Give up an authorization, or a charge that waits for the shopper.
 
-        A gateway that only answers "received" returns `processing`. Raises NotDone or Unknown.
+        A gateway that only answers "received" returns `processing`. Raises NotExecuted or OutcomeUnknown.
         """
 
     @abstractmethod
     def refund(self, request: RefundRequest) -> Refund:
-        """Give back `amount` of what was captured. Raises NotDone or Unknown."""
+        """Give back `amount` of what was captured. Raises NotExecuted or OutcomeUnknown."""
 
     @abstractmethod
-    def look_up(self, query: LookUp) -> Charge | None:
+    def look_up(self, query: ChargeLookup) -> Charge | None:
         """What became of a charge, or of a change of it.
 
         None is a promise: the request with this key had no effect and will have none, however
-        late it may still arrive. A gateway that cannot promise that (yet) raises Unknown.
+        late it may still arrive. A gateway that cannot promise that (yet) raises OutcomeUnknown.
         Without `query.resend` it sends nothing that could move money. The charge comes with its
         refunds where one answer shows both, so that those made outside are found.
         """
 
     @abstractmethod
-    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+    def look_up_refund(self, query: RefundLookup) -> Refund | None:
         """What became of a refund; None is the same promise as in `look_up`."""
 
     def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
@@ -500,7 +500,7 @@ class Gateway(ABC):
         then (None: ever), in any order; one that is listed twice does no harm.
 
         For gateways with the capability `lists_charges`, or `lists_disputes`: then it is the
-        charges that were disputed. Raises NotDone or Unknown.
+        charges that were disputed. Raises NotExecuted or OutcomeUnknown.
         """
         raise Refused("this gateway cannot list its charges")
 
@@ -508,7 +508,7 @@ class Gateway(ABC):
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
         """Verify a webhook and read it, in one call.
 
-        Raises SignatureInvalid; Unknown when the gateway had to be asked and did not answer.
+        Raises SignatureInvalid; OutcomeUnknown when the gateway had to be asked and did not answer.
         """
 
     def close(self) -> None:  # noqa: B027 - most have nothing that is open

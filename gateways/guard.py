@@ -27,7 +27,7 @@ from tenacity import (
     stop_before_delay,
 )
 
-from gateways.base import Busy, CannotTell, NotDone, Unknown
+from gateways.base import NotExecuted, OutcomeNotShown, OutcomeUnknown, RetryLater
 from observability.logs import get_logger
 
 T = TypeVar("T")
@@ -39,7 +39,7 @@ FAILURES: Final = 10
 PAUSE: Final = timedelta(seconds=5)
 # Who finds all slots taken waits for one, with so many others for each slot at most: enough for a
 # burst at a gateway that answers, few enough that one that does not leaves the others their
-# threads (see routers/route.py). Half of the time is kept for the call itself.
+# threads (see web/route.py). Half of the time is kept for the call itself.
 WAITING_PER_SLOT: Final = 5
 SHARE_FOR_WAITING: Final = 0.5
 ATTEMPTS: Final = 3  # of a request that surely was not done
@@ -60,23 +60,23 @@ class GatewayGuard:
         self._breaker = CircuitBreaker(
             failure_threshold=FAILURES,
             recovery_timeout=PAUSE.total_seconds(),
-            expected_exception=(Unknown, Busy),
+            expected_exception=(OutcomeUnknown, RetryLater),
             name=name,
         )
 
     def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """Make the call. Raises what it raises; NotDone when it was not made at all; Unknown when
+        """Make the call. Raises what it raises; NotExecuted when it was not made at all; OutcomeUnknown when
         it did not end in time."""
         budget = self._timeout if seconds is None else min(seconds, self._timeout)
         deadline = time.monotonic() + budget
         attempts = Retrying(
-            retry=retry_if_exception_type(Busy),
+            retry=retry_if_exception_type(RetryLater),
             stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(max(0.0, budget)),
             wait=_pause,
             reraise=True,
         )
         if not self._places.acquire(blocking=False):
-            raise NotDone("too many calls to this gateway are waiting")
+            raise NotExecuted("too many calls to this gateway are waiting")
         try:
             result: T = attempts(self._attempt, call, deadline)
         finally:
@@ -91,7 +91,7 @@ class GatewayGuard:
         state = self._breaker.state
         probes = state == STATE_HALF_OPEN
         if state == STATE_OPEN or (probes and not self._probe.acquire(blocking=False)):
-            raise NotDone("the circuit breaker is open")
+            raise NotExecuted("the circuit breaker is open")
         try:
             return self._call(call, deadline)
         finally:
@@ -101,17 +101,17 @@ class GatewayGuard:
     def _call(self, call: Callable[[], T], deadline: float) -> T:
         wait = (deadline - time.monotonic()) * SHARE_FOR_WAITING
         if wait <= 0 or not self._slots.acquire(timeout=wait):
-            raise NotDone("no call to this gateway has ended in time")
+            raise NotExecuted("no call to this gateway has ended in time")
         # The slot is the thread's: a call that we do not wait for any longer still holds it.
         running = self._threads.submit(contextvars.copy_context().run, call)
         running.add_done_callback(lambda _: self._slots.release())
         try:
             result = running.result(max(0.0, deadline - time.monotonic()))
         except NoResult:
-            self._count(error := Unknown("no answer in time"))
+            self._count(error := OutcomeUnknown("no answer in time"))
             raise error from None
-        except (CannotTell, NotDone) as error:
-            if isinstance(error, Busy):
+        except (OutcomeNotShown, NotExecuted) as error:
+            if isinstance(error, RetryLater):
                 self._count(error)
             raise  # the others may not even have asked, and say nothing about its health
         except Exception as error:
@@ -132,6 +132,6 @@ class GatewayGuard:
 
 def _pause(state: RetryCallState) -> float:
     error = state.outcome.exception() if state.outcome is not None else None
-    asked = error.retry_after if isinstance(error, Busy) else None
+    asked = error.retry_after if isinstance(error, RetryLater) else None
     pause = FIRST_PAUSE * 2.0 ** (state.attempt_number - 1) if asked is None else asked
     return min(LONGEST_PAUSE, pause)

@@ -1,7 +1,7 @@
 """HTTP for adapters without an SDK: one request, and which of its failures leave no doubt.
 
-Whatever fails before the first byte of the request was sent is `Busy`; everything after that is
-`Unknown`. Whole answers below 500 go back to the adapter, which knows its gateway's words.
+Whatever fails before the first byte of the request was sent is `RetryLater`; everything after that is
+`OutcomeUnknown`. Whole answers below 500 go back to the adapter, which knows its gateway's words.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from gateways.base import Busy, Unknown
+from gateways.base import OutcomeUnknown, RetryLater
 
 Body = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # sent as JSON
 
@@ -69,7 +69,7 @@ class Transport:
         form: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,
     ) -> Reply:
-        """Raises Busy when nothing was sent, or for 429; Unknown for everything but a whole JSON
+        """Raises RetryLater when nothing was sent, or for 429; OutcomeUnknown for everything but a whole JSON
         answer below 300 or between 400 and 499."""
         status, answered, content = fetch(
             self._client,
@@ -82,15 +82,15 @@ class Transport:
             auth=auth or httpx.USE_CLIENT_DEFAULT,
         )
         if status == 429:
-            raise Busy("HTTP 429", retry_after(answered.get("retry-after")))
+            raise RetryLater("HTTP 429", retry_after(answered.get("retry-after")))
         if status >= 500 or 300 <= status < 400:
-            raise Unknown(f"HTTP {status}")
+            raise OutcomeUnknown(f"HTTP {status}")
         try:
             found = json.loads(content) if content else {}
         except (ValueError, RecursionError):
-            raise Unknown("the answer is not JSON") from None
+            raise OutcomeUnknown("the answer is not JSON") from None
         if not isinstance(found, dict):
-            raise Unknown("the answer is not a JSON object")
+            raise OutcomeUnknown("the answer is not a JSON object")
         return Reply(status, found, answered)
 
 
@@ -99,7 +99,7 @@ def fetch(
 ) -> tuple[int, Mapping[str, str], bytes]:
     """The status, headers and body of a whole answer, in about so many seconds.
 
-    Raises Busy when nothing was sent; Unknown when something was and no whole answer came.
+    Raises RetryLater when nothing was sent; OutcomeUnknown when something was and no whole answer came.
     """
     deadline, content = time.monotonic() + seconds, bytearray()
     try:
@@ -107,14 +107,14 @@ def fetch(
             for part in answer.iter_bytes():
                 content += part
                 if len(content) > MAX_BYTES:
-                    raise Unknown("an answer that does not end")
+                    raise OutcomeUnknown("an answer that does not end")
                 if time.monotonic() > deadline:  # the client's own limit is for each part
-                    raise Unknown("an answer that trickles")
+                    raise OutcomeUnknown("an answer that trickles")
             return answer.status_code, answer.headers, bytes(content)
     except NOT_SENT as error:
-        raise Busy(type(error).__name__) from None
+        raise RetryLater(type(error).__name__) from None
     except httpx.HTTPError as error:
-        raise Unknown(type(error).__name__) from None
+        raise OutcomeUnknown(type(error).__name__) from None
 
 
 def retry_after(value: str | None) -> float | None:

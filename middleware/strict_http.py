@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from errors import InvalidRequest, NotFound, ServiceError, UnsupportedMediaType
-from observability import refusals
+from observability import rejections
 
 # A name or an IPv6 address, and a port. It is never part of a link; see PUBLIC_URL.
 _HOST = re.compile(r"([A-Za-z0-9._-]{1,253}|\[[0-9A-Fa-f:.]{2,45}\])(?::[0-9]{1,5})?", re.ASCII)
@@ -38,7 +38,7 @@ class StrictHttp:
         if refusal is not None:
             reason, problem = refusal
             client = scope.get("client")
-            refusals.count(reason, client[0] if client else "")
+            rejections.count(reason, client[0] if client else "")
             answer = Response(
                 problem.body(scope["state"]["request_id"]),
                 problem.status,

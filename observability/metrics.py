@@ -14,7 +14,7 @@ from collections.abc import Callable
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 
-from observability import refusals
+from observability import rejections
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -59,4 +59,4 @@ def render(*, payments_open: int, payments_need_review: int) -> bytes:
         f"{MOST_COUNTED} at most are counted.",
         registry=registry,
     ).set(payments_need_review)
-    return generate_latest(registry) + generate_latest(refusals.registry)
+    return generate_latest(registry) + generate_latest(rejections.registry)

@@ -35,13 +35,14 @@ def _nothing(*_: Any, **__: Any) -> None:
 def _unique_live_payment() -> None:
     from services import payments
 
-    _replace(payments, refuse_unpayable=_nothing)
+    _replace(payments, require_payable=_nothing)
 
 
 def _claim_before_call() -> None:
     """Claim and settlement in one transaction, with the call inside it."""
     import database
-    from services import calling, payments
+    from services import payments
+    from settlement import gateway_calls
 
     points = database.phase
 
@@ -79,21 +80,22 @@ def _stored_key() -> None:
 
 def _unknown_is_open() -> None:
     """No answer is taken for a no."""
-    from gateways.base import NotDone
-    from services import calling, payments, refunds
+    from gateways.base import NotExecuted
+    from services import payments, refunds
+    from settlement import gateway_calls
 
-    ask = calling.ask
+    ask = gateway_calls.ask
 
     def hasty(*arguments: Any) -> Any:
         answer = ask(*arguments)
-        return NotDone("no answer") if answer is calling.UNKNOWN else answer
+        return NotExecuted("no answer") if answer is gateway_calls.UNKNOWN else answer
 
     _replace(payments, ask=hasty)
     _replace(refunds, ask=hasty)
 
 
 def _idempotency() -> None:
-    from services import idempotency
+    from settlement import idempotency
 
     def every_time(_session: Session, _context: Any, work: Callable[[], Any]) -> Any:
         return work()
@@ -123,21 +125,22 @@ def _refund_reservation() -> None:
 
 
 def _reconciler() -> None:
-    from services import reconcile
+    from services import lookups
 
     _replace(reconcile, run_once=lambda *_, **__: 0)
 
 
 def _resend_window() -> None:
     """What may never have arrived is sent again however old it is, and no charge ever arrives."""
-    from proof import plants
-    from services import calling, payments
-    from services.reconcile import LookupRules
+    from proof import fault_injection
+    from services import payments
+    from services.lookups import LookupRules
+    from settlement import gateway_calls
 
-    ask, real = calling.ask, LookupRules.from_settings
+    ask, real = gateway_calls.ask, LookupRules.from_settings
 
     def lost(gateway: Any, what: str, *arguments: Any) -> Any:
-        return calling.UNKNOWN if what == "charge" else ask(gateway, what, *arguments)
+        return gateway_calls.UNKNOWN if what == "charge" else ask(gateway, what, *arguments)
 
     def for_ever(*arguments: Any) -> LookupRules:
         return dataclasses.replace(real(*arguments), resend_within=math.inf)
@@ -150,11 +153,11 @@ def _resend_window() -> None:
 def _action_expiry() -> None:
     from services import payments
 
-    _replace(payments, give_up_expired=_nothing)
+    _replace(payments, cancel_expired_payment=_nothing)
 
 
 def _outside_books() -> None:
-    from services import comparison
+    from services import reconciliation
 
     _replace(comparison, run_once=lambda *_, **__: 0)
 

@@ -23,13 +23,13 @@ import sqlalchemy as sa
 import auth
 import database
 from config import ROOT, load_settings
-from proof.aging import Clock
 from proof.books import Books
+from proof.clock import Clock
 from proof.guards import GUARDS
+from proof.outside_changes import Stranger
 from proof.processes import Roles, Service, kill_postgres
 from proof.report import Report
 from proof.shoppers import Ledger, Shopper, World
-from proof.strangers import Stranger
 
 # Every step of claim, call, settle, for each kind of write, and the steps of who comes after.
 POINTS: Final = [

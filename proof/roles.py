@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 
-from proof.plants import prepare
+from proof.fault_injection import prepare
 
 LONGEST = 2_000  # passes more, while there is something to do
 
@@ -22,7 +22,7 @@ def main() -> None:
     from config import get_settings
     from gateways.registry import Gateways
     from observability import logs
-    from services.reconcile import LookupRules
+    from services.lookups import LookupRules
     from workers.roles import Resources, roles
 
     settings = get_settings()

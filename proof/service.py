@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from proof.plants import prepare
+from proof.fault_injection import prepare
 
 
 def main(port: int) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import httpx
 
-from proof.aging import Clock
+from proof.clock import Clock
 
 FINAL = (200, 201, 402, 404, 409, 502)
 RETRIED_CONFLICTS = ("idempotency_in_progress", "payment_in_progress")

@@ -13,9 +13,9 @@ from auth import CurrentUser, require_scope
 from database import SessionDep
 from domain.access import PAYMENTS_MANAGE
 from errors import Forbidden, InvalidRequest
-from routers.lists import Id, next_page
-from routers.problems import owned, problems
-from routers.route import ServiceRoute
+from web.pagination import Id, next_page
+from web.problems import problems, resource_problems
+from web.route import ServiceRoute
 
 router = APIRouter(prefix="/disputes", tags=["Disputes"], route_class=ServiceRoute)
 
@@ -44,7 +44,7 @@ def list_disputes(
     response_model=schemas.DisputeDetails,
     operation_id="getDispute",
     summary="Get a dispute",
-    responses=owned(),
+    responses=resource_problems(),
 )
 def get_dispute(session: SessionDep, user: CurrentUser, dispute_id: Id) -> Any:
     """Defend it at the gateway, before `evidence_due_at`. Needs the scope `payments:manage`."""

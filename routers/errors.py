@@ -8,8 +8,8 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from errors import NotFound, catalog
-from routers.problems import problems
-from routers.route import PublicRoute
+from web.problems import problems
+from web.route import PublicRoute
 
 router = APIRouter(prefix="/errors", tags=["Errors"], route_class=PublicRoute)
 

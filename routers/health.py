@@ -14,8 +14,8 @@ import crud
 from database import SessionDep, is_migrated
 from errors import DatabaseUnavailable
 from observability import metrics
-from routers.problems import problems
-from routers.route import PublicRoute, limiter
+from web.problems import problems
+from web.route import PublicRoute, limiter
 
 router = APIRouter(tags=["Operations"], route_class=PublicRoute)
 

@@ -18,11 +18,11 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from routers.lists import Id, next_page, whose
-from routers.permissions import require_order, require_owner
-from routers.problems import owned, problems
-from routers.route import AskingDep, ContextDep, ServiceRoute, SettingsDep, permission
 from services import orders
+from web.pagination import Id, next_page, owner_filter
+from web.permissions import require_order, require_owner
+from web.problems import problems, resource_problems
+from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, permission
 
 router = APIRouter(prefix="/orders", tags=["Orders"], route_class=ServiceRoute)
 
@@ -61,7 +61,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
 @permission(require_owner)
 def create_order(
     session: SessionDep,
-    context: ContextDep,
+    context: CallContextDep,
     settings: SettingsDep,
     data: Annotated[schemas.OrderCreate, Body(openapi_examples=CREATE_EXAMPLES)],
 ) -> Any:
@@ -84,7 +84,7 @@ def list_orders(
     query: Annotated[schemas.OrderQuery, Query()],
 ) -> Sequence[Any]:
     """Newest first. One's own; with `orders:manage` everyone's, or those of `user_id`."""
-    rows = crud.list_orders(session, query, whose(query.user_id, user.orders_of))
+    rows = crud.list_orders(session, query, owner_filter(query.user_id, user.orders_visible_to))
     return next_page(request, response, rows, query)
 
 
@@ -93,11 +93,11 @@ def list_orders(
     response_model=schemas.Order,
     operation_id="getOrder",
     summary="Get an order",
-    responses=owned(),
+    responses=resource_problems(),
 )
 def get_order(session: SessionDep, user: CurrentUser, order_id: Id) -> Any:
     """One's own order, or with `orders:manage` anybody's. Any other is 404."""
-    return crud.require_order(session, order_id, user.orders_of)
+    return crud.require_order(session, order_id, user.orders_visible_to)
 
 
 @router.put(
@@ -105,13 +105,13 @@ def get_order(session: SessionDep, user: CurrentUser, order_id: Id) -> Any:
     response_model=schemas.Order,
     operation_id="setOrderStatus",
     summary="Move an order",
-    responses=owned(InvalidStatusTransition, PaymentInProgress, body=True),
+    responses=resource_problems(InvalidStatusTransition, PaymentInProgress, body=True),
 )
 @permission(require_order)
 def set_order_status(
     session: SessionDep,
-    context: ContextDep,
-    asking: AskingDep,
+    context: CallContextDep,
+    access: GatewayAccessDep,
     order_id: Id,
     data: Annotated[
         schemas.OrderStatusUpdate,
@@ -124,7 +124,7 @@ def set_order_status(
     ],
 ) -> Any:
     """An illegal move is 409 and names the moves that this caller may make."""
-    return orders.set_status(session, context, asking, order_id, data.status)
+    return orders.set_status(session, context, access, order_id, data.status)
 
 
 @router.get(
@@ -132,7 +132,7 @@ def set_order_status(
     response_model=list[schemas.Event],
     operation_id="listOrderEvents",
     summary="The history of an order",
-    responses=owned(InvalidRequest),
+    responses=resource_problems(InvalidRequest),
 )
 def list_order_events(
     request: Request,
@@ -143,6 +143,6 @@ def list_order_events(
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
     """Newest first: what happened, when, who did it, and under which request."""
-    crud.require_order(session, order_id, user.orders_of)
+    crud.require_order(session, order_id, user.orders_visible_to)
     rows = crud.list_order_events(session, order_id, query)
     return next_page(request, response, rows, query, key="sequence")

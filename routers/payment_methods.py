@@ -19,11 +19,11 @@ from errors import (
     InvalidRequest,
     PaymentMethodDeclined,
 )
-from routers.lists import Id, next_page, whose
-from routers.permissions import require_owner
-from routers.problems import owned, problems
-from routers.route import ContextDep, GatewaysDep, ServiceRoute, SettingsDep, permission
 from services import payment_methods
+from web.pagination import Id, next_page, owner_filter
+from web.permissions import require_owner
+from web.problems import problems, resource_problems
+from web.route import CallContextDep, GatewaysDep, ServiceRoute, SettingsDep, permission
 
 router = APIRouter(prefix="/payment-methods", tags=["Payment methods"], route_class=ServiceRoute)
 
@@ -84,7 +84,7 @@ CREATE_EXAMPLES: dict[str, Any] = {
 @permission(require_owner)
 def create_payment_method(
     session: SessionDep,
-    context: ContextDep,
+    context: CallContextDep,
     gateways: GatewaysDep,
     settings: SettingsDep,
     data: Annotated[schemas.PaymentMethodCreate, Body(openapi_examples=CREATE_EXAMPLES)],
@@ -113,7 +113,7 @@ def list_payment_methods(
     query: Annotated[schemas.PaymentMethodQuery, Query()],
 ) -> Sequence[Any]:
     """One's own active methods; with `orders:manage` those of the user in `user_id`."""
-    user_id = whose(query.user_id, user.orders_of)
+    user_id = owner_filter(query.user_id, user.orders_visible_to)
     if user_id is None:
         raise InvalidRequest.of("user_id", "missing", "Name the user whose methods to list")
     rows = crud.list_payment_methods(session, query, user_id)
@@ -125,11 +125,11 @@ def list_payment_methods(
     response_model=schemas.PaymentMethod,
     operation_id="getPaymentMethod",
     summary="Get a payment method",
-    responses=owned(),
+    responses=resource_problems(),
 )
 def get_payment_method(session: SessionDep, user: CurrentUser, method_id: Id) -> Any:
     """An active method, as it is shown to shoppers: never more than brand, last four and expiry."""
-    return crud.require_payment_method(session, method_id, user.orders_of)
+    return crud.require_payment_method(session, method_id, user.orders_visible_to)
 
 
 @router.patch(
@@ -137,11 +137,11 @@ def get_payment_method(session: SessionDep, user: CurrentUser, method_id: Id) ->
     response_model=schemas.PaymentMethod,
     operation_id="updatePaymentMethod",
     summary="Change a payment method",
-    responses=owned(body=True),
+    responses=resource_problems(body=True),
 )
 def update_payment_method(
     session: SessionDep,
-    context: ContextDep,
+    context: CallContextDep,
     method_id: Id,
     data: Annotated[
         schemas.PaymentMethodUpdate,
@@ -166,8 +166,8 @@ def update_payment_method(
     response_model=None,
     operation_id="deletePaymentMethod",
     summary="Remove a payment method",
-    responses=owned(),
+    responses=resource_problems(),
 )
-def delete_payment_method(session: SessionDep, context: ContextDep, method_id: Id) -> Any:
+def delete_payment_method(session: SessionDep, context: CallContextDep, method_id: Id) -> Any:
     """It leaves every list and read; its orders and payments stay. It may be saved again."""
     return payment_methods.delete(session, context, method_id)

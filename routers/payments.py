@@ -26,11 +26,11 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from routers.lists import Id, next_page, whose
-from routers.permissions import require_managed_payment, require_order, require_payment
-from routers.problems import owned, problems
-from routers.route import AskingDep, ContextDep, ServiceRoute, SettingsDep, permission
 from services import payments, refunds, reviews
+from web.pagination import Id, next_page, owner_filter
+from web.permissions import require_managed_payment, require_order, require_payment
+from web.problems import problems, resource_problems
+from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, permission
 
 router = APIRouter(tags=["Payments"], route_class=ServiceRoute)
 
@@ -50,7 +50,7 @@ MANAGED_ERRORS = (
     PaymentInProgress,
     GatewayUnavailable,
 )
-MANAGED = owned(*MANAGED_ERRORS, body=True)
+MANAGED = resource_problems(*MANAGED_ERRORS, body=True)
 
 
 @router.post(
@@ -60,7 +60,7 @@ MANAGED = owned(*MANAGED_ERRORS, body=True)
     operation_id="payOrder",
     summary="Pay an order",
     responses=PENDING
-    | owned(
+    | resource_problems(
         PaymentMethodNotFound,
         PaymentDeclined,
         PaymentInProgress,
@@ -74,8 +74,8 @@ MANAGED = owned(*MANAGED_ERRORS, body=True)
 @permission(require_order)
 def pay_order(
     session: SessionDep,
-    context: ContextDep,
-    asking: AskingDep,
+    context: CallContextDep,
+    access: GatewayAccessDep,
     settings: SettingsDep,
     order_id: Id,
     data: Annotated[
@@ -95,7 +95,7 @@ def pay_order(
     """One charge per order. A decline is 402, and the order may be paid with another method."""
     data = data or schemas.PaymentCreate()
     _check_return_url(settings, data.return_url)
-    return payments.pay(session, context, asking, order_id, data)
+    return payments.pay(session, context, access, order_id, data)
 
 
 @router.get(
@@ -103,7 +103,7 @@ def pay_order(
     response_model=list[schemas.Payment],
     operation_id="listOrderPayments",
     summary="List the payments of an order",
-    responses=owned(InvalidRequest),
+    responses=resource_problems(InvalidRequest),
 )
 def list_order_payments(
     request: Request,
@@ -114,9 +114,9 @@ def list_order_payments(
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
     """Newest first: every attempt, the declined ones too."""
-    order = crud.require_order(session, order_id, user.payments_of)
+    order = crud.require_order(session, order_id, user.payments_visible_to)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
-    rows = crud.list_payments(session, of_order, user.payments_of)
+    rows = crud.list_payments(session, of_order, user.payments_visible_to)
     return next_page(request, response, rows, query)
 
 
@@ -135,7 +135,7 @@ def list_payments(
     query: Annotated[schemas.PaymentQuery, Query()],
 ) -> Sequence[Any]:
     """Newest first. One's own; with `orders:manage` or `payments:manage` everyone's."""
-    rows = crud.list_payments(session, query, whose(query.user_id, user.payments_of))
+    rows = crud.list_payments(session, query, owner_filter(query.user_id, user.payments_visible_to))
     return next_page(request, response, rows, query)
 
 
@@ -144,11 +144,11 @@ def list_payments(
     response_model=schemas.Payment,
     operation_id="getPayment",
     summary="Get a payment",
-    responses=owned(),
+    responses=resource_problems(),
 )
 def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
     """Ask this again while the status is `pending`; it settles by itself within seconds."""
-    return crud.require_payment(session, payment_id, user.payments_of)
+    return crud.require_payment(session, payment_id, user.payments_visible_to)
 
 
 @router.post(
@@ -156,13 +156,13 @@ def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
     response_model=schemas.Payment,
     operation_id="confirmPayment",
     summary="The shopper is back from a redirect",
-    responses=PENDING | owned(GatewayUnavailable, body=True),
+    responses=PENDING | resource_problems(GatewayUnavailable, body=True),
 )
 @permission(require_payment)
 def confirm_payment(
     session: SessionDep,
-    context: ContextDep,
-    asking: AskingDep,
+    context: CallContextDep,
+    access: GatewayAccessDep,
     payment_id: Id,
     data: Annotated[
         schemas.PaymentConfirm | None,
@@ -182,7 +182,7 @@ def confirm_payment(
     Answers with the payment as it is then. Only Adyen needs it, with what it added to the URL.
     """
     returned = data.returned if data is not None else {}
-    return payments.confirm(session, context, asking, payment_id, returned)
+    return payments.confirm(session, context, access, payment_id, returned)
 
 
 @router.post(
@@ -195,8 +195,8 @@ def confirm_payment(
 @permission(require_managed_payment)
 def capture_payment(
     session: SessionDep,
-    context: ContextDep,
-    asking: AskingDep,
+    context: CallContextDep,
+    access: GatewayAccessDep,
     payment_id: Id,
     data: Annotated[
         schemas.CaptureCreate | None,
@@ -210,7 +210,7 @@ def capture_payment(
 ) -> Any:
     """Takes the money that is held, all of it or `amount`. Needs the scope `payments:manage`."""
     amount = data.amount if data is not None else None
-    return payments.capture(session, context, asking, payment_id, amount)
+    return payments.capture(session, context, access, payment_id, amount)
 
 
 @router.post(
@@ -223,8 +223,8 @@ def capture_payment(
 @permission(require_managed_payment)
 def void_payment(
     session: SessionDep,
-    context: ContextDep,
-    asking: AskingDep,
+    context: CallContextDep,
+    access: GatewayAccessDep,
     payment_id: Id,
     data: Annotated[
         schemas.VoidCreate | None,
@@ -232,7 +232,7 @@ def void_payment(
     ] = None,
 ) -> Any:
     """Releases the money that is held. Needs the scope `payments:manage`."""
-    return payments.void(session, context, asking, payment_id)
+    return payments.void(session, context, access, payment_id)
 
 
 @router.post(
@@ -241,13 +241,13 @@ def void_payment(
     response_model=schemas.Refund,
     operation_id="refundPayment",
     summary="Refund a captured payment",
-    responses=PENDING_REFUND | owned(*MANAGED_ERRORS, PaymentDisputed, body=True),
+    responses=PENDING_REFUND | resource_problems(*MANAGED_ERRORS, PaymentDisputed, body=True),
 )
 @permission(require_managed_payment)
 def refund_payment(
     session: SessionDep,
-    context: ContextDep,
-    asking: AskingDep,
+    context: CallContextDep,
+    access: GatewayAccessDep,
     payment_id: Id,
     data: Annotated[
         schemas.RefundCreate | None,
@@ -263,7 +263,7 @@ def refund_payment(
     ] = None,
 ) -> Any:
     """Never more than was captured, however many arrive at once. Needs `payments:manage`."""
-    return refunds.refund(session, context, asking, payment_id, data or schemas.RefundCreate())
+    return refunds.refund(session, context, access, payment_id, data or schemas.RefundCreate())
 
 
 @router.post(
@@ -271,12 +271,12 @@ def refund_payment(
     response_model=schemas.Payment,
     operation_id="reviewPayment",
     summary="End the review of a payment",
-    responses=owned(InvalidStatusTransition, AmountExceedsRemaining, body=True),
+    responses=resource_problems(InvalidStatusTransition, AmountExceedsRemaining, body=True),
 )
 @permission(require_managed_payment)
 def review_payment(
     session: SessionDep,
-    context: ContextDep,
+    context: CallContextDep,
     payment_id: Id,
     data: Annotated[
         schemas.ReviewCreate,
@@ -307,7 +307,7 @@ def review_payment(
     response_model=list[schemas.Refund],
     operation_id="listRefunds",
     summary="List the refunds of a payment",
-    responses=owned(InvalidRequest),
+    responses=resource_problems(InvalidRequest),
 )
 def list_refunds(
     request: Request,
@@ -318,7 +318,7 @@ def list_refunds(
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
     """Newest first."""
-    crud.require_payment(session, payment_id, user.payments_of)
+    crud.require_payment(session, payment_id, user.payments_visible_to)
     rows = crud.list_refunds(session, payment_id, query)
     return next_page(request, response, rows, query)
 
@@ -328,11 +328,11 @@ def list_refunds(
     response_model=schemas.Refund,
     operation_id="getRefund",
     summary="Get a refund",
-    responses=owned(),
+    responses=resource_problems(),
 )
 def get_refund(session: SessionDep, user: CurrentUser, payment_id: Id, refund_id: Id) -> Any:
     """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
-    crud.require_payment(session, payment_id, user.payments_of)
+    crud.require_payment(session, payment_id, user.payments_visible_to)
     return crud.require_refund(session, payment_id, refund_id)
 
 

@@ -8,8 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
-from routers.problems import problems
-from routers.route import PublicRoute
+from web.problems import problems
+from web.route import PublicRoute
 
 router = APIRouter(tags=["Operations"], route_class=PublicRoute)
 

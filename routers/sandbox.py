@@ -16,11 +16,11 @@ from database import SessionDep, phase
 from domain.access import PAYMENTS_MANAGE
 from domain.money import format_money
 from errors import Forbidden, InvalidRequest, NotFound
-from routers.lists import next_page
-from routers.problems import problems
-from routers.route import GatewaysDep, PublicRoute, SandboxDep, ServiceRoute, service_url
-from services import reconcile
+from services import lookups
 from services.payments import RETURN_PAGE
+from web.pagination import next_page
+from web.problems import problems
+from web.route import GatewaysDep, PublicRoute, SandboxDep, ServiceRoute, service_url
 
 router = APIRouter(prefix="/sandbox", tags=["Sandbox"], route_class=ServiceRoute)
 pages = APIRouter(prefix="/sandbox", route_class=PublicRoute, include_in_schema=False)
@@ -129,7 +129,7 @@ def answer_action(
     with phase(session):
         payment = crud.get_payment(session, row.payment_id, None)
     if payment is not None:
-        reconcile.look_up_payment(session, request.app.state.lookup_rules, payment)
+        lookups.look_up_payment(session, request.app.state.lookup_rules, payment)
     if row.return_url and row.return_url != f"{service_url(request)}{RETURN_PAGE}":
         return RedirectResponse(row.return_url, status_code=303)
     return _page(row, request.url.path)  # which says more than the one for all gateways

@@ -19,10 +19,10 @@ from fastapi.responses import HTMLResponse, RedirectResponse
 
 from domain.money import format_money, from_major, to_major
 from errors import Forbidden, InvalidRequest, NotFound
-from gateways.base import NotDone
+from gateways.base import NotExecuted
 from gateways.sandbox.dashboard import MOST_COUNTED, Dashboard, Switches
-from gateways.sandbox.entries import Entry
-from routers.route import PublicRoute, SandboxDep
+from gateways.sandbox.listing import Entry
+from web.route import PublicRoute, SandboxDep
 
 CHARGES: Final = 20  # of a page
 PAGE: Final = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
@@ -112,9 +112,9 @@ def act_on_charge(reference: str, act: str, sandbox: SandboxDep, form: FormDep) 
     amount = None if written is None else from_major(written, charge.currency)
     try:
         if written is not None and amount is None:
-            raise NotDone("not an amount of this currency")
+            raise NotExecuted("not an amount of this currency")
         ACTS[act](sandbox.dashboard, reference, amount)
-    except NotDone:
+    except NotExecuted:
         return _back(form, refused="yes")
     return _back(form, anchor=f"#{quote(reference)}")
 

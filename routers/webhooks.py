@@ -16,9 +16,9 @@ from errors import (
     NotFound,
     PaymentInProgress,
 )
-from routers.problems import problems
-from routers.route import PublicRoute, limiter
-from services import inbox
+from services import webhooks
+from web.problems import problems
+from web.route import PublicRoute, limiter
 
 WEBHOOK_THREADS = 16  # of each gateway
 
@@ -58,4 +58,4 @@ async def receive_webhook(request: Request, gateway: str) -> Any:
 def _receive(request: Request, gateway: str, body: bytes) -> None:
     state = request.app.state
     with new_session(state.engine) as session:
-        inbox.receive(session, state.gateways, gateway, request.headers, body)
+        webhooks.receive(session, state.gateways, gateway, request.headers, body)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 import crud
 from database import phase
 from gateways.registry import Gateways
-from services.comparison import compare
+from services.reconciliation import compare
 
 
 def check(

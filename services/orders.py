@@ -11,14 +11,14 @@ from domain.states import ORDER_MOVES, Mover, OrderStatus, allowed_moves
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
 from models import Order
 from services import payments
-from services.calling import Asking
-from services.context import Answer, Context
-from services.history import By, move_order, tell_new_order
+from settlement.context import CallContext, StoredResponse
+from settlement.gateway_calls import GatewayAccess
+from settlement.transitions import ChangedBy, record_order_created, transition_order
 
 
 def create(
-    session: Session, context: Context, data: schemas.OrderCreate, default_currency: str
-) -> Answer:
+    session: Session, context: CallContext, data: schemas.OrderCreate, default_currency: str
+) -> StoredResponse:
     """Place an order. Raises PaymentMethodNotFound for a method that is not the user's."""
     user_id = context.owner(data.user_id)
     with phase(session):
@@ -27,34 +27,38 @@ def create(
         )
         if order is None:
             raise PaymentMethodNotFound
-        shown = tell_new_order(session, By.caller(context), order)
-        return context.answer(session, Answer.resource(201, shown, f"/orders/{order.id}"))
+        shown = record_order_created(session, ChangedBy.caller(context), order)
+        return context.answer(session, StoredResponse.resource(201, shown, f"/orders/{order.id}"))
 
 
 def set_status(
-    session: Session, context: Context, asking: Asking, order_id: int, status: OrderStatus
-) -> Answer:
+    session: Session,
+    context: CallContext,
+    access: GatewayAccess,
+    order_id: int,
+    status: OrderStatus,
+) -> StoredResponse:
     """Move an order by hand; canceling one also gives up a payment that holds no money yet.
 
     Raises NotFound, InvalidStatusTransition for an illegal move, Forbidden for a legal one that
     this caller may not make, PaymentInProgress while a payment's outcome is open.
     """
     with phase(session):
-        order = crud.lock_order(session, order_id, context.principal.orders_of)
+        order = crud.lock_order(session, order_id, context.principal.orders_visible_to)
         live = crud.get_live_payment(session, order.id)
         if order.status != status:
             _check_move(order, status, _roles(context, order))
         if order.status == status or live is None or live.amount_captured > 0:
             if order.status != status:
-                move_order(session, By.caller(context), order, status)
+                transition_order(session, ChangedBy.caller(context), order, status)
             shown = schemas.Order.model_validate(order)
-            return context.answer(session, Answer.resource(200, shown))
+            return context.answer(session, StoredResponse.resource(200, shown))
         if status != "canceled" or live.status == "pending":
             raise PaymentInProgress(payment_id=live.id)
-    return payments.cancel_with_order(session, context, asking, live.id)
+    return payments.cancel_with_order(session, context, access, live.id)
 
 
-def _roles(context: Context, order: Order) -> frozenset[Mover]:
+def _roles(context: CallContext, order: Order) -> frozenset[Mover]:
     roles: set[Mover] = set()
     if order.user_id == context.principal.user_id:
         roles.add("owner")

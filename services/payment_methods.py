@@ -35,20 +35,20 @@ from gateways.base import (
 )
 from gateways.registry import Gateways
 from models import PaymentMethod
-from services.context import Answer, Context
-from services.history import By, tell_payment_method
+from settlement.context import CallContext, StoredResponse
+from settlement.transitions import ChangedBy, record_payment_method_event
 
 Create = schemas.CardCreate | schemas.PaypalCreate | schemas.BankAccountCreate
 
 
 def create(
     session: Session,
-    context: Context,
+    context: CallContext,
     gateways: Gateways,
     fingerprint_keys: Sequence[bytes],
     default_currency: str,
     data: Create,
-) -> Answer:
+) -> StoredResponse:
     """Save a method. Raises DuplicatePaymentMethod, PaymentMethodDeclined, InvalidRequest and
     CardNumberNotAccepted."""
     user_id = context.owner(data.user_id)
@@ -59,7 +59,7 @@ def create(
     with phase(session):
         if identity is not None:
             # Known before the gateway is asked: no token is made for a card that is saved already.
-            _refuse_duplicate(session, user_id, _fingerprints(fingerprint_keys, identity))
+            _require_new_fingerprint(session, user_id, _fingerprints(fingerprint_keys, identity))
         customer = crud.get_gateway_customer(session, user_id, gateway.name)
     saved = _ask(gateway, replace(request, customer=customer))
     if identity is None and saved.identity is not None:
@@ -68,8 +68,8 @@ def create(
     with phase(session):
         crud.lock_user(session, user_id)
         if gateway.remote and request.token is not None:
-            _refuse_another_users(session, user_id, gateway, saved.token)
-        _refuse_duplicate(session, user_id, fingerprints)
+            _require_own_token(session, user_id, gateway, saved.token)
+        _require_new_fingerprint(session, user_id, fingerprints)
         current = crud.get_default_payment_method(session, user_id)
         if current is not None and data.is_default:
             _take_default(session, context, user_id)
@@ -85,16 +85,18 @@ def create(
             is_default=current is None or bool(data.is_default),
         )
         if method is None:  # a writer that did not take the lock; the index saw it all the same
-            _refuse_duplicate(session, user_id, fingerprints)
+            _require_new_fingerprint(session, user_id, fingerprints)
             raise DuplicatePaymentMethod
-        shown = tell_payment_method(session, By.caller(context), "payment_method.created", method)
-        created = Answer.resource(201, shown, f"/payment-methods/{method.id}")
+        shown = record_payment_method_event(
+            session, ChangedBy.caller(context), "payment_method.created", method
+        )
+        created = StoredResponse.resource(201, shown, f"/payment-methods/{method.id}")
         return context.answer(session, created)
 
 
 def update(
-    session: Session, context: Context, method_id: int, data: schemas.PaymentMethodUpdate
-) -> Answer:
+    session: Session, context: CallContext, method_id: int, data: schemas.PaymentMethodUpdate
+) -> StoredResponse:
     """Change a card's expiry or holder, or make a method the default. Raises NotFound."""
     with phase(session):
         owner = _own(session, context, method_id)
@@ -112,25 +114,25 @@ def update(
             method.is_default = changed = True
         if changed:
             session.flush()
-            shown = tell_payment_method(
-                session, By.caller(context), "payment_method.updated", method
+            shown = record_payment_method_event(
+                session, ChangedBy.caller(context), "payment_method.updated", method
             )
-            return Answer.resource(200, shown)
-        return Answer.resource(200, schemas.PaymentMethod.model_validate(method))
+            return StoredResponse.resource(200, shown)
+        return StoredResponse.resource(200, schemas.PaymentMethod.model_validate(method))
 
 
-def delete(session: Session, context: Context, method_id: int) -> Answer:
+def delete(session: Session, context: CallContext, method_id: int) -> StoredResponse:
     """Deactivate a method; its orders and payments stay. Raises NotFound."""
     with phase(session):
         owner = _own(session, context, method_id)
         crud.lock_user(session, owner)
         method = crud.lock_payment_method(session, method_id, owner)
-        _remove(session, By.caller(context), method)
-        return Answer(204, b"")
+        _remove(session, ChangedBy.caller(context), method)
+        return StoredResponse(204, b"")
 
 
 def follow_gateway(
-    session: Session, by: By, user_id: str, method_id: int, details: Mapping[str, Any] | None
+    session: Session, by: ChangedBy, user_id: str, method_id: int, details: Mapping[str, Any] | None
 ) -> None:
     """A method was renewed at its gateway, or removed there (None). In the caller's transaction."""
     crud.lock_user(session, user_id)
@@ -143,23 +145,23 @@ def follow_gateway(
     elif method.details != {**method.details, **details}:
         method.details = {**method.details, **details}
         session.flush()
-        tell_payment_method(session, by, "payment_method.updated", method)
+        record_payment_method_event(session, by, "payment_method.updated", method)
 
 
-def _remove(session: Session, by: By, method: PaymentMethod) -> None:
+def _remove(session: Session, by: ChangedBy, method: PaymentMethod) -> None:
     was_default = method.is_default
     method.is_active = method.is_default = False
     session.flush()
-    tell_payment_method(session, by, "payment_method.deleted", method)
+    record_payment_method_event(session, by, "payment_method.deleted", method)
     if was_default:
         promoted = crud.promote_newest_payment_method(session, method.user_id)
         if promoted is not None:
-            tell_payment_method(session, by, "payment_method.updated", promoted)
+            record_payment_method_event(session, by, "payment_method.updated", promoted)
 
 
-def _own(session: Session, context: Context, method_id: int) -> str:
+def _own(session: Session, context: CallContext, method_id: int) -> str:
     """The caller's id if the method is theirs. Managers may read any method, but change none."""
-    method = crud.get_payment_method(session, method_id, context.principal.orders_of)
+    method = crud.get_payment_method(session, method_id, context.principal.orders_visible_to)
     if method is None:
         raise NotFound
     if method.user_id != context.principal.user_id:
@@ -240,7 +242,7 @@ def _fingerprints(keys: Sequence[bytes], identity: str) -> list[str]:
     return [hmac.new(key, identity.encode(), hashlib.sha256).hexdigest() for key in keys]
 
 
-def _refuse_duplicate(session: Session, user_id: str, fingerprints: Sequence[str]) -> None:
+def _require_new_fingerprint(session: Session, user_id: str, fingerprints: Sequence[str]) -> None:
     if not fingerprints:
         return
     existing: Row[Any] | None = crud.find_payment_method(session, user_id, fingerprints)
@@ -248,7 +250,7 @@ def _refuse_duplicate(session: Session, user_id: str, fingerprints: Sequence[str
         raise DuplicatePaymentMethod(payment_method_id=existing.id)
 
 
-def _refuse_another_users(session: Session, user_id: str, gateway: Gateway, token: str) -> None:
+def _require_own_token(session: Session, user_id: str, gateway: Gateway, token: str) -> None:
     """A token that leaked must not let somebody else pay with it; the first to save it keeps it."""
     if crud.is_token_of_another(session, gateway.name, token, user_id):
         raise InvalidRequest.of(
@@ -256,10 +258,12 @@ def _refuse_another_users(session: Session, user_id: str, gateway: Gateway, toke
         )
 
 
-def _take_default(session: Session, context: Context, user_id: str) -> None:
+def _take_default(session: Session, context: CallContext, user_id: str) -> None:
     former = crud.clear_default_payment_method(session, user_id)
     if former is not None:
-        tell_payment_method(session, By.caller(context), "payment_method.updated", former)
+        record_payment_method_event(
+            session, ChangedBy.caller(context), "payment_method.updated", former
+        )
 
 
 def _change_details(method: PaymentMethod, update: schemas.CardUpdate | None) -> bool:

@@ -31,20 +31,28 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from gateways.base import ChangeRequest, Charge, ChargeRequest, Gateway, LookUp, NotDone, Refused
+from gateways.base import (
+    ChangeRequest,
+    Charge,
+    ChargeLookup,
+    ChargeRequest,
+    Gateway,
+    NotExecuted,
+    Refused,
+)
 from models import Order, Payment
-from services import questions
-from services.calling import UNKNOWN, Asking, ask, settling, state_of
-from services.context import Answer, Context
-from services.history import By
-from services.questions import Question
-from services.responses import charge_response, operation_response
-from services.settlement import (
-    expect_action,
-    expect_completion,
+from settlement import gateway_requests
+from settlement.apply import (
+    record_action_required,
+    record_completion_started,
     settle_charge,
     settle_not_executed,
 )
+from settlement.context import CallContext, StoredResponse
+from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, settling, state_of
+from settlement.gateway_requests import RowSnapshot
+from settlement.responses import charge_response, operation_response
+from settlement.transitions import ChangedBy
 
 # Where a shopper lands whose storefront did not say where to (see routers/checkout.py).
 RETURN_PAGE = "checkout/return"
@@ -60,16 +68,16 @@ class ClaimedCharge:
     gateway: Gateway
     payment: Payment
     request: ChargeRequest
-    question: Question
+    snapshot: RowSnapshot
 
 
 def pay(
     session: Session,
-    context: Context,
-    asking: Asking,
+    context: CallContext,
+    access: GatewayAccess,
     order_id: int,
     data: schemas.PaymentCreate,
-) -> Answer:
+) -> StoredResponse:
     """Charge an order with one of its user's payment methods.
 
     An earlier payment that waits for its shopper is given up first. 201 when the money is taken
@@ -77,36 +85,40 @@ def pay(
     yet; 502 when the gateway was surely not reached. Raises NotFound, OrderAlreadyPaid,
     PaymentInProgress, PaymentMethodNotFound, OperationNotSupported.
     """
-    claim = _claim(session, context, asking, order_id, data)
+    claim = _claim(session, context, access, order_id, data)
     if isinstance(claim, ClaimedOperation):
-        status = carry_out(session, asking, claim, By.caller(context))
+        status = execute_claimed(session, access, claim, ChangedBy.caller(context))
         if status not in DEAD_PAYMENT_STATUSES:
             # Its shopper may have approved meanwhile, or the gateway does not say.
             raise PaymentInProgress(payment_id=claim.request.payment_id)
-        claim = _claim(session, context, asking, order_id, data, gives_up=False)
+        claim = _claim(session, context, access, order_id, data, gives_up=False)
     assert isinstance(claim, ClaimedCharge)
     gateway, request, payment_id = claim.gateway, claim.request, claim.payment.id
     unknown = charge_response(claim.payment, context.request_id)
-    charge = ask(gateway, "charge", lambda: gateway.charge(request), asking.seconds)  # call
+    charge = call_gateway(
+        gateway, "charge", lambda: gateway.charge(request), access.seconds
+    )  # call
     if charge is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
         order, payment = lock(session, order_id, payment_id)
-        by = By.gateway(payment.gateway, context.request_id)
-        source = claim.question.source(payment)
-        if isinstance(charge, NotDone):
+        by = ChangedBy.gateway(payment.gateway, context.request_id)
+        source = claim.snapshot.source(payment)
+        if isinstance(charge, NotExecuted):
             refused = isinstance(charge, Refused)
             settle_not_executed(session, by, order, payment, source, refused=refused)
         else:
-            settle_charge(session, by, order, payment, charge, source, can_ask=can_ask(gateway))
+            settle_charge(
+                session, by, order, payment, charge, source, can_retrieve=can_retrieve(gateway)
+            )
         outcome.answer = charge_response(payment, context.request_id)
     return outcome.answer
 
 
 def _claim(
     session: Session,
-    context: Context,
-    asking: Asking,
+    context: CallContext,
+    access: GatewayAccess,
     order_id: int,
     data: schemas.PaymentCreate,
     *,
@@ -115,36 +127,36 @@ def _claim(
     """Commit what is sent to a gateway next: the charge, or, where an earlier payment waits for
     its shopper, the request that gives that one up."""
     with phase(session):
-        order = crud.lock_order(session, order_id, context.principal.orders_of)
+        order = crud.lock_order(session, order_id, context.principal.orders_visible_to)
         waiting = _waiting_payment(session, order) if gives_up else None
         if waiting is None:
-            refuse_unpayable(session, order)
+            require_payable(session, order)
         method = _method(session, order, data.payment_method_id)
-        gateway = asking.gateway(method.gateway)
+        gateway = access.gateway(method.gateway)
         manual = data.capture_method == "manual"
         if manual and not gateway.capabilities.manual_capture:
             raise OperationNotSupported("This gateway cannot authorize now and capture later")
-        refuse_amount(gateway, order.total_amount, order.currency)
+        require_supported_amount(gateway, order.total_amount, order.currency)
         if waiting is not None:
             # The fault that a developer asks for is that of the charge.
-            return claim_operation(session, replace(asking, fault=None), order, waiting, "void")
+            return claim_operation(session, replace(access, fault=None), order, waiting, "void")
         payment = crud.open_payment(
             session,
             order,
             method,
             capture_method=data.capture_method,
-            return_url=data.return_url or f"{asking.service_url or ''}{RETURN_PAGE}",
+            return_url=data.return_url or f"{access.service_url or ''}{RETURN_PAGE}",
             # Somebody else pays for the shopper, and does not say where to send them.
             off_session=data.return_url is None and order.user_id != context.principal.user_id,
-            check_after=asking.check_after,
+            lookup_after=access.lookup_after,
         )
         if payment is None:
             raise PaymentInProgress
         context.link(session, payment.gateway_key)
-        request = questions.charge_request(
-            payment, method, service_url=asking.service_url, fault=asking.fault
+        request = gateway_requests.charge_request(
+            payment, method, service_url=access.service_url, fault=access.fault
         )
-        return ClaimedCharge(gateway, payment, request, Question.about_payment(payment))
+        return ClaimedCharge(gateway, payment, request, RowSnapshot.about_payment(payment))
 
 
 def _waiting_payment(session: Session, order: Order) -> Payment | None:
@@ -155,7 +167,7 @@ def _waiting_payment(session: Session, order: Order) -> Payment | None:
     return crud.lock_payment(session, live.id)
 
 
-def refuse_unpayable(session: Session, order: Order) -> None:
+def require_payable(session: Session, order: Order) -> None:
     """Raises unless a locked order may be paid now."""
     live = crud.get_live_payment(session, order.id)
     if live is not None and live.status in ("pending", "requires_action"):
@@ -180,37 +192,43 @@ class ClaimedOperation:
     order_id: int
     operation: PaymentOperation
     request: ChangeRequest
-    charge: LookUp  # how the charge is, should the gateway refuse
-    question: Question
+    charge: ChargeLookup  # how the charge is, should the gateway refuse
+    snapshot: RowSnapshot
 
 
 def capture(
-    session: Session, context: Context, asking: Asking, payment_id: int, amount: int | None
-) -> Answer:
+    session: Session,
+    context: CallContext,
+    access: GatewayAccess,
+    payment_id: int,
+    amount: int | None,
+) -> StoredResponse:
     """Capture an authorization, all of it or `amount`; the rest is released.
 
     Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition, PaymentInProgress.
     """
-    return _operate(session, context, asking, payment_id, "capture", amount)
+    return _operate(session, context, access, payment_id, "capture", amount)
 
 
-def void(session: Session, context: Context, asking: Asking, payment_id: int) -> Answer:
+def void(
+    session: Session, context: CallContext, access: GatewayAccess, payment_id: int
+) -> StoredResponse:
     """Give up an authorization, or a payment that waits for its shopper.
 
     Raises NotFound, InvalidStatusTransition, PaymentInProgress.
     """
-    return _operate(session, context, asking, payment_id, "void", None)
+    return _operate(session, context, access, payment_id, "void", None)
 
 
 def cancel_with_order(
-    session: Session, context: Context, asking: Asking, payment_id: int
-) -> Answer:
+    session: Session, context: CallContext, access: GatewayAccess, payment_id: int
+) -> StoredResponse:
     """Void the payment of an order that is to be canceled; the order follows."""
-    return _operate(session, context, asking, payment_id, "cancel", None)
+    return _operate(session, context, access, payment_id, "cancel", None)
 
 
-def give_up_expired(
-    session: Session, asking: Asking, by: By, payment_id: int
+def cancel_expired_payment(
+    session: Session, access: GatewayAccess, by: ChangedBy, payment_id: int
 ) -> PaymentStatus | None:
     """Give up a payment whose shopper has stayed away, if it still waits; its order stays.
 
@@ -221,34 +239,34 @@ def give_up_expired(
         order, payment = lock(session, found.order_id, payment_id)
         if payment.status != "requires_action" or payment.operation is not None:
             return None
-        claim = claim_operation(session, asking, order, payment, "void")
-    return carry_out(session, asking, claim, by)
+        claim = claim_operation(session, access, order, payment, "void")
+    return execute_claimed(session, access, claim, by)
 
 
 def _operate(
     session: Session,
-    context: Context,
-    asking: Asking,
+    context: CallContext,
+    access: GatewayAccess,
     payment_id: int,
     operation: PaymentOperation,
     amount: int | None,
-) -> Answer:
+) -> StoredResponse:
     with phase(session):  # claim
         found = crud.require_payment(session, payment_id, None)
         order, payment = lock(session, found.order_id, payment_id)
-        claim = claim_operation(session, asking, order, payment, operation, amount)
+        claim = claim_operation(session, access, order, payment, operation, amount)
         context.link(session, claim.request.key)
         shown: schemas.Out = (
             schemas.Order.model_validate(order)
             if operation == "cancel"
             else schemas.Payment.model_validate(payment)
         )
-        unknown = Answer.resource(202, shown)
-    asked, charge = _call_operation(claim, asking)
+        unknown = StoredResponse.resource(202, shown)
+    asked, charge = _call_operation(claim, access)
     if asked is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
-        order, payment = _settle_operation(session, claim, By.caller(context), asked, charge)
+        order, payment = _settle_operation(session, claim, ChangedBy.caller(context), asked, charge)
         if payment.operation_key != claim.request.key:
             outcome.answer = operation_response(
                 order, payment, operation, claim.request.amount, context.request_id
@@ -259,7 +277,7 @@ def _operate(
 
 def claim_operation(
     session: Session,
-    asking: Asking,
+    access: GatewayAccess,
     order: Order,
     payment: Payment,
     operation: PaymentOperation,
@@ -270,35 +288,35 @@ def claim_operation(
     Raises AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported,
     PaymentInProgress.
     """
-    gateway = asking.gateway(payment.gateway)
-    _refuse_operation(payment, operation, amount)
+    gateway = access.gateway(payment.gateway)
+    _require_allowed_operation(payment, operation, amount)
     if operation == "capture" and amount not in (None, payment.amount):
         if not gateway.capabilities.partial_capture:
             raise OperationNotSupported("This gateway captures all of it or nothing")
-        refuse_amount(gateway, amount, payment.currency)
+        require_supported_amount(gateway, amount, payment.currency)
     payment.operation = operation
     payment.operation_key = str(uuid.uuid4())
     payment.operation_amount = payment.amount if amount is None else amount
-    leases.claim_lookup(session, payment, asking.check_after)
+    leases.schedule_first_lookup(session, payment, access.lookup_after)
     method = crud.get_charged_payment_method(session, payment.payment_method_id)
     return ClaimedOperation(
         gateway=gateway,
         order_id=order.id,
         operation=operation,
-        request=questions.operation_request(payment, asking.fault),
-        charge=questions.about_charge(payment, method),
-        question=Question.about_payment(payment),
+        request=gateway_requests.operation_request(payment, access.fault),
+        charge=gateway_requests.charge_lookup(payment, method),
+        snapshot=RowSnapshot.about_payment(payment),
     )
 
 
-def carry_out(
-    session: Session, asking: Asking, claim: ClaimedOperation, by: By
+def execute_claimed(
+    session: Session, access: GatewayAccess, claim: ClaimedOperation, by: ChangedBy
 ) -> PaymentStatus | None:
     """Send a claimed operation and settle it, for nobody who waits for its answer.
 
     Returns what the payment is then; None if the gateway did not say, or was not reached.
     """
-    asked, charge = _call_operation(claim, asking)
+    asked, charge = _call_operation(claim, access)
     if asked is UNKNOWN:
         return None
     with phase(session):
@@ -307,26 +325,28 @@ def carry_out(
         return payment.status if told else None
 
 
-def _call_operation(claim: ClaimedOperation, asking: Asking) -> tuple[Any, Charge | None]:
+def _call_operation(claim: ClaimedOperation, access: GatewayAccess) -> tuple[Any, Charge | None]:
     """What the gateway says, and the charge as it shows it then, if it does."""
     gateway, request = claim.gateway, claim.request
     change = gateway.capture if claim.operation == "capture" else gateway.void
-    asked = ask(gateway, claim.operation, lambda: change(request), asking.seconds)  # call
+    asked = call_gateway(gateway, claim.operation, lambda: change(request), access.seconds)  # call
     charge = state_of(asked)
-    if isinstance(asked, NotDone):
+    if isinstance(asked, NotExecuted):
         # Refused, or not reached? If its books can be read, what they show now decides.
-        seen = ask(gateway, "look_up", lambda: gateway.look_up(claim.charge), asking.seconds)
+        seen = call_gateway(
+            gateway, "look_up", lambda: gateway.look_up(claim.charge), access.seconds
+        )
         charge = state_of(seen)
     return asked, charge
 
 
 def _settle_operation(
-    session: Session, claim: ClaimedOperation, by: By, asked: Any, charge: Charge | None
+    session: Session, claim: ClaimedOperation, by: ChangedBy, asked: Any, charge: Charge | None
 ) -> tuple[Order, Payment]:
     order, payment = lock(session, claim.order_id, claim.request.payment_id)
-    source = claim.question.source(payment)
+    source = claim.snapshot.source(payment)
     if charge is not None:
-        outside = isinstance(asked, NotDone) and source == "answer"
+        outside = isinstance(asked, NotExecuted) and source == "answer"
         settle_charge(
             session,
             by,
@@ -334,11 +354,11 @@ def _settle_operation(
             payment,
             charge,
             source,
-            can_ask=can_ask(claim.gateway),
+            can_retrieve=can_retrieve(claim.gateway),
             not_executed=outside,
         )
     undecided = charge is None or charge.status in ("authorized", "requires_action")
-    if isinstance(asked, NotDone) and undecided and payment.operation_key == claim.request.key:
+    if isinstance(asked, NotExecuted) and undecided and payment.operation_key == claim.request.key:
         settle_not_executed(session, by, order, payment, source)
     return order, payment
 
@@ -348,89 +368,93 @@ def _settle_operation(
 
 def confirm(
     session: Session,
-    context: Context,
-    asking: Asking,
+    context: CallContext,
+    access: GatewayAccess,
     payment_id: int,
     returned: Mapping[str, str],
-) -> Answer:
+) -> StoredResponse:
     """The shopper is back from the redirect: go on with the payment, or see how it went.
 
     `returned` is what the gateway added to the return URL. 200 with the payment as it is then;
     202 when its outcome is not known yet. Raises NotFound.
     """
     with phase(session):  # claim
-        found = crud.require_payment(session, payment_id, context.principal.payments_of)
+        found = crud.require_payment(session, payment_id, context.principal.payments_visible_to)
         order, payment = lock(session, found.order_id, payment_id)
-        gateway = asking.gateway(payment.gateway)
+        gateway = access.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
         # An earlier completion may have got nowhere: with something else, or at a bad moment.
         goes_on = payment.status == "pending" and payment.gateway_reference is not None
-        completes = (waits or goes_on) and bool(returned) and gateway.capabilities.wants_returned
+        completes = (
+            (waits or goes_on) and bool(returned) and gateway.capabilities.needs_redirect_params
+        )
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
-        charge = questions.about_charge(payment, method)
-        by = By.gateway(payment.gateway, context.request_id)
+        charge = gateway_requests.charge_lookup(payment, method)
+        by = ChangedBy.gateway(payment.gateway, context.request_id)
         page = payment.next_action
         if completes and waits:
-            expect_completion(session, by, order, payment)
-        request = questions.completion_request(payment, returned) if completes else None
-        question = Question.about_payment(payment)
+            record_completion_started(session, by, order, payment)
+        request = gateway_requests.completion_request(payment, returned) if completes else None
+        snapshot = RowSnapshot.about_payment(payment)
     if waits and request is None:
-        seen = ask(gateway, "look_up", lambda: gateway.look_up(charge), asking.seconds)
+        seen = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge), access.seconds)
         state = state_of(seen)
         if state is not None:
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
-                source, asks = question.source(payment), can_ask(gateway)
-                settle_charge(session, by, order, payment, state, source, can_ask=asks)
+                source, asks = snapshot.source(payment), can_retrieve(gateway)
+                settle_charge(session, by, order, payment, state, source, can_retrieve=asks)
                 if state.status == "approved" and payment.status == "pending":
-                    request = questions.completion_request(payment)
-                    question = Question.about_payment(payment)
+                    request = gateway_requests.completion_request(payment)
+                    snapshot = RowSnapshot.about_payment(payment)
     if request is not None:
-        not_done = complete(session, gateway, by, order.id, request, question, asking.seconds)
+        not_done = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
         if not_done and page is not None:  # with something else than this payment's
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
-                if payment.status == "pending" and question.source(payment) == "answer":
-                    expect_action(session, by, order, payment, page)
+                if payment.status == "pending" and snapshot.source(payment) == "answer":
+                    record_action_required(session, by, order, payment, page)
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
         if shown.status == "pending":
-            return Answer.resource(202, shown)  # a repeat asks again
-        return context.answer(session, Answer.resource(200, shown))
+            return StoredResponse.resource(202, shown)  # a repeat asks again
+        return context.answer(session, StoredResponse.resource(200, shown))
 
 
 def complete(
     session: Session,
     gateway: Gateway,
-    by: By,
+    by: ChangedBy,
     order_id: int,
     request: ChangeRequest,
-    question: Question,
+    snapshot: RowSnapshot,
     seconds: float | None = None,
 ) -> bool:
     """Go on with a charge that its shopper has approved. The payment is `pending`: that is the
     claim, and so nobody else gives it up meanwhile. Returns whether surely nothing was done."""
-    asked = ask(gateway, "complete", lambda: gateway.complete(request), seconds)  # call
+    asked = call_gateway(gateway, "complete", lambda: gateway.complete(request), seconds)  # call
     charge = state_of(asked)
     if charge is not None:  # else the reconciler asks again
         with phase(session):
             order, payment = lock(session, order_id, request.payment_id)
-            source, asks = question.source(payment), can_ask(gateway)
-            settle_charge(session, by, order, payment, charge, source, can_ask=asks)
-    return isinstance(asked, NotDone)
+            source, asks = snapshot.source(payment), can_retrieve(gateway)
+            settle_charge(session, by, order, payment, charge, source, can_retrieve=asks)
+    return isinstance(asked, NotExecuted)
 
 
 # What is refused --------------------------------------------------------------------------------
 
 
-def refuse_amount(gateway: Gateway, amount: int | None, currency: str) -> None:
+def require_supported_amount(gateway: Gateway, amount: int | None, currency: str) -> None:
     """Raises OperationNotSupported for what this gateway cannot move, such as 10.50 HUF."""
-    why = gateway.refuse_amount(amount, currency) if amount is not None else None
+    why = gateway.require_supported_amount(amount, currency) if amount is not None else None
     if why is not None:
         raise OperationNotSupported(why)
 
 
-def _refuse_operation(payment: Payment, operation: PaymentOperation, amount: int | None) -> None:
+def _require_allowed_operation(
+    payment: Payment, operation: PaymentOperation, amount: int | None
+) -> None:
     if payment.status == "pending" or payment.operation is not None:
         raise PaymentInProgress(payment_id=payment.id)
     ready = ("authorized",) if operation == "capture" else ("authorized", "requires_action")
@@ -448,9 +472,9 @@ _PAST = {"capture": "captured", "void": "voided", "cancel": "voided"}
 _ALLOWED = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
 
 
-def can_ask(gateway: Gateway) -> bool:
+def can_retrieve(gateway: Gateway) -> bool:
     """Whether what contradicts our row can be asked about."""
-    return gateway.capabilities.reads_back
+    return gateway.capabilities.can_retrieve
 
 
 def lock(session: Session, order_id: int, payment_id: int) -> tuple[Order, Payment]:

@@ -13,25 +13,25 @@ from errors import (
     OperationNotSupported,
     PaymentDisputed,
 )
-from gateways.base import NotDone, Refused
+from gateways.base import NotExecuted, Refused
 from models import Order, Payment, Refund
-from services import questions
-from services.calling import UNKNOWN, Asking, ask, settling
-from services.context import Answer, Context
-from services.history import By, move_refund
-from services.payments import refuse_amount
-from services.questions import Question
-from services.responses import refund_not_made_response, refund_response
-from services.settlement import settle_refund, settle_refund_not_executed
+from services.payments import require_supported_amount
+from settlement import gateway_requests
+from settlement.apply import settle_refund, settle_refund_not_executed
+from settlement.context import CallContext, StoredResponse
+from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, settling
+from settlement.gateway_requests import RowSnapshot
+from settlement.responses import refund_not_made_response, refund_response
+from settlement.transitions import ChangedBy, transition_refund
 
 
 def refund(
     session: Session,
-    context: Context,
-    asking: Asking,
+    context: CallContext,
+    access: GatewayAccess,
     payment_id: int,
     data: schemas.RefundCreate,
-) -> Answer:
+) -> StoredResponse:
     """Refund a captured payment, what is left of it or `amount`.
 
     201 when the gateway made it, or works on it; 202 when its outcome is not known yet.
@@ -42,30 +42,30 @@ def refund(
         found = crud.require_payment(session, payment_id, None)
         order = crud.lock_order(session, found.order_id)
         payment = crud.lock_payment(session, payment_id)
-        gateway = asking.gateway(payment.gateway)
+        gateway = access.gateway(payment.gateway)
         amount = _amount(payment, data.amount)
         dispute_id = crud.get_blocking_dispute(session, payment.id)
         if dispute_id is not None and not data.allow_disputed:
             raise PaymentDisputed(dispute_id=dispute_id)
         if amount != payment.amount_captured and not gateway.capabilities.partial_refund:
             raise OperationNotSupported("This gateway refunds all of it or nothing")
-        refuse_amount(gateway, amount, payment.currency)
+        require_supported_amount(gateway, amount, payment.currency)
         row = crud.open_refund(
-            session, payment, amount=amount, reason=data.reason, check_after=asking.check_after
+            session, payment, amount=amount, reason=data.reason, lookup_after=access.lookup_after
         )
-        by = By.caller(context)
-        move_refund(session, by, order, row, "pending")
+        by = ChangedBy.caller(context)
+        transition_refund(session, by, order, row, "pending")
         context.link(session, row.gateway_key)
-        request = questions.refund_request(payment, row, asking.fault)
+        request = gateway_requests.refund_request(payment, row, access.fault)
         unknown = refund_response(row)
-        question = Question.about_refund(row)
-    state = ask(gateway, "refund", lambda: gateway.refund(request), asking.seconds)  # call
+        snapshot = RowSnapshot.refund_lookup(row)
+    state = call_gateway(gateway, "refund", lambda: gateway.refund(request), access.seconds)  # call
     if state is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
         order, payment, row = lock(session, order.id, payment_id, row.id)
-        source = question.source(row)
-        if not isinstance(state, NotDone):
+        source = snapshot.source(row)
+        if not isinstance(state, NotExecuted):
             settle_refund(session, by, order, payment, row, state, source)
             outcome.answer = refund_response(row)
         elif source == "answer":

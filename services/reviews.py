@@ -26,9 +26,9 @@ from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransiti
 from gateways import base
 from models import Order, Payment
 from services import payments
-from services.context import Answer, Context
-from services.history import By, end_review
-from services.settlement import apply, apply_refund, known, known_refund, settle_refund
+from settlement.apply import apply, apply_refund, payment_facts, refund_facts, settle_refund
+from settlement.context import CallContext, StoredResponse
+from settlement.transitions import ChangedBy, end_review
 
 CHARGE_STATUS: Final[dict[ReviewResolution, ChargeStatus]] = {
     "captured": "captured",
@@ -45,15 +45,17 @@ AGREES: Final[dict[ReviewResolution, frozenset[PaymentStatus]]] = {
 OF_REFUNDS: Final[frozenset[ReviewResolution]] = frozenset({"refunded", "not_refunded"})
 
 
-def end(session: Session, context: Context, payment_id: int, data: schemas.ReviewCreate) -> Answer:
+def end(
+    session: Session, context: CallContext, payment_id: int, data: schemas.ReviewCreate
+) -> StoredResponse:
     """End the review of a payment. Raises what `resolve` raises."""
     with phase(session):
-        shown = _resolve(session, By.caller(context), payment_id, data)
-        return context.answer(session, Answer.resource(200, shown))
+        shown = _resolve(session, ChangedBy.caller(context), payment_id, data)
+        return context.answer(session, StoredResponse.resource(200, shown))
 
 
 def resolve(
-    session: Session, by: By, payment_id: int, data: schemas.ReviewCreate
+    session: Session, by: ChangedBy, payment_id: int, data: schemas.ReviewCreate
 ) -> schemas.Payment:
     """End the review of a payment; the payment as it is then.
 
@@ -65,7 +67,7 @@ def resolve(
 
 
 def _resolve(
-    session: Session, by: By, payment_id: int, data: schemas.ReviewCreate
+    session: Session, by: ChangedBy, payment_id: int, data: schemas.ReviewCreate
 ) -> schemas.Payment:
     found = crud.require_payment(session, payment_id, None)
     order, payment = payments.lock(session, found.order_id, payment_id)
@@ -90,10 +92,10 @@ def _resolve(
 
 
 def _settle_charge(
-    session: Session, by: By, order: Order, payment: Payment, data: schemas.ReviewCreate
+    session: Session, by: ChangedBy, order: Order, payment: Payment, data: schemas.ReviewCreate
 ) -> None:
     # A person may state any amount that was authorized, whoever captured it.
-    ours = replace(known(order, payment), capture_method="manual")
+    ours = replace(payment_facts(order, payment), capture_method="manual")
     charge = None
     if data.resolution == "not_charged":
         decision = decide_not_executed(ours, "answer")
@@ -150,7 +152,7 @@ def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> b
 
 def _settle_refund(
     session: Session,
-    by: By,
+    by: ChangedBy,
     order: Order,
     payment: Payment,
     refund_id: int,
@@ -164,7 +166,7 @@ def _settle_refund(
             f"The refund is {refund.status}", current_status=payment.status, allowed_statuses=[]
         )
     if data.resolution == "not_refunded":
-        decision = decide_refund_not_executed(known_refund(order, payment, refund), "answer")
+        decision = decide_refund_not_executed(refund_facts(order, payment, refund), "answer")
         apply_refund(session, by, order, payment, refund, decision)
         return
     reference = data.gateway_reference or refund.gateway_reference

@@ -9,7 +9,7 @@ import pytest
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from services.reconcile import REVIEW_AFTER_LOOKUPS
+from services.lookups import REVIEW_AFTER_LOOKUPS
 from tests.support.quiet import (
     LOST,
     UNHEARD,
@@ -48,7 +48,9 @@ def open_ones(shop: Shop) -> list[dict[str, Any]]:
     return [pay(shop, UNHEARD), held, paid, *waiting]
 
 
-@pytest.mark.parametrize("error", [base.Unknown("no answer"), base.NotDone("not reached")])
+@pytest.mark.parametrize(
+    "error", [base.OutcomeUnknown("no answer"), base.NotExecuted("not reached")]
+)
 def test_a_gateway_that_is_away_for_a_minute_sends_nothing_to_review(
     quiet: Shop,
     gateways: Gateways,
@@ -83,7 +85,7 @@ def test_a_gateway_that_stays_away_is_a_persons_after_some_look_ups(
     pass_days(quiet, 3)
 
     def away(_: Any) -> Any:
-        raise base.Unknown("no answer")
+        raise base.OutcomeUnknown("no answer")
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "look_up", away)

@@ -15,11 +15,11 @@ import auth
 from config import Settings
 from errors import catalog
 from middleware.body_limit import MAX_BODY
-from routers.handlers import MAX_ERRORS
-from routers.json_body import MAX_DEPTH, MAX_MEMBERS, MAX_NAME
 from tests.conftest import order
 from tests.support.asgi import JSON, Reply, Wire, wire
 from tests.support.corpora import json_test_suite
+from web.exception_handlers import MAX_ERRORS
+from web.json_body import MAX_DEPTH, MAX_MEMBERS, MAX_NAME
 
 ABSENT = 2**63 - 1  # no order or payment has this id
 # Every operation with a body. What it is about is missing: a body that is taken ends in a 404.

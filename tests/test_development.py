@@ -15,7 +15,7 @@ from structlog.testing import CapturingLogger
 
 import main
 from config import ConfigurationError, Settings, find_risks, load_settings
-from routers import docs
+from web import docs_page
 
 JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
 HERE = ("127.0.0.1", "localhost:8000")
@@ -224,6 +224,6 @@ def test_the_warning_is_logged_at_the_start(
 
     asyncio.run(start())
     [call] = log.calls
-    assert (call.method_name, call.args) == ("warning", ("settings.risk",))
+    assert (call.method_name, call.args) == ("warning", ("settings.warning",))
     assert call.kwargs["risk"].startswith("HOST is not loopback")
-    assert docs.listens_on(settings)[0] == "0.0.0.0"
+    assert docs_page.listens_on(settings)[0] == "0.0.0.0"

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 import main
 from config import Settings
 from gateways.sandbox import FAULTS
-from routers.problems import RULES
+from web.problems import RULES
 
 
 @pytest.fixture(scope="module")

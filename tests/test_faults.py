@@ -20,7 +20,7 @@ from config import Settings, load_settings
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from gateways.sandbox.faults import FAULTS
-from services.calling import Asking
+from settlement.gateway_calls import GatewayAccess
 from tests.support.shop import (
     ACTION,
     DECLINED,
@@ -265,10 +265,10 @@ def test_a_fault_for_a_payment_through_another_gateway_is_400(
 def test_asking_refuses_a_fault_for_another_gateway(engine: sa.Engine) -> None:
     other = SandboxGateway(engine, timeout=1)
     other.name = "other"
-    asking = Asking(Gateways([other]), check_after=1, fault="slow=0")
+    access = GatewayAccess(Gateways([other]), lookup_after=1, fault="slow=0")
     with pytest.raises(Exception, match="Only the sandbox"):
-        asking.gateway("other")
-    assert Asking(Gateways([other]), check_after=1).gateway("other") is other
+        access.gateway("other")
+    assert GatewayAccess(Gateways([other]), lookup_after=1).gateway("other") is other
 
 
 def test_production_takes_no_faults(

@@ -26,9 +26,10 @@ from errors import IdempotencyInProgress, IdempotencyKeyInvalid
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from services import idempotency, orders, payments, refunds
-from services.calling import Asking
-from services.context import Answer, Context, Key
+from services import orders, payments, refunds
+from settlement import idempotency
+from settlement.context import CallContext, ClaimedKey, StoredResponse
+from settlement.gateway_calls import GatewayAccess
 from tests.conftest import Api, card, order
 from tests.support.shop import (
     ACTION,
@@ -552,28 +553,28 @@ class Dying(SandboxGateway):
         return self._die(super().refund, request)
 
 
-def context_of(settings: Settings, user: str, scope: str, write: Write, key: str) -> Context:
+def context_of(settings: Settings, user: str, scope: str, write: Write, key: str) -> CallContext:
     """The context that the route makes of this request."""
     read = idempotency.read_key(
         [key], write.method, write.path, write.body, settings.fingerprint_keys
     )
     principal = Principal(user, frozenset(scope.split()))
-    return Context(principal, "the-dead", read, settings.gateway_timeout + 5)
+    return CallContext(principal, "the-dead", read, settings.gateway_timeout + 5)
 
 
 def work_of(
-    write: Write, session: Session, context: Context, asking: Asking
-) -> Callable[[], Answer]:
+    write: Write, session: Session, context: CallContext, access: GatewayAccess
+) -> Callable[[], StoredResponse]:
     number = int(write.path.split("/")[2])
     if write.path.endswith("/capture"):
-        return lambda: payments.capture(session, context, asking, number, write.body["amount"])
+        return lambda: payments.capture(session, context, access, number, write.body["amount"])
     if write.path.endswith("/void"):
-        return lambda: payments.void(session, context, asking, number)
+        return lambda: payments.void(session, context, access, number)
     if write.path.endswith("/refunds"):
         data = schemas.RefundCreate(**write.body)
-        return lambda: refunds.refund(session, context, asking, number, data)
+        return lambda: refunds.refund(session, context, access, number, data)
     pay_with = schemas.PaymentCreate(**write.body)
-    return lambda: payments.pay(session, context, asking, number, pay_with)
+    return lambda: payments.pay(session, context, access, number, pay_with)
 
 
 @every_money_write
@@ -595,7 +596,9 @@ def test_a_retry_finishes_what_died_between_its_claim_and_its_settling(
     context = context_of(settings, sub, "" if prepare is pay else MANAGES, write, key)
     with unreachable(sandbox):
         with database.new_session(engine) as session:
-            work = work_of(write, session, context, Asking(Gateways([dying]), check_after=1))
+            work = work_of(
+                write, session, context, GatewayAccess(Gateways([dying]), lookup_after=1)
+            )
             with pytest.raises(Killed):
                 idempotency.run(session, context, work)
         assert problem(write.send(key)) == (409, "idempotency_in_progress")  # it may still live
@@ -658,7 +661,7 @@ def test_an_owner_that_was_replaced_cannot_commit(
     answers: list[httpx.Response] = []
     with database.new_session(engine) as session:
 
-        def slow() -> Answer:
+        def slow() -> StoredResponse:
             expire_owner(shop, key)
             answers.append(write.send(key))  # somebody takes over, and finishes
             return orders.create(session, context, data, "USD")
@@ -685,10 +688,10 @@ def test_an_owner_that_was_replaced_cannot_ask_a_gateway(
     context = context_of(settings, sub, "" if prepare is pay else MANAGES, write, key)
     answers: list[httpx.Response] = []
     with database.new_session(engine) as session:
-        asking = Asking(Gateways([sandbox]), check_after=1)
-        work = work_of(write, session, context, asking)
+        access = GatewayAccess(Gateways([sandbox]), lookup_after=1)
+        work = work_of(write, session, context, access)
 
-        def slow() -> Answer:
+        def slow() -> StoredResponse:
             expire_owner(shop, key)
             answers.append(write.send(key))
             return work()
@@ -826,7 +829,7 @@ def test_a_card_number_in_a_keyed_body_is_nowhere_in_the_keys(
 
     def fingerprint(*keys: bytes) -> list[str]:
         read = idempotency.read_key([key], "POST", "/payment-methods", write.body, keys)
-        assert isinstance(read, Key)
+        assert isinstance(read, ClaimedKey)
         return read.fingerprints
 
     assert fingerprint(*settings.fingerprint_keys) == [row.fingerprint]

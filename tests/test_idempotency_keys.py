@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from config import Settings
-from services import idempotency
+from settlement import idempotency
 from tests.conftest import card, pay, place_order, save_card
 
 

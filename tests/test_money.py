@@ -17,8 +17,9 @@ import database
 from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway
-from services import payments, settlement
-from services.history import By
+from services import payments
+from settlement import apply
+from settlement.transitions import ChangedBy
 from tests.conftest import Api
 from tests.support.shop import (
     ACTION,
@@ -190,7 +191,7 @@ def test_an_authorization_that_outlives_our_clock_is_not_looked_up_without_a_pau
     asked: list[float] = []
     look_up = sandbox.look_up
 
-    def counted(query: base.LookUp) -> base.Charge | None:
+    def counted(query: base.ChargeLookup) -> base.Charge | None:
         if query.request.payment_id == payment["id"]:
             asked.append(time.monotonic())
         return look_up(query)
@@ -862,7 +863,7 @@ def test_a_refund_that_failed_here_and_succeeded_there_goes_to_a_person(
         order_row, row = payments.lock(session, payment["order_id"], payment["id"])
         refund_row = crud.lock_refund(session, refund["id"], payment["id"])
         assert refund_row is not None
-        settlement.settle_refund(
-            session, By.service("test"), order_row, row, refund_row, state, "answer"
+        apply.settle_refund(
+            session, ChangedBy.service("test"), order_row, row, refund_row, state, "answer"
         )
     assert shop.payment(payment)["needs_review"] is True

@@ -11,10 +11,10 @@ import pytest
 
 import database
 import leases
-from gateways.base import Charge, ChargePage, ListedCharge, NotDone
+from gateways.base import Charge, ChargePage, ListedCharge, NotExecuted
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from services import comparison, inbox
+from services import reconciliation, webhooks
 from tests.support.quiet import (
     UNHEARD,
     gateway,
@@ -37,7 +37,7 @@ def compare(quiet: Shop, gateways: Gateways) -> None:
     """The role compares the recent window, and the look-ups that it asks for are made."""
     sql(quiet.engine, "UPDATE comparisons SET next_at = now()")
     with database.new_session(quiet.engine) as session:
-        comparison.run_once(session, rules(gateways), "sandbox")
+        reconciliation.run_once(session, rules(gateways), "sandbox")
     run_once(quiet, gateways)
 
 
@@ -50,7 +50,7 @@ def deliver(quiet: Shop, gateways: Gateways, times: int = 1) -> None:
         for webhook_id, headers, body in waiting:
             for _ in range(times):
                 with database.new_session(quiet.engine) as session:
-                    inbox.receive(session, gateways, "sandbox", headers, body)
+                    webhooks.receive(session, gateways, "sandbox", headers, body)
             sandbox.delivered(webhook_id)
     run_once(quiet, gateways)
 
@@ -203,7 +203,7 @@ def test_the_comparison_is_made_once_in_its_time(
     compare(quiet, gateways)
     (row,) = sql(quiet.engine, "SELECT * FROM comparisons")
     with database.new_session(quiet.engine) as session:
-        assert comparison.run_once(session, rules(gateways), "sandbox") == 0  # not due yet
+        assert reconciliation.run_once(session, rules(gateways), "sandbox") == 0  # not due yet
     (same,) = sql(quiet.engine, "SELECT * FROM comparisons")
     assert same == row
 
@@ -216,11 +216,11 @@ def test_a_comparison_that_fails_is_made_again_from_where_it_began(
     gateway.dashboard.refund(payment["gateway_reference"])
 
     def away(*_: Any) -> Any:
-        raise NotDone("not reached")
+        raise NotExecuted("not reached")
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "list_charges", away)
-        with pytest.raises(NotDone):
+        with pytest.raises(NotExecuted):
             compare(quiet, gateways)
     compare(quiet, gateways)
     assert quiet.payment(payment)["status"] == "refunded"
@@ -259,11 +259,11 @@ def test_five_hundred_acts_at_random(
         try:
             ACTS[rng.choice(list(ACTS))](gateway, reference, rng)
             done += 1
-        except NotDone:
+        except NotExecuted:
             pass  # it cannot be done there, either
     assert done > 60
     find()
-    report = comparison.reconcile(quiet.engine, rules(gateways))
+    report = reconciliation.reconcile(quiet.engine, rules(gateways))
     assert (report["mismatches"], report["still_open"], report["needs_review"]) == ([], 0, 0)
 
 
@@ -283,7 +283,7 @@ def test_a_second_charge_that_only_the_list_shows_is_a_persons(
         compare(quiet, gateways)
         after = quiet.payment(payment)
         assert (after["needs_review"], after["review_reason"]) == (True, "second_charge")
-        report = comparison.reconcile(quiet.engine, rules(gateways))
+        report = reconciliation.reconcile(quiet.engine, rules(gateways))
         assert payment["id"] in {one["payment_id"] for one in report["mismatches"]}
     body = {"resolution": "accepted", "note": "refunded there"}
     assert quiet.manager.post(f"/payments/{payment['id']}/review", json=body).status_code == 200
@@ -301,7 +301,7 @@ def test_a_payment_that_was_accepted_once_is_compared_all_the_same(
     body = {"resolution": "accepted", "note": "a mistake of theirs"}
     assert quiet.manager.post(f"/payments/{payment['id']}/review", json=body).status_code == 200
     gateway.dashboard.refund(payment["gateway_reference"])
-    comparison.reconcile(quiet.engine, rules(gateways))
+    reconciliation.reconcile(quiet.engine, rules(gateways))
     assert quiet.payment(payment)["status"] == "refunded"
 
 

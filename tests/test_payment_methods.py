@@ -15,7 +15,7 @@ import pytest
 import sqlalchemy as sa
 
 from config import Settings
-from gateways.base import Capabilities, MethodDeclined, NotDone, Unknown
+from gateways.base import Capabilities, MethodDeclined, NotExecuted, OutcomeUnknown
 from gateways.sandbox import SandboxGateway
 from tests.conftest import VISA, Api, card, pay, place_order
 from tests.test_conventions import ABSENT, but_request_id, code, fields, ids, watched
@@ -553,7 +553,7 @@ def test_a_method_that_the_gateway_refuses_is_402_and_not_saved(
     save(alice, card())
 
 
-@pytest.mark.parametrize("error", [NotDone("canary-7261"), Unknown("canary-7261")])
+@pytest.mark.parametrize("error", [NotExecuted("canary-7261"), OutcomeUnknown("canary-7261")])
 def test_a_gateway_that_does_not_answer_saves_nothing(
     base_url: str,
     alice: httpx.Client,

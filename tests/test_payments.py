@@ -11,7 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from config import Settings
-from gateways.base import NotDone
+from gateways.base import NotExecuted
 from gateways.sandbox import SandboxGateway
 from tests.conftest import Api, card, pay, place_order, save_card
 from tests.test_conventions import (
@@ -410,7 +410,7 @@ def test_a_gateway_that_was_not_reached_charges_nothing(
     order_id = place_order(alice)["id"]
 
     def unreachable(*_: Any) -> None:
-        raise NotDone("canary-5512")
+        raise NotExecuted("canary-5512")
 
     with monkeypatch.context() as patch:
         patch.setattr(SandboxGateway, "charge", unreachable)

@@ -14,10 +14,10 @@ import sqlalchemy as sa
 import crud
 import database
 from config import ConfigurationError, Settings, load_settings
-from gateways.base import ChargeRequest, LookUp
+from gateways.base import ChargeLookup, ChargeRequest
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, delete_leftovers
-from services.reconcile import LookupRules
+from services.lookups import LookupRules
 from workers import roles
 from workers.roles import Resources
 
@@ -92,7 +92,7 @@ def charge_request(key: str) -> ChargeRequest:
 
 def look_up(sandbox: SandboxGateway, key: str) -> str | None:
     """The reference of the charge behind a key."""
-    charge = sandbox.look_up(LookUp(charge_request(key), None, datetime.now(timezone.utc)))
+    charge = sandbox.look_up(ChargeLookup(charge_request(key), None, datetime.now(timezone.utc)))
     return None if charge is None else charge.reference
 
 

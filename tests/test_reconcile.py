@@ -22,7 +22,7 @@ from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from leases import MAX_PAUSE
-from services import comparison
+from services import reconciliation
 from tests.conftest import ROOT
 from tests.support.quiet import (
     LOST,
@@ -76,7 +76,7 @@ def test_nothing_is_settled_while_nobody_asks_and_all_is_when_somebody_does(
     found, missing = pay(quiet, UNHEARD), pay(quiet, LOST)
     held = pay(quiet, UNHEARD, capture_method="manual")
     assert quiet.status(found) == quiet.status(missing) == ("pending", "pending")
-    report = comparison.reconcile(quiet.engine, rules(gateways))
+    report = reconciliation.reconcile(quiet.engine, rules(gateways))
     assert set(report) == REPORT
     assert (report["settled"], report["still_open"], report["mismatches"]) == (3, 0, [])
     assert report["checked"] >= 3
@@ -179,7 +179,7 @@ def test_one_look_up_that_fails_does_not_stop_the_others(
     broken, fine = pay(quiet, UNHEARD), pay(quiet, UNHEARD)
     look_up = gateway.look_up
 
-    def some(query: base.LookUp) -> base.Charge | None:
+    def some(query: base.ChargeLookup) -> base.Charge | None:
         if query.request.payment_id == broken["id"]:
             raise ZeroDivisionError
         return look_up(query)
@@ -212,7 +212,7 @@ def test_several_reconcilers_at_once_apply_each_outcome_once(
     assert quiet.do(held, "capture", UNHEARD).status_code == 202
 
     def reconcile_all(_: int) -> None:
-        comparison.reconcile(quiet.engine, rules(gateways))
+        reconciliation.reconcile(quiet.engine, rules(gateways))
 
     together(number, reconcile_all)
     reconcile_all(0)
@@ -230,7 +230,7 @@ def test_a_look_up_that_was_overtaken_changes_nothing(
     payment = quiet.authorized()
     look_up = gateway.look_up
 
-    def overtaken(query: base.LookUp) -> base.Charge | None:
+    def overtaken(query: base.ChargeLookup) -> base.Charge | None:
         answer = look_up(query)  # still authorized
         with monkeypatch.context() as inner:
             inner.setattr(gateway, "look_up", look_up)
@@ -403,13 +403,13 @@ def whole(quiet_url: str, quiet_app: FastAPI, bearer: Bearer) -> dict[str, int]:
 def drop_guards(connection: sa.Connection) -> None:
     """Until the rollback: no trigger, no foreign key, no CHECK, no unique index."""
     connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
-    checks = connection.execute(
+    lookup_count = connection.execute(
         sa.text(
             "SELECT conrelid::regclass::text AS name, conname FROM pg_constraint "
             "WHERE contype = 'c' AND connamespace = 'public'::regnamespace AND conrelid <> 0"
         )
     ).all()
-    for check in checks:
+    for check in lookup_count:
         connection.execute(sa.text(f"ALTER TABLE {check.name} DROP CONSTRAINT {check.conname}"))
     for index in ("uq_payments_live", "uq_payment_methods_active_fingerprint"):
         connection.execute(sa.text(f"DROP INDEX {index}"))
@@ -496,7 +496,7 @@ def test_the_comparison_of_books_sees_a_planted_difference(
             sa.text(statement), {"id": whole["captured"]} if ":id" in statement else {}
         )
         with database.new_session(engine) as session:
-            mismatches = list(comparison.compare(session, gateway))
+            mismatches = list(reconciliation.compare(session, gateway))
         transaction.rollback()
     expected = 987654321 if what == "charge_without_payment" else whole["captured"]
     assert [(mismatch["payment_id"], mismatch["what"]) for mismatch in mismatches] == [
@@ -533,7 +533,7 @@ def test_an_approval_that_we_were_never_told_of_is_found(
         reference=reference,
     )
     try:
-        report = comparison.reconcile(quiet.engine, rules(gateways))
+        report = reconciliation.reconcile(quiet.engine, rules(gateways))
         assert report["mismatches"] == []
         assert quiet.status(payment) == ("captured", "paid")
     finally:  # whatever came of it, the page asks again; the other tests find the books whole

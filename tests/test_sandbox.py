@@ -371,11 +371,11 @@ def test_a_key_that_was_looked_up_first_can_never_be_charged(
     sandbox: SandboxGateway, engine: sa.Engine
 ) -> None:
     key = f"key-{secrets.token_hex(8)}"
-    asked_at = sql(engine, "SELECT now()")[0][0]
-    query = base.LookUp(charge_request(key), None, asked_at)
+    requested_at = sql(engine, "SELECT now()")[0][0]
+    query = base.ChargeLookup(charge_request(key), None, requested_at)
     assert sandbox.look_up(query) is None
     for _ in range(2):
-        with pytest.raises(base.NotDone):
+        with pytest.raises(base.NotExecuted):
             sandbox.charge(charge_request(key))
         assert sandbox.look_up(query) is None
     assert sandbox.page(limit=1, order_id=2**61) == []
@@ -385,37 +385,37 @@ def test_a_refund_key_that_was_looked_up_first_can_never_be_refunded(
     shop: Shop, sandbox: SandboxGateway, engine: sa.Engine
 ) -> None:
     payment, key = shop.paid(1000), f"key-{secrets.token_hex(8)}"
-    asked_at = sql(engine, "SELECT now()")[0][0]
+    requested_at = sql(engine, "SELECT now()")[0][0]
     reference = payment["gateway_reference"]
     request = base.RefundRequest(key, reference, payment["id"], 1, 100, "USD")
-    assert sandbox.look_up_refund(base.RefundLookUp(request, None, asked_at)) is None
-    with pytest.raises(base.NotDone):
+    assert sandbox.look_up_refund(base.RefundLookup(request, None, requested_at)) is None
+    with pytest.raises(base.NotExecuted):
         sandbox.refund(request)
     change = change_request(key, reference, payment["id"])
-    with pytest.raises(base.NotDone):
+    with pytest.raises(base.NotExecuted):
         sandbox.void(change)
     assert shop.books(payment["order_id"])[0]["refunds"] == []
 
 
 def test_look_up_against_charge_has_one_winner(sandbox: SandboxGateway, engine: sa.Engine) -> None:
-    asked_at = sql(engine, "SELECT now()")[0][0]
+    requested_at = sql(engine, "SELECT now()")[0][0]
     keys = [f"key-{secrets.token_hex(8)}" for _ in range(20)]
     try:
         for key in keys:
-            query = base.LookUp(charge_request(key), None, asked_at)
+            query = base.ChargeLookup(charge_request(key), None, requested_at)
 
             def act(
-                number: int, key: str = key, query: base.LookUp = query
-            ) -> base.Charge | base.NotDone | None:
+                number: int, key: str = key, query: base.ChargeLookup = query
+            ) -> base.Charge | base.NotExecuted | None:
                 if number == 0:
                     return sandbox.look_up(query)
                 try:
                     return sandbox.charge(charge_request(key))
-                except base.NotDone as error:
+                except base.NotExecuted as error:
                     return error
 
             found, charged = together(2, act)
-            assert (found is None) == isinstance(charged, base.NotDone)
+            assert (found is None) == isinstance(charged, base.NotExecuted)
             if found is not None:
                 assert isinstance(found, base.Charge)
                 assert found.refunds == ()  # which a look-up tells too

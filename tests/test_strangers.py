@@ -13,8 +13,8 @@ from fastapi import FastAPI
 import auth
 from config import Settings
 from database import POOL_SIZE
-from routers.route import PUBLIC_THREADS
 from tests.support.asgi import JSON, Reply, Wire, wire
+from web.route import PUBLIC_THREADS
 
 STRANGERS = 3 * POOL_SIZE
 

@@ -12,7 +12,7 @@ import pytest
 
 import main
 from config import ConfigurationError, Settings, load_settings
-from observability import refusals
+from observability import rejections
 from tests.conftest import Api, place_order, save_card
 from tests.support.raw import read_all
 
@@ -111,7 +111,10 @@ def test_only_allowed_hosts_are_answered(settings: Settings, host: str, status: 
 
 
 def counted(reason: str) -> float:
-    return refusals.registry.get_sample_value("estore_refused_total", {"reason": reason}) or 0.0
+    return (
+        rejections.registry.get_sample_value("estore_requests_rejected_total", {"reason": reason})
+        or 0.0
+    )
 
 
 @pytest.mark.parametrize("value", ["https://shop.example", "shop.example:80", "*", "a b", "*.*.a"])

@@ -16,7 +16,7 @@ from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from models import Payment, Refund
-from services import comparison, payments, reconcile
+from services import lookups, payments, reconciliation
 from tests.support.quiet import (
     LOST,
     UNHEARD,
@@ -62,16 +62,18 @@ def due(shop: Shop, *payments: dict[str, Any]) -> None:
 
 def lookups(shop: Shop, payment: dict[str, Any]) -> int:
     (row,) = sql(shop.engine, "SELECT checks FROM payments WHERE id = :id", id=payment["id"])
-    count: int = row.checks
+    count: int = row.lookup_count
     return count
 
 
-def asked_about(gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch) -> list[base.LookUp]:
+def asked_about(
+    gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
+) -> list[base.ChargeLookup]:
     """The questions that the sandbox is asked from now on; it answers them as ever."""
-    asked: list[base.LookUp] = []
+    asked: list[base.ChargeLookup] = []
     answer = gateway.look_up
 
-    def look_up(query: base.LookUp) -> base.Charge | None:
+    def look_up(query: base.ChargeLookup) -> base.Charge | None:
         asked.append(query)
         return answer(query)
 
@@ -91,7 +93,7 @@ def test_five_thousand_look_ups_of_one_payment_keep_no_other_waiting(
     sql(quiet.engine, "UPDATE payments SET checks = 5000 WHERE id = :id", id=hopeless["id"])
     answer = gateway.look_up
 
-    def some(query: base.LookUp) -> base.Charge | None:
+    def some(query: base.ChargeLookup) -> base.Charge | None:
         return unknown(query) if query.request.payment_id == hopeless["id"] else answer(query)
 
     with monkeypatch.context() as patch:
@@ -101,7 +103,7 @@ def test_five_thousand_look_ups_of_one_payment_keep_no_other_waiting(
         assert quiet.status(fine) == ("captured", "paid")
         assert quiet.payment(refunded)["status"] == "refunded"
         assert lookups(quiet, hopeless) == 5001
-        report = comparison.reconcile(quiet.engine, rules(gateways))
+        report = reconciliation.reconcile(quiet.engine, rules(gateways))
         assert report["still_open"] == 1
 
 
@@ -165,7 +167,7 @@ def test_a_look_up_is_leased_for_as_long_as_it_lasts(
     payment = pay(quiet, UNHEARD)
     answer, asked = gateway.look_up, 0
 
-    def slow(query: base.LookUp) -> base.Charge | None:
+    def slow(query: base.ChargeLookup) -> base.Charge | None:
         nonlocal asked
         asked += 1
         # Another worker comes by while this one still waits for the gateway.
@@ -179,7 +181,7 @@ def test_a_look_up_is_leased_for_as_long_as_it_lasts(
     assert asked == 1
     assert quiet.status(payment) == ("captured", "paid")
     lease = rules(gateways).lease
-    assert lease > reconcile.CALLS_OF_A_LOOKUP * 2  # GATEWAY_TIMEOUT here
+    assert lease > lookups.CALLS_OF_A_LOOKUP * 2  # GATEWAY_TIMEOUT here
 
 
 def test_reconcile_asks_about_each_authorization_once_and_leaves_its_time_alone(
@@ -190,30 +192,30 @@ def test_reconcile_asks_about_each_authorization_once_and_leaves_its_time_alone(
     ends = query.replace("check_at", "capture_before")
     with monkeypatch.context() as patch:
         asked = asked_about(gateway, patch)
-        comparison.reconcile(quiet.engine, rules(gateways))
+        reconciliation.reconcile(quiet.engine, rules(gateways))
         ids = [query.request.payment_id for query in asked]
         assert all(ids.count(payment["id"]) == 1 for payment in held)
     assert sql(quiet.engine, query) == sql(quiet.engine, ends)
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "look_up", unknown)
-        comparison.reconcile(quiet.engine, rules(gateways))
+        reconciliation.reconcile(quiet.engine, rules(gateways))
     assert sql(quiet.engine, query) == sql(quiet.engine, ends)
 
 
 def test_several_look_ups_run_at_once(
     quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    due(quiet, *[pay(quiet, UNHEARD) for _ in range(reconcile.AT_ONCE["open"])])
+    due(quiet, *[pay(quiet, UNHEARD) for _ in range(lookups.AT_ONCE["open"])])
     answer = gateway.look_up
-    all_there = threading.Barrier(reconcile.AT_ONCE["open"])
+    all_there = threading.Barrier(lookups.AT_ONCE["open"])
 
-    def together_only(query: base.LookUp) -> base.Charge | None:
+    def together_only(query: base.ChargeLookup) -> base.Charge | None:
         all_there.wait(30)  # breaks if they come one after the other
         return answer(query)
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "look_up", together_only)
-        assert run_once(quiet, gateways) == reconcile.AT_ONCE["open"]
+        assert run_once(quiet, gateways) == lookups.AT_ONCE["open"]
     assert sql(quiet.engine, "SELECT count(*) FROM payments WHERE status = 'pending'")[0][0] == 0
 
 
@@ -226,10 +228,10 @@ def test_shoppers_who_are_away_keep_no_unknown_charge_waiting(
     due(quiet, payment, *waiting)
     with monkeypatch.context() as patch:
         asked = asked_about(gateway, patch)
-        assert reconcile.run_once(quiet.engine, rules(gateways), "open", "sandbox") == 1
+        assert lookups.run_once(quiet.engine, rules(gateways), "open", "sandbox") == 1
         assert [query.request.payment_id for query in asked] == [payment["id"]]
     assert quiet.status(payment) == ("captured", "paid")
-    assert reconcile.run_once(quiet.engine, rules(gateways), "waiting", "sandbox") == len(waiting)
+    assert lookups.run_once(quiet.engine, rules(gateways), "waiting", "sandbox") == len(waiting)
 
 
 # Requests that may not have arrived -------------------------------------------------------------
@@ -253,7 +255,7 @@ def test_a_request_may_be_sent_again_for_minutes_only(
 
     def ask(query: Any) -> Any:
         allowed.append(query.resend)
-        raise base.Unknown("no answer")
+        raise base.OutcomeUnknown("no answer")
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "look_up", ask)
@@ -320,7 +322,7 @@ def test_a_gateway_that_does_not_say_whether_it_gave_up_keeps_the_order(
 
     def unheard(request: base.ChangeRequest) -> base.Charge:
         void(request)
-        raise base.Unknown("no answer")
+        raise base.OutcomeUnknown("no answer")
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "void", unheard)
@@ -414,7 +416,7 @@ def test_a_void_between_the_question_of_confirm_and_its_answer_asks_no_person(
     payment = quiet.pay(quiet.place(), ACTION)
     answer = gateway.look_up
 
-    def overtaken(query: base.LookUp) -> base.Charge | None:
+    def overtaken(query: base.ChargeLookup) -> base.Charge | None:
         found = answer(query)  # still waiting
         with monkeypatch.context() as inner:
             inner.setattr(gateway, "look_up", answer)
@@ -443,7 +445,7 @@ def test_a_charge_that_was_surely_not_sent_is_open_while_a_look_up_may_have_sent
             inner.setattr(gateway, "look_up", lambda query: charge(request))
             make_due(quiet)
             run_once(quiet, gateways)
-        raise base.NotDone("no call to this gateway has ended in time")
+        raise base.NotExecuted("no call to this gateway has ended in time")
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "charge", late)
@@ -498,7 +500,7 @@ def test_a_lost_charge_is_settled_although_its_look_up_died(
     payment = pay(quiet, LOST)
     due(quiet, payment)
     with database.new_session(quiet.engine) as session:
-        taken = reconcile._take_due(session, rules(gateways), "open", "sandbox", 1)
+        taken = lookups._take_due(session, rules(gateways), "open", "sandbox", 1)
     assert len(taken) == 1  # and its process is gone
     assert run_once(quiet, gateways) == 0
     due(quiet, payment)  # as time does
@@ -513,7 +515,9 @@ def test_giving_up_twice_at_once_does_it_once(
 
     def give_up(_: int) -> None:
         with database.new_session(quiet.engine) as session:
-            payments.give_up_expired(session, rules(gateways).asking, reconcile.BY, waiting["id"])
+            payments.cancel_expired_payment(
+                session, rules(gateways).access, lookups.BY, waiting["id"]
+            )
 
     together(3, give_up)
     assert quiet.payment(waiting)["status"] == "canceled"
@@ -532,9 +536,9 @@ def test_open_refunds_keep_no_charge_waiting_nor_the_other_way_round(
     others = [model for model in (Payment, Refund) if model is not first]
     monkeypatch.setattr(random, "sample", lambda *_: [first, *others])
     with database.new_session(quiet.engine) as session:
-        one = reconcile._take_due(session, rules(gateways), "open", "sandbox", 1)
+        one = lookups._take_due(session, rules(gateways), "open", "sandbox", 1)
         assert [model for model, _ in one] == [first]  # whichever comes first by chance
-        some = reconcile._take_due(session, rules(gateways), "open", "sandbox", 4)
+        some = lookups._take_due(session, rules(gateways), "open", "sandbox", 4)
     taken = [model for model, _ in (*one, *some)]
     assert {Payment, Refund} <= set(taken)
     make_due(quiet)
@@ -564,7 +568,7 @@ def test_a_void_of_a_waiting_payment_that_was_not_done_is_502_and_may_be_repeate
     waiting = quiet.pay(quiet.place(), ACTION)
 
     def away(request: base.ChangeRequest) -> base.Charge:
-        raise base.NotDone("the circuit breaker is open")
+        raise base.NotExecuted("the circuit breaker is open")
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "void", away)

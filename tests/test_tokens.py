@@ -22,9 +22,9 @@ from config import Settings
 from domain.access import Principal
 from errors import Unauthenticated
 from main import create_app
-from routers.route import PERMISSIONS, ServiceRoute
 from tests.conftest import Api, card, order
 from tests.support.shop import Shop, bearer, problem, shop
+from web.route import PERMISSIONS, ServiceRoute
 
 __all__ = ["bearer", "shop"]  # fixtures
 

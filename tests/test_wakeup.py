@@ -126,7 +126,7 @@ def test_what_is_to_be_read_again_wakes_the_look_ups(
     for gateway, found in (("paypal", False), ("sandbox", True)):
         woken.clear()
         with database.new_session(engine) as session, database.phase(session):
-            leases.take_to_read_again(session, gateway, now - day, now + day, None, limit=10)
+            leases.schedule_rereads(session, gateway, now - day, now + day, None, limit=10)
         assert woken.is_set() is found
 
 

@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 from prometheus_client.exposition import generate_latest
 
-from middleware.wire import MAX_HEADERS, MAX_PIPELINED, MAX_REQUEST, MAX_SECTION
-from observability import refusals
+from middleware.connection_limits import MAX_HEADERS, MAX_PIPELINED, MAX_REQUEST, MAX_SECTION
+from observability import rejections
 from tests.support.guarded import Guarded, guarded
 from tests.support.raw import problem_of, read_all, send_until_cut_off
 
@@ -28,11 +28,14 @@ def server() -> Iterator[Guarded]:
 
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(refusals, "_lines", {})
+    monkeypatch.setattr(rejections, "_lines", {})
 
 
 def refused(reason: str) -> float:
-    return refusals.registry.get_sample_value("estore_refused_total", {"reason": reason}) or 0.0
+    return (
+        rejections.registry.get_sample_value("estore_requests_rejected_total", {"reason": reason})
+        or 0.0
+    )
 
 
 def head_of(size: int) -> bytes:
@@ -381,10 +384,10 @@ def test_refusals_are_counted_each_and_logged_once_in_ten_seconds(
 ) -> None:
     lines: list[dict[str, object]] = []
     monkeypatch.setattr(
-        refusals.log, "warning", lambda event, **fields: lines.append({"event": event, **fields})
+        rejections.log, "warning", lambda event, **fields: lines.append({"event": event, **fields})
     )
     now = 1000.0
-    monkeypatch.setattr("observability.refusals.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr("observability.rejections.time", SimpleNamespace(monotonic=lambda: now))
     before = refused("invalid_request")
     for _ in range(3):
         server.ask(b"nonsense\r\n\r\n")
@@ -393,6 +396,8 @@ def test_refusals_are_counted_each_and_logged_once_in_ten_seconds(
     now += 10
     server.ask(b"nonsense\r\n\r\n")
     assert [line["refused"] for line in lines] == [1, 3]
-    assert lines[0]["event"] == "http.refused"
+    assert lines[0]["event"] == "http.rejected"
     assert (lines[0]["reason"], lines[0]["address"]) == ("invalid_request", "127.0.0.1")
-    assert b'estore_refused_total{reason="invalid_request"}' in generate_latest(refusals.registry)
+    assert b'estore_requests_rejected_total{reason="invalid_request"}' in generate_latest(
+        rejections.registry
+    )

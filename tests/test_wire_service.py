@@ -51,8 +51,8 @@ def test_it_is_guarded_however_uvicorn_is_started(service: Service) -> None:
         connection.sendall(b"nonsense\r\n\r\n")
         assert problem_of(read_all(connection))["code"] == "invalid_request"
     metrics = httpx.get(f"{service.url}/metrics").text
-    assert 'estore_refused_total{reason="invalid_request"}' in metrics
-    assert "http.refused" in service.text
+    assert 'estore_requests_rejected_total{reason="invalid_request"}' in metrics
+    assert "http.rejected" in service.text
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -10,7 +10,7 @@ import database
 from config import ConfigurationError, get_settings
 from gateways.registry import Gateways
 from observability import logs
-from services.reconcile import LookupRules
+from services.lookups import LookupRules
 from workers.loop import Workers
 from workers.roles import Resources
 

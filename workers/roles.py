@@ -22,8 +22,8 @@ from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from leases import Lane
 from observability.logs import get_logger
-from services import comparison, inbox, reconcile
-from services.reconcile import LookupRules
+from services import lookups, reconciliation, webhooks
+from services.lookups import LookupRules
 
 log = get_logger()
 
@@ -59,7 +59,7 @@ def look_up(resources: Resources, lane: Lane, gateway: str | None) -> int:
     A role for each gateway and lane, so that one that stalls keeps only its own waiting, and ten
     thousand shoppers who are away keep nobody; None: all that are off.
     """
-    return reconcile.run_once(
+    return lookups.run_once(
         resources.engine, resources.rules, lane, gateway, stopping=resources.stopping.is_set
     )
 
@@ -67,7 +67,7 @@ def look_up(resources: Resources, lane: Lane, gateway: str | None) -> int:
 def compare_books(resources: Resources, gateway: str) -> int:
     """Find what was moved in a gateway's own dashboard."""
     with resources.session() as session:
-        comparison.run_once(session, resources.rules, gateway)
+        reconciliation.run_once(session, resources.rules, gateway)
     return 0  # until it is due again
 
 
@@ -80,7 +80,7 @@ def run_sandbox(resources: Resources) -> int:
     for webhook_id, headers, body in sandbox.due_webhooks():
         try:
             with resources.session() as session:
-                inbox.receive(session, resources.gateways, sandbox.name, headers, body)
+                webhooks.receive(session, resources.gateways, sandbox.name, headers, body)
         except Exception as error:
             log.error("sandbox.webhook_failed", error=type(error).__name__)
             sandbox.postpone(webhook_id)

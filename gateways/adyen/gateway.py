@@ -18,26 +18,26 @@ from config import ConfigurationError, Settings, split_keys
 from domain.money import format_money
 from gateways.adyen import references
 from gateways.adyen.amounts import amount_object, read_amount
-from gateways.adyen.answers import Expected, accepted, charge_of, received, text
 from gateways.adyen.notifications import event_of, verify
+from gateways.adyen.responses import Expected, accepted, charge_of, received, text
 from gateways.base import (
-    CannotTell,
     Capabilities,
     ChangeRequest,
     Charge,
+    ChargeLookup,
     ChargeRequest,
     Gateway,
     GatewayEvent,
-    LookUp,
     MethodInvalid,
     MethodRequest,
-    NotDone,
+    NotExecuted,
+    OutcomeNotShown,
+    OutcomeUnknown,
     Refund,
-    RefundLookUp,
+    RefundLookup,
     RefundRequest,
     Refused,
     SavedMethod,
-    Unknown,
 )
 from gateways.transport import Transport
 
@@ -66,7 +66,7 @@ class AdyenGateway(Gateway):
 
     name = "adyen"
     capabilities = Capabilities(
-        payment_types=frozenset({"card"}), wants_returned=True, reads_back=False
+        payment_types=frozenset({"card"}), needs_redirect_params=True, can_retrieve=False
     )
     needs: ClassVar[tuple[str, ...]] = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
 
@@ -104,7 +104,7 @@ class AdyenGateway(Gateway):
     def close(self) -> None:
         self._transport.close()
 
-    def refuse_amount(self, amount: int, currency: str) -> str | None:
+    def unsupported_amount_reason(self, amount: int, currency: str) -> str | None:
         if amount_object(amount, currency) is None:
             return f"Adyen cannot move {format_money(amount, currency)}: it takes no decimals there"
         return None
@@ -162,11 +162,11 @@ class AdyenGateway(Gateway):
         """Hand over the `redirectResult` that Adyen added to the return URL.
 
         Only the answer tells whether it was the result of this payment; Refused if not: then this
-        payment still waits. Without one nothing can be done: Unknown.
+        payment still waits. Without one nothing can be done: OutcomeUnknown.
         """
         result = request.returned.get("redirectResult")
         if not result:
-            raise CannotTell("without the redirectResult only a notification can tell")
+            raise OutcomeNotShown("without the redirectResult only a notification can tell")
         # By its content: a wrong result that came first must not stand for the right one.
         digest = hashlib.sha256(result.encode()).hexdigest()[:16]
         body = {"details": {"redirectResult": result}}
@@ -174,7 +174,7 @@ class AdyenGateway(Gateway):
         reference = references.of_completed(request)
         about = text(answer, "merchantReference")
         if about is None:
-            raise Unknown("the answer does not say which payment it is about")
+            raise OutcomeUnknown("the answer does not say which payment it is about")
         if about != reference:
             raise Refused("the redirectResult is of another payment")
         expected = Expected(reference, request.charged, request.currency, request.capture)
@@ -209,22 +209,22 @@ class AdyenGateway(Gateway):
         answer = self._modify("refunds", request, body)
         amount = read_amount(answer.get("amount"))
         if amount is None:
-            raise Unknown("the answer lacks the amount of the refund")
+            raise OutcomeUnknown("the answer lacks the amount of the refund")
         reference = received(answer, request.reference)
         return Refund(reference, "pending", *amount, refund_id=request.refund_id)
 
     # Questions ----------------------------------------------------------------------------------
 
-    def look_up(self, query: LookUp) -> Charge | None:
+    def look_up(self, query: ChargeLookup) -> Charge | None:
         """Repeat what was not answered, under its key; nothing at Adyen can be read.
 
         The same goes for a charge that waits for its shopper: Adyen answers again where to send
-        them. Without `query.resend` nothing is sent, and CannotTell is raised (see `_repeat`).
+        them. Without `query.resend` nothing is sent, and OutcomeNotShown is raised (see `_repeat`).
         """
         request = query.request
         if isinstance(request, ChargeRequest):
             if query.reference is not None and not references.is_ours(query.reference):
-                raise CannotTell("a payment cannot be read; its notification tells")
+                raise OutcomeNotShown("a payment cannot be read; its notification tells")
             state = _repeat(lambda: self.charge(request), query)
             waits = query.reference is not None
         else:
@@ -232,14 +232,14 @@ class AdyenGateway(Gateway):
             state = _repeat(lambda: change[request.operation](request), query)
             waits = request.operation == "complete"
         if state is None and waits:  # None would say that the charge itself never was
-            raise CannotTell("the repeat was refused; the charge waits on")
+            raise OutcomeNotShown("the repeat was refused; the charge waits on")
         return state
 
-    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+    def look_up_refund(self, query: RefundLookup) -> Refund | None:
         """As in `look_up`; the repeat of a known refund is answered "pending" again."""
         state = _repeat(lambda: self.refund(query.request), query)
         if state is None and query.reference is not None:
-            raise CannotTell("the repeat was refused, but the refund had been received")
+            raise OutcomeNotShown("the repeat was refused, but the refund had been received")
         return state
 
     # Webhooks -----------------------------------------------------------------------------------
@@ -259,9 +259,9 @@ class AdyenGateway(Gateway):
     def _modify(
         self, what: str, request: ChangeRequest | RefundRequest, body: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Ask for a change of a payment. Raises NotDone while Adyen's reference is not known."""
+        """Ask for a change of a payment. Raises NotExecuted while Adyen's reference is not known."""
         if references.is_ours(request.reference):
-            raise NotDone("Adyen has not told its reference of the payment yet")
+            raise NotExecuted("Adyen has not told its reference of the payment yet")
         payment = quote(request.reference, safe="")
         return self._post(f"/payments/{payment}/{what}", body, request.key)
 
@@ -293,7 +293,7 @@ def _underway(request: ChangeRequest) -> Charge:
     return Charge(request.reference, "processing", request.charged, request.currency)
 
 
-def _repeat(call: Callable[[], T], query: LookUp | RefundLookUp) -> T | None:
+def _repeat(call: Callable[[], T], query: ChargeLookup | RefundLookup) -> T | None:
     """Repeat a request under its key; None if that was refused, for then the first was too.
 
     Once it must not be repeated any more there is no way to make sure that it never happens. Adyen
@@ -302,15 +302,15 @@ def _repeat(call: Callable[[], T], query: LookUp | RefundLookUp) -> T | None:
     is captured at once, and would give up an authorization whose notification is only late.
     """
     if not query.resend:
-        raise CannotTell("it is not sent again; its notification tells")
-    if datetime.now(timezone.utc) - query.asked_at > KEY_LIFE:
-        raise CannotTell("Adyen may have forgotten the key")
+        raise OutcomeNotShown("it is not sent again; its notification tells")
+    if datetime.now(timezone.utc) - query.requested_at > KEY_LIFE:
+        raise OutcomeNotShown("Adyen may have forgotten the key")
     try:
         return call()
     except Refused:
         return None
-    except NotDone as error:  # says nothing about the first request
-        raise Unknown(f"the repeat was not done: {error}") from None
+    except NotExecuted as error:  # says nothing about the first request
+        raise OutcomeUnknown(f"the repeat was not done: {error}") from None
 
 
 def _saved_card(method: Mapping[str, Any], shopper: str) -> SavedMethod:

@@ -216,7 +216,7 @@ def _capture(found: Notification) -> GatewayEvent:
         return _unclear(found)
     charged = ours.charged if ours is not None else None
     captured = Charge(found.payment, "captured", charged, amount[1], amount_captured=amount[0])
-    return _event(found, charge=captured, done_key=ours.key if ours is not None else None)
+    return _event(found, charge=captured, executed_key=ours.key if ours is not None else None)
 
 
 def _failed(found: Notification) -> GatewayEvent:
@@ -330,7 +330,7 @@ def _charge(
         decline=decline,
         replaces=found.merchant_reference if of_charge else None,
     )
-    return _event(found, charge=state, done_key=ours.key if ours is not None else None)
+    return _event(found, charge=state, executed_key=ours.key if ours is not None else None)
 
 
 def _unclear(found: Notification) -> GatewayEvent:

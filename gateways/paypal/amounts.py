@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any, Final
 
 from domain.money import EXPONENTS, MAX_AMOUNT, rescale, to_major
-from gateways.base import Refused, Unknown
+from gateways.base import OutcomeUnknown, Refused
 
 # https://developer.paypal.com/api/rest/reference/currency-codes/
 CURRENCIES: Final = frozenset(
@@ -42,16 +42,16 @@ def write(amount: int, currency: str) -> dict[str, str]:
 
 
 def read(money: Any) -> tuple[int, str]:
-    """Minor units and the currency of an amount. Raises Unknown for what is none."""
+    """Minor units and the currency of an amount. Raises OutcomeUnknown for what is none."""
     value = money.get("value") if isinstance(money, Mapping) else None
     currency = money.get("currency_code") if isinstance(money, Mapping) else None
     if not (isinstance(value, str) and VALUE.fullmatch(value) and isinstance(currency, str)):
-        raise Unknown("an answer without an amount")
+        raise OutcomeUnknown("an answer without an amount")
     if currency not in EXPONENTS:
-        raise Unknown("an answer in no currency")
+        raise OutcomeUnknown("an answer in no currency")
     minor = Decimal(value).scaleb(EXPONENTS[currency])
     if minor != int(minor) or minor > MAX_AMOUNT:
-        raise Unknown("an amount that minor units cannot hold")
+        raise OutcomeUnknown("an amount that minor units cannot hold")
     return int(minor), currency
 
 

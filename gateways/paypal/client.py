@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from gateways.base import Busy, NotDone, Refused, Unknown
+from gateways.base import NotExecuted, OutcomeUnknown, Refused, RetryLater
 from gateways.transport import Body, Reply, Transport
 
 # A token is given up this long before it expires: a request must not outlive it on its way.
@@ -40,7 +40,7 @@ class Rejected(Refused):
         super().__init__(why)
 
 
-class NotFound(NotDone):
+class NotFound(NotExecuted):
     """PayPal knows no such thing (404), or it is another account's."""
 
 
@@ -56,24 +56,24 @@ class Client:
         self._tries = 0  # to fetch a token
 
     def get(self, path: str) -> Mapping[str, Any]:
-        """Raises NotFound, NotDone or Unknown."""
+        """Raises NotFound, NotExecuted or OutcomeUnknown."""
         return self._call("GET", path, {}, None)
 
     def find(self, path: str) -> Mapping[str, Any] | None:
-        """None: PayPal knows no such thing, or it is another account's. Raises NotDone, Unknown."""
+        """None: PayPal knows no such thing, or it is another account's. Raises NotExecuted, OutcomeUnknown."""
         try:
             return self.get(path)
         except NotFound:
             return None
 
     def patch(self, path: str, changes: Sequence[Mapping[str, Any]]) -> None:
-        """Change an object, by JSON Patch. Raises Rejected, NotFound, NotDone or Unknown."""
+        """Change an object, by JSON Patch. Raises Rejected, NotFound, NotExecuted or OutcomeUnknown."""
         self._call("PATCH", path, {}, changes)
 
     def post(
         self, path: str, body: Mapping[str, Any], *, key: str | None = None
     ) -> Mapping[str, Any]:
-        """Raises Rejected, NotFound, NotDone or Unknown.
+        """Raises Rejected, NotFound, NotExecuted or OutcomeUnknown.
 
         `key` becomes PayPal-Request-Id, under which a repeat has no second effect.
         """
@@ -108,13 +108,13 @@ class Client:
         return self.transport.send(method, path, headers=authorized, body=body)
 
     def _access_token(self, *, instead_of: str | None = None) -> str:
-        """A token that is valid for a while. Raises NotDone: without one nothing is asked."""
+        """A token that is valid for a while. Raises NotExecuted: without one nothing is asked."""
         tried = self._tries
         with self._lock:
             fresh = time.monotonic() < self._token_until
             if self._token is None or not fresh or self._token == instead_of:
                 if self._tries != tried:  # another's try failed while this one waited for it
-                    raise Busy("access token: there is none at the moment")
+                    raise RetryLater("access token: there is none at the moment")
                 self._tries += 1
                 self._token, seconds = self._fetch_token()
                 self._token_until = time.monotonic() + seconds - TOKEN_MARGIN_SECONDS
@@ -128,15 +128,15 @@ class Client:
                 form={"grant_type": "client_credentials"},
                 auth=self._credentials,
             )
-        except Unknown as error:
+        except OutcomeUnknown as error:
             # A token that nobody uses is harmless: the request for money was not sent.
-            raise Busy(f"access token: {error}") from None
+            raise RetryLater(f"access token: {error}") from None
         if reply.status >= 400:
-            raise NotDone(f"access token: {_describe(reply)}")
+            raise NotExecuted(f"access token: {_describe(reply)}")
         token, seconds = reply.body.get("access_token"), reply.body.get("expires_in")
         # A header carries ASCII only, and no line breaks.
         if not (isinstance(token, str) and token.isascii() and token.isprintable() and token):
-            raise Busy("access token: none in the answer")
+            raise RetryLater("access token: none in the answer")
         return token, float(seconds) if isinstance(seconds, int) else 0.0
 
 
@@ -153,18 +153,18 @@ def issue_of(body: Mapping[str, Any]) -> str:
     return word if isinstance(word, str) and WORD.fullmatch(word) else ""
 
 
-def _failure(reply: Reply) -> NotDone | Unknown:
+def _failure(reply: Reply) -> NotExecuted | OutcomeUnknown:
     """What an answer from 400 to 499 says about the request."""
     why, issue = _describe(reply), issue_of(reply.body)
     if reply.status == 401:
-        return NotDone(why)
+        return NotExecuted(why)
     if not issue or reply.status in (408, 409) or issue in IN_PROGRESS:
-        return Unknown(why)  # not PayPal's words, or the first request is still at work
+        return OutcomeUnknown(why)  # not PayPal's words, or the first request is still at work
     if reply.status in (400, 422):
         return Rejected(issue, why)
     if reply.status == 404:
         return NotFound(why)
-    return NotDone(why)
+    return NotExecuted(why)
 
 
 def _describe(reply: Reply) -> str:

@@ -11,7 +11,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Final
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from gateways.base import ChargePage, ListedCharge, Unknown
+from gateways.base import ChargePage, ListedCharge, OutcomeUnknown
 from gateways.paypal.client import Client
 from gateways.paypal.states import (
     Object,
@@ -48,7 +48,7 @@ class Case:
 def find(client: Client, dispute_id: str) -> Case | None:
     """None: PayPal knows no such dispute, or it is not about a captured payment.
 
-    Raises NotDone or Unknown.
+    Raises NotExecuted or OutcomeUnknown.
     """
     dispute = client.find(f"{DISPUTES}/{dispute_id}")
     transaction = first_object((dispute or {}).get("disputed_transactions"))
@@ -60,7 +60,7 @@ def find(client: Client, dispute_id: str) -> Case | None:
 
 
 def find_capture(client: Client, capture_id: str) -> Object | None:
-    """Raises NotDone or Unknown."""
+    """Raises NotExecuted or OutcomeUnknown."""
     return client.find(f"{CAPTURES}/{capture_id}")
 
 
@@ -70,7 +70,7 @@ def list_changed(
     """The charges whose dispute was opened or has changed since then, a page at a time.
 
     The cursor is the query of PayPal's link to the next page; its host and path are not followed.
-    Raises NotDone or Unknown.
+    Raises NotExecuted or OutcomeUnknown.
     """
     if cursor is None:
         first = max(since or now - LISTED_FOR, now - LISTED_FOR).astimezone(timezone.utc)
@@ -92,8 +92,8 @@ def _disputed(client: Client, dispute_id: str, now: datetime) -> ListedCharge | 
     try:
         order, dispute = read_order(answer), read_dispute(case.dispute)
         charge = charge_of_order(order, now)
-    except Unknown as error:
-        log.warning("paypal.dispute_unread", dispute=dispute_id, why=str(error))
+    except OutcomeUnknown as error:
+        log.warning("gateway.dispute_unreadable", dispute=dispute_id, why=str(error))
         return None
     if order.payment_id is None or order.key is None:
         return ListedCharge(charge, None, None, (dispute,))
@@ -109,5 +109,5 @@ def _next(answer: Object) -> str | None:
     except ValueError:
         cursor = ""
     if not 0 < len(cursor) <= MAX_CURSOR:
-        raise Unknown("a link to a next page that is none")
+        raise OutcomeUnknown("a link to a next page that is none")
     return cursor

@@ -16,28 +16,28 @@ import sqlalchemy as sa
 from config import ConfigurationError, Settings
 from domain.states import ChargeStatus
 from gateways.base import (
-    Busy,
-    CannotTell,
     Capabilities,
     ChangeRequest,
     Charge,
+    ChargeLookup,
     ChargeOperation,
     ChargePage,
     ChargeRequest,
     Gateway,
     GatewayEvent,
-    LookUp,
     MethodRequest,
-    NotDone,
+    NotExecuted,
+    OutcomeNotShown,
+    OutcomeUnknown,
     Refund,
-    RefundLookUp,
+    RefundLookup,
     RefundRequest,
     Refused,
+    RetryLater,
     SavedMethod,
     SignatureInvalid,
-    Unknown,
 )
-from gateways.paypal import amounts, disputes, events, inquiries, signature, vault
+from gateways.paypal import amounts, disputes, event_lookups, events, signature, vault
 from gateways.paypal.certificates import Certificates
 from gateways.paypal.client import Client, NotFound, Rejected
 from gateways.paypal.disputes import CAPTURES
@@ -162,7 +162,7 @@ class PayPalGateway(Gateway):
     def close(self) -> None:
         self.client.transport.close()
 
-    def refuse_amount(self, amount: int, currency: str) -> str | None:
+    def unsupported_amount_reason(self, amount: int, currency: str) -> str | None:
         return amounts.refuse(amount, currency)
 
     # Methods ------------------------------------------------------------------------------------
@@ -211,7 +211,7 @@ class PayPalGateway(Gateway):
             return _declined(request, refusal.issue)
         charge = self._state(read_order(answer))
         if charge.status == "approved":
-            raise Unknown("a completion that the books do not show")
+            raise OutcomeUnknown("a completion that the books do not show")
         return charge
 
     def capture(self, request: ChangeRequest) -> Charge:
@@ -262,8 +262,8 @@ class PayPalGateway(Gateway):
             answer = self.client.post(path, whole, key=f"{request.key}-reauthorize")
         except Rejected:
             return authorization  # once only, not every day; the old one may still be captured
-        except Unknown as error:
-            raise NotDone(f"reauthorize: {error}") from None  # surely nothing was captured
+        except OutcomeUnknown as error:
+            raise NotExecuted(f"reauthorize: {error}") from None  # surely nothing was captured
         new = plain_id(answer.get("id"))
         return replace(authorization, id=new) if new is not None else authorization
 
@@ -291,7 +291,7 @@ class PayPalGateway(Gateway):
             return replace(state, status="voided", capture_before=None)
         after = self._current_state(request)  # 204 has no body, and {} is no answer
         if after.status == "authorized":
-            raise Unknown("a void that the books do not show")
+            raise OutcomeUnknown("a void that the books do not show")
         return after
 
     # Refunds ------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ class PayPalGateway(Gateway):
 
     # Questions ----------------------------------------------------------------------------------
 
-    def look_up(self, query: LookUp) -> Charge | None:
+    def look_up(self, query: ChargeLookup) -> Charge | None:
         request = query.request
         if isinstance(request, ChangeRequest):
             return self._look_up_change(request, query)
@@ -327,29 +327,29 @@ class PayPalGateway(Gateway):
         try:
             order = self._read_order(query.reference, request.payment_id)
             if order.key != request.key:
-                raise CannotTell("the order was made by another system")
+                raise OutcomeNotShown("the order was made by another system")
             return self._state(order)
         except NotFound as gone:
             unpaid = request.token == REDIRECT  # else it was paid at once, or not at all
-            if unpaid and self._now() - query.asked_at > UNPAID_ORDER_LIFE:
+            if unpaid and self._now() - query.requested_at > UNPAID_ORDER_LIFE:
                 return Charge(query.reference, "voided", request.amount, request.currency)
-            raise CannotTell(str(gone)) from None
-        except NotDone as error:
+            raise OutcomeNotShown(str(gone)) from None
+        except NotExecuted as error:
             raise _untold(error) from None
 
-    def _look_up_unheard(self, request: ChargeRequest, query: LookUp) -> Charge | None:
+    def _look_up_unheard(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
         """A charge of whose order we have not heard. PayPal cannot be searched for it, but it can
         be asked the same again."""
         if query.resend:
-            return self._repeat(self.charge, request, query.asked_at, ORDER_KEYS)
+            return self._repeat(self.charge, request, query.requested_at, ORDER_KEYS)
         if request.token == REDIRECT:
             # An order is paid when its payer has approved it and we complete it. The link to the
             # page where payers approve is in the answer that nobody has heard, so there never was
             # a payer, and what arrives late is an order that we never complete.
             return None
-        return self._fence_charge(request, query.asked_at)
+        return self._fence_charge(request, query.requested_at)
 
-    def _fence_charge(self, request: ChargeRequest, asked_at: datetime) -> Charge | None:
+    def _fence_charge(self, request: ChargeRequest, requested_at: datetime) -> Charge | None:
         """Use up the key of a charge with an order that can take no money: nobody pays it.
 
         Whatever a second request says, PayPal answers it with what the first with the same
@@ -358,33 +358,33 @@ class PayPalGateway(Gateway):
         of a charge that was made; it keeps this order's for hours, and no request is under way so
         long. https://developer.paypal.com/reference/guidelines/idempotency/
         """
-        self._require_remembered(asked_at, ORDER_KEYS)
+        self._require_remembered(requested_at, ORDER_KEYS)
         try:
             answer = self.client.post(ORDERS, _fence_body(request), key=request.key)
-        except NotDone as error:
+        except NotExecuted as error:
             raise _untold(error) from None
         return self._made(request, read_order(answer))
 
-    def _look_up_change(self, request: ChangeRequest, query: LookUp) -> Charge | None:
+    def _look_up_change(self, request: ChangeRequest, query: ChargeLookup) -> Charge | None:
         state = self._current_state(request)
         if state.status not in UNDONE[request.operation]:
             return state
         if request.operation == "void" and state.status in WAITING:
             return _given_up(state)
         if query.resend:
-            return self._repeat_change(request, query.asked_at)
+            return self._repeat_change(request, query.requested_at)
         if request.operation == "complete":
             return self._fence_completion(request)
         # The key of a capture can be used up by a capture only, and a void has no key.
-        raise CannotTell("the books do not show it, and it may still arrive")
+        raise OutcomeNotShown("the books do not show it, and it may still arrive")
 
-    def _repeat_change(self, request: ChangeRequest, asked_at: datetime) -> Charge | None:
+    def _repeat_change(self, request: ChangeRequest, requested_at: datetime) -> Charge | None:
         if request.operation == "capture":
-            return self._repeat(self.capture, request, asked_at, PAYMENT_KEYS)
+            return self._repeat(self.capture, request, requested_at, PAYMENT_KEYS)
         if request.operation == "complete":
-            return self._repeat(self.complete, request, asked_at, ORDER_KEYS)
+            return self._repeat(self.complete, request, requested_at, ORDER_KEYS)
         # To give up twice is to give up: a void needs no key.
-        return self._repeat(self.void, request, asked_at, timedelta.max)
+        return self._repeat(self.void, request, requested_at, timedelta.max)
 
     def _fence_completion(self, request: ChangeRequest) -> Charge | None:
         """Make an approved order one that a completion cannot complete, however late it arrives.
@@ -396,45 +396,45 @@ class PayPalGateway(Gateway):
         change = {"op": "replace", "path": "/intent", "value": intent}
         try:
             self.client.patch(f"{ORDERS}/{_path_id(request.reference)}", [change])
-        except NotDone as error:
+        except NotExecuted as error:
             raise _untold(error) from None
         state = self._current_state(request)
         return None if state.status in WAITING else state
 
-    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+    def look_up_refund(self, query: RefundLookup) -> Refund | None:
         request = query.request
         if query.reference is None and query.resend:
-            return self._repeat(self.refund, request, query.asked_at, PAYMENT_KEYS)
+            return self._repeat(self.refund, request, query.requested_at, PAYMENT_KEYS)
         try:
             if query.reference is not None:
                 answer = self.client.get(f"{REFUNDS}/{_path_id(query.reference)}")
                 return read_refund(answer, request.payment_id)
             order = self._read_order(request.reference, request.payment_id)
-        except NotDone as error:
+        except NotExecuted as error:
             raise _untold(error) from None
         made = order.our_refunds.get(request.key)
         if made is None:  # the key of a refund can be used up by a refund only
-            raise CannotTell("the books do not show it, and it may still arrive")
+            raise OutcomeNotShown("the books do not show it, and it may still arrive")
         return made
 
     def _repeat(
-        self, ask: Callable[[R], T], request: R, asked_at: datetime, lifetime: timedelta
+        self, ask: Callable[[R], T], request: R, requested_at: datetime, lifetime: timedelta
     ) -> T | None:
         """The same request under the same key has no second effect while PayPal remembers it.
 
         None if PayPal's own checks refuse it: then the first had no effect either.
         """
-        self._require_remembered(asked_at, lifetime)
+        self._require_remembered(requested_at, lifetime)
         try:
             return ask(request)
         except Refused:
             return None
-        except NotDone as error:  # that says nothing about the first request
+        except NotExecuted as error:  # that says nothing about the first request
             raise _untold(error) from None
 
-    def _require_remembered(self, asked_at: datetime, lifetime: timedelta) -> None:
-        if self._now() - asked_at > lifetime:
-            raise CannotTell("asked too long ago to be asked again")
+    def _require_remembered(self, requested_at: datetime, lifetime: timedelta) -> None:
+        if self._now() - requested_at > lifetime:
+            raise OutcomeNotShown("asked too long ago to be asked again")
 
     # Changes that nobody asked us for -----------------------------------------------------------
 
@@ -451,9 +451,9 @@ class PayPalGateway(Gateway):
             self._webhook_id, self._certificates, headers, body, self._now()
         )
         notice = events.read(body)
-        answer = inquiries.Answer(notice.subject)
+        answer = event_lookups.Answer(notice.subject)
         if notice.subject.is_unclear and not self.is_known(delivery_id):
-            answer = inquiries.ask_about(self.client, self.guard, notice.subject)
+            answer = event_lookups.ask_about(self.client, self.guard, notice.subject)
         return GatewayEvent(
             notice.id,
             notice.type,
@@ -472,26 +472,26 @@ class PayPalGateway(Gateway):
         return charge_of_order(order, self._now())
 
     def _read_order(self, reference: str, payment_id: int) -> Order:
-        """Raises CannotTell for the order of another payment: we may have been told a reference
+        """Raises OutcomeNotShown for the order of another payment: we may have been told a reference
         by an event that is not PayPal's."""
         order = read_order(self.client.get(f"{ORDERS}/{_path_id(reference)}"))
         if order.payment_id != payment_id:
-            raise CannotTell("the order is of another payment")
+            raise OutcomeNotShown("the order is of another payment")
         return order
 
     def _read_before_request(self, request: ChangeRequest | RefundRequest) -> Order:
         """Before money is asked for: whatever fails here, surely nothing was done."""
         try:
             return self._read_order(request.reference, request.payment_id)
-        except Unknown as error:
-            raise NotDone(f"reading the order: {error}") from None
+        except OutcomeUnknown as error:
+            raise NotExecuted(f"reading the order: {error}") from None
 
     def _current_state(self, request: ChangeRequest) -> Charge:
         """After money was asked for: whatever fails here leaves that unknown."""
         try:
             return self._state(self._read_order(request.reference, request.payment_id))
-        except NotDone as error:
-            raise Unknown(f"reading the order: {error}") from None
+        except NotExecuted as error:
+            raise OutcomeUnknown(f"reading the order: {error}") from None
 
     def _state_instead_of(self, refusal: Rejected, request: ChangeRequest) -> Charge:
         """What the books show where a refusal says that they show something else by now."""
@@ -552,16 +552,18 @@ def _declined(request: ChangeRequest, issue: str) -> Charge:
     )
 
 
-def _untold(error: NotDone) -> Unknown:
+def _untold(error: NotExecuted) -> OutcomeUnknown:
     """A question that PayPal refuses says nothing about the request, and nothing against PayPal."""
-    return Unknown(str(error)) if isinstance(error, Busy) else CannotTell(str(error))
+    return (
+        OutcomeUnknown(str(error)) if isinstance(error, RetryLater) else OutcomeNotShown(str(error))
+    )
 
 
 def _path_id(reference: str) -> str:
-    """Raises NotDone for what is no id of PayPal's: it must not choose the path."""
+    """Raises NotExecuted for what is no id of PayPal's: it must not choose the path."""
     found = plain_id(reference)
     if found is None:
-        raise NotDone("the reference is no id of PayPal's")
+        raise NotExecuted("the reference is no id of PayPal's")
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal
 
 from domain.declines import PAYPAL, normalized
 from domain.states import ChargeStatus, RefundStatus
-from gateways.base import Charge, Decline, Dispute, Refund, Unknown
+from gateways.base import Charge, Decline, Dispute, OutcomeUnknown, Refund
 from gateways.paypal import amounts
 
 Object = Mapping[str, Any]
@@ -121,7 +121,7 @@ class Order:
 
 
 def read_order(answer: Object) -> Order:
-    """Raises Unknown for an answer that is no order with an amount."""
+    """Raises OutcomeUnknown for an answer that is no order with an amount."""
     unit = first_object(answer.get("purchase_units"))
     amount, currency = amounts.read(unit.get("amount"))
     payments = _object(unit.get("payments"))
@@ -216,7 +216,7 @@ def charge_of_order(order: Order, now: datetime) -> Charge:
     if order.status == "VOIDED":
         return _charge(order, "voided")
     if order.status == "COMPLETED":
-        raise Unknown("a completed order without a payment")
+        raise OutcomeUnknown("a completed order without a payment")
     return _charge(order, "processing")
 
 
@@ -312,13 +312,13 @@ def _decline(answer: Object) -> Decline:
 def _id(answer: Object, name: str = "id") -> str:
     value = plain_id(answer.get(name))
     if value is None:
-        raise Unknown("an answer without an id")
+        raise OutcomeUnknown("an answer without an id")
     return value
 
 
 def _word(value: Any) -> str:
     if not isinstance(value, str):
-        raise Unknown("an answer without a status")
+        raise OutcomeUnknown("an answer without a status")
     return value
 
 

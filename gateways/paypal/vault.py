@@ -11,7 +11,7 @@ from typing import Final
 
 from domain.declines import PAYPAL, normalized
 from domain.masking import mask_email
-from gateways.base import MethodDeclined, MethodInvalid, MethodRequest, SavedMethod, Unknown
+from gateways.base import MethodDeclined, MethodInvalid, MethodRequest, OutcomeUnknown, SavedMethod
 from gateways.paypal.client import Client, NotFound, Rejected
 from gateways.paypal.states import DECLINES, Object, plain_id
 
@@ -23,7 +23,7 @@ REDIRECT: Final = "redirect"
 
 
 def save(client: Client, request: MethodRequest) -> SavedMethod:
-    """Raises MethodDeclined, MethodInvalid, NotDone or Unknown."""
+    """Raises MethodDeclined, MethodInvalid, NotExecuted or OutcomeUnknown."""
     if request.token is None:
         if request.email is None:
             raise MethodInvalid(
@@ -42,7 +42,7 @@ def save(client: Client, request: MethodRequest) -> SavedMethod:
 
 
 def is_gone(client: Client, token: str) -> bool:
-    """Whether PayPal has such a token no longer. Raises NotDone or Unknown."""
+    """Whether PayPal has such a token no longer. Raises NotExecuted or OutcomeUnknown."""
     return client.find(f"{TOKENS}/{token}") is None
 
 
@@ -61,10 +61,10 @@ def _exchange_setup_token(client: Client, token: str) -> Object:
 
 
 def _saved_method(answer: Object) -> SavedMethod:
-    """Raises MethodInvalid for a card in the vault, Unknown for an answer that is no token."""
+    """Raises MethodInvalid for a card in the vault, OutcomeUnknown for an answer that is no token."""
     token, source = plain_id(answer.get("id")), answer.get("payment_source")
     if token is None or not isinstance(source, Mapping):
-        raise Unknown("an answer without a payment token")
+        raise OutcomeUnknown("an answer without a payment token")
     wallet = source.get("paypal")
     if not isinstance(wallet, Mapping):
         raise MethodInvalid(

@@ -3,7 +3,7 @@
 from gateways.sandbox.clock import has_work
 from gateways.sandbox.faults import FAULTS, SLOW_PATTERN, parse_fault
 from gateways.sandbox.gateway import SandboxGateway
-from gateways.sandbox.leftovers import delete_leftovers
+from gateways.sandbox.retention import delete_leftovers
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import metadata
 

@@ -1,7 +1,7 @@
 """The sandbox's own dashboard: what somebody does there, past the service that charges through it.
 
 Each act changes the books and announces itself like any other change, so it shows what the service
-makes of money that was moved outside. What cannot be done raises NotDone and changes nothing.
+makes of money that was moved outside. What cannot be done raises NotExecuted and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final
 import sqlalchemy as sa
 
 from gateways.base import Charge, Dispute, Refund
-from gateways.sandbox import books, money, webhooks
+from gateways.sandbox import operations, records, webhooks
 from gateways.sandbox.announcing import announcing
 from gateways.sandbox.tables import account
 
@@ -41,38 +41,40 @@ class Dashboard:
     def refund(self, reference: str, amount: int | None = None) -> Refund:
         """Give back this much; None: all that is left."""
         with announcing(self._engine) as connection:
-            row = books.require_charge(connection, reference, lock=True)
-            made = money.refund(connection, row, money.new_reference("re"), amount, refund_id=None)
-            return books.refund_state(made, row)
+            row = records.require_charge(connection, reference, lock=True)
+            made = operations.refund(
+                connection, row, operations.new_reference("re"), amount, refund_id=None
+            )
+            return records.refund_state(made, row)
 
     def capture(self, reference: str, amount: int | None = None) -> Charge:
         """Capture this much of an authorization and release the rest; None: the whole."""
         with announcing(self._engine) as connection:
-            row = books.require_charge(connection, reference, lock=True)
-            captured = money.capture(connection, row, row.amount if amount is None else amount)
-            return books.charge_state(captured)
+            row = records.require_charge(connection, reference, lock=True)
+            captured = operations.capture(connection, row, row.amount if amount is None else amount)
+            return records.charge_state(captured)
 
     def cancel(self, reference: str) -> Charge:
         """Give up an authorization, or a charge that waits for its shopper."""
         with announcing(self._engine) as connection:
-            row = books.require_charge(connection, reference, lock=True)
-            return books.charge_state(money.void(connection, row))
+            row = records.require_charge(connection, reference, lock=True)
+            return records.charge_state(operations.void(connection, row))
 
     # Disputes -----------------------------------------------------------------------------------
 
     def open_dispute(self, reference: str) -> Dispute:
         """Dispute a captured charge, as its cardholder would. Once for each charge."""
         with announcing(self._engine) as connection:
-            row = books.require_charge(connection, reference, lock=True)
-            opened = money.open_dispute(connection, row, DISPUTE_CLOSES_AFTER)
-            return books.dispute_state(opened, row)
+            row = records.require_charge(connection, reference, lock=True)
+            opened = operations.open_dispute(connection, row, DISPUTE_CLOSES_AFTER)
+            return records.dispute_state(opened, row)
 
     def close_dispute(self, reference: str, *, won: bool) -> Dispute:
         """Decide the open dispute of a charge for the store (won) or against it."""
         with announcing(self._engine) as connection:
-            row = books.require_charge(connection, reference, lock=True)
-            closed = money.close_dispute(connection, row, won=won)
-            return books.dispute_state(closed, row)
+            row = records.require_charge(connection, reference, lock=True)
+            closed = operations.close_dispute(connection, row, won=won)
+            return records.dispute_state(closed, row)
 
     # Switches -----------------------------------------------------------------------------------
 

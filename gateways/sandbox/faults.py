@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from gateways.base import Unknown
+from gateways.base import OutcomeUnknown
 
 T = TypeVar("T")
 
@@ -37,13 +37,13 @@ def with_fault(fault: str | None, timeout: float, work: Callable[[], T]) -> T:
     The caller waits for `timeout` seconds at most, as with a gateway over the network.
     """
     if fault in ("timeout_before_charge", "error_500"):
-        raise Unknown("no answer" if fault == "timeout_before_charge" else "HTTP 500")
+        raise OutcomeUnknown("no answer" if fault == "timeout_before_charge" else "HTTP 500")
     result = work()
     if fault in ("timeout_after_charge", "error_after_charge"):
-        raise Unknown("no answer" if fault == "timeout_after_charge" else "HTTP 500")
+        raise OutcomeUnknown("no answer" if fault == "timeout_after_charge" else "HTTP 500")
     if fault is not None and fault.startswith(SLOW):
         seconds = float(fault.removeprefix(SLOW))
         time.sleep(min(seconds, timeout))
         if seconds >= timeout:
-            raise Unknown("no answer in time")
+            raise OutcomeUnknown("no answer in time")
     return result

@@ -18,22 +18,22 @@ from gateways.base import (
     Capabilities,
     ChangeRequest,
     Charge,
+    ChargeLookup,
     ChargePage,
     ChargeRequest,
     Gateway,
     GatewayEvent,
-    LookUp,
     MethodRequest,
     Refund,
-    RefundLookUp,
+    RefundLookup,
     RefundRequest,
     SavedMethod,
 )
-from gateways.sandbox import books, cards, clock, entries, events, money, webhooks
+from gateways.sandbox import cards, clock, events, listing, operations, records, webhooks
 from gateways.sandbox.announcing import announcing
 from gateways.sandbox.dashboard import Dashboard
-from gateways.sandbox.entries import Entry
 from gateways.sandbox.faults import with_fault
+from gateways.sandbox.listing import Entry
 
 
 class SandboxGateway(Gateway):
@@ -66,11 +66,11 @@ class SandboxGateway(Gateway):
 
     def _charge(self, request: ChargeRequest) -> Charge:
         with announcing(self.engine) as connection:
-            reference = money.new_reference("ch")
-            known = books.claim_key(connection, request.key, reference)
+            reference = operations.new_reference("ch")
+            known = records.claim_key(connection, request.key, reference)
             if known is not None:
-                return books.charge_state(books.require_charge(connection, known))
-            return books.charge_state(money.make_charge(connection, reference, request))
+                return records.charge_state(records.require_charge(connection, known))
+            return records.charge_state(operations.make_charge(connection, reference, request))
 
     def capture(self, request: ChangeRequest) -> Charge:
         return with_fault(request.fault, self.timeout, lambda: self._change(request))
@@ -80,63 +80,63 @@ class SandboxGateway(Gateway):
 
     def _change(self, request: ChangeRequest) -> Charge:
         with announcing(self.engine) as connection:
-            known = books.claim_key(connection, request.key, request.reference)
-            row = books.require_charge(connection, request.reference, lock=True)
+            known = records.claim_key(connection, request.key, request.reference)
+            row = records.require_charge(connection, request.reference, lock=True)
             if known is None and request.operation == "capture":
-                row = money.capture(connection, row, request.amount, request.fault)
+                row = operations.capture(connection, row, request.amount, request.fault)
             elif known is None:
-                row = money.void(connection, row, request.fault)
-            return books.charge_state(row)
+                row = operations.void(connection, row, request.fault)
+            return records.charge_state(row)
 
     def refund(self, request: RefundRequest) -> Refund:
         return with_fault(request.fault, self.timeout, lambda: self._refund(request))
 
     def _refund(self, request: RefundRequest) -> Refund:
         with announcing(self.engine) as connection:
-            reference = money.new_reference("re")
-            known = books.claim_key(connection, request.key, reference)
-            row = books.require_charge(connection, request.reference, lock=True)
+            reference = operations.new_reference("re")
+            known = records.claim_key(connection, request.key, reference)
+            row = records.require_charge(connection, request.reference, lock=True)
             if known is not None:
-                refund = books.require_refund(connection, known)
+                refund = records.require_refund(connection, known)
             else:
-                refund = money.refund(
+                refund = operations.refund(
                     connection, row, reference, request.amount, request.refund_id, request.fault
                 )
-            return books.refund_state(refund, row)
+            return records.refund_state(refund, row)
 
     # Questions ----------------------------------------------------------------------------------
 
     # A key that was never used is fenced, so that the request can never be done: `resend` changes
     # nothing here. Keys may be forgotten one day; what they did stands in the books.
 
-    def look_up(self, query: LookUp) -> Charge | None:
+    def look_up(self, query: ChargeLookup) -> Charge | None:
         with self.engine.begin() as connection:
-            known = books.fence_key(connection, query.key)
+            known = records.fence_key(connection, query.key)
             row = (
-                books.require_charge(connection, known)
+                records.require_charge(connection, known)
                 if known is not None
-                else books.find_charge_by_key(connection, query.key)
+                else records.find_charge_by_key(connection, query.key)
             )
             if row is None:
                 return None
-            return books.charge_state(row, books.list_refunds(connection, [row.reference]))
+            return records.charge_state(row, records.list_refunds(connection, [row.reference]))
 
-    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+    def look_up_refund(self, query: RefundLookup) -> Refund | None:
         request = query.request
         with self.engine.begin() as connection:
-            known = books.fence_key(connection, query.key)
+            known = records.fence_key(connection, query.key)
             row = (
-                books.require_refund(connection, known)
+                records.require_refund(connection, known)
                 if known is not None
-                else books.find_refund_by_id(connection, request.reference, request.refund_id)
+                else records.find_refund_by_id(connection, request.reference, request.refund_id)
             )
             if row is None:
                 return None
-            return books.refund_state(row, books.require_charge(connection, row.charge))
+            return records.refund_state(row, records.require_charge(connection, row.charge))
 
     def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
         with self.engine.connect() as connection:
-            return entries.list_changed(connection, since, cursor)
+            return listing.list_changed(connection, since, cursor)
 
     def page(
         self, *, limit: int, order_id: int | None = None, cursor: str | None = None
@@ -147,22 +147,22 @@ class SandboxGateway(Gateway):
         none.
         """
         with self.engine.connect() as connection:
-            return entries.list_page(connection, limit=limit, order_id=order_id, cursor=cursor)
+            return listing.list_page(connection, limit=limit, order_id=order_id, cursor=cursor)
 
     # The shopper's page -------------------------------------------------------------------------
 
     def action(self, reference: str) -> sa.Row[Any] | None:
         """The charge behind a redirect page; its reference is the secret that leads there."""
         with self.engine.connect() as connection:
-            return books.find_charge(connection, reference)
+            return records.find_charge(connection, reference)
 
     def answer_action(self, reference: str, *, approve: bool) -> sa.Row[Any] | None:
         """What the shopper said on the page. Only the first answer counts."""
         with announcing(self.engine) as connection:
-            row = books.find_charge(connection, reference, lock=True)
+            row = records.find_charge(connection, reference, lock=True)
             if row is None or row.status != "requires_action":
                 return row
-            return money.answer_action(connection, row, approve=approve)
+            return operations.answer_action(connection, row, approve=approve)
 
     # What time does -----------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from gateways.sandbox.books import charge_state, dispute_state
+from gateways.sandbox.records import charge_state, dispute_state
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import account, webhooks
 

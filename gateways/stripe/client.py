@@ -14,7 +14,7 @@ import httpx
 import stripe
 
 from domain.declines import STRIPE, normalized
-from gateways.base import Busy, Decline, GatewayError, NotDone, Refused, Unknown
+from gateways.base import Decline, GatewayError, NotExecuted, OutcomeUnknown, Refused, RetryLater
 from gateways.transport import CONNECT_SECONDS, KEEPALIVE_SECONDS, fetch, retry_after
 
 Fields = Mapping[str, Any]
@@ -32,18 +32,18 @@ class RequestRefused(Refused):
         super().__init__(why)
 
 
-class KeyInUse(Unknown):
+class KeyInUse(OutcomeUnknown):
     """The first request with this key is still under way (409)."""
 
 
-class KeySpent(Unknown):
+class KeySpent(OutcomeUnknown):
     """The key was used before, for another request (idempotency_error): this one was refused.
 
     https://docs.stripe.com/api/idempotent_requests
     """
 
 
-class CardDeclined(Unknown):
+class CardDeclined(OutcomeUnknown):
     """The card was declined (402).
 
     Who asked for a charge or a card knows what that means; whoever did not, knows nothing.
@@ -83,7 +83,7 @@ class Wire(stripe.HTTPClient):
     ) -> tuple[Any, int, Mapping[str, str]]:
         """The body in bytes, the status and the headers of a whole answer.
 
-        Raises Busy when nothing was sent, Unknown when something was.
+        Raises RetryLater when nothing was sent, OutcomeUnknown when something was.
         """
         status, answered, content = fetch(
             self._client, self._timeout, method, url, headers=headers, content=post_data
@@ -111,7 +111,7 @@ def connect(api_key: str, base_url: str, wire: Wire) -> stripe.StripeClient:
 def ask(call: Callable[[], stripe.StripeObject]) -> Fields:
     """Make one request of the SDK; the object it answers with, as plain data.
 
-    Raises NotDone, Unknown, or one of their kinds above, and never an exception of the SDK.
+    Raises NotExecuted, OutcomeUnknown, or one of their kinds above, and never an exception of the SDK.
     """
     try:
         return call().to_dict()
@@ -120,7 +120,7 @@ def ask(call: Callable[[], stripe.StripeObject]) -> Fields:
     except stripe.StripeError as error:
         raise outcome(error) from None
     except Exception as error:  # an answer that the SDK did not expect
-        raise Unknown(type(error).__name__) from None
+        raise OutcomeUnknown(type(error).__name__) from None
 
 
 def outcome(error: stripe.StripeError) -> GatewayError:
@@ -133,21 +133,21 @@ def outcome(error: stripe.StripeError) -> GatewayError:
     parts = (type(error).__name__, error.http_status, code, word(error.request_id))
     why = " ".join(str(part) for part in parts if part is not None)
     if isinstance(error, stripe.RateLimitError) or error.http_status == 429:
-        return Busy(why, retry_after((error.headers or {}).get("retry-after")))
+        return RetryLater(why, retry_after((error.headers or {}).get("retry-after")))
     if isinstance(error, stripe.CardError):
         raw = word(body.get("decline_code")) or code
         intent = body.get("payment_intent")
         decline = Decline(normalized(STRIPE, raw), raw)
         return CardDeclined(why, decline, intent if isinstance(intent, Mapping) else None)
     if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
-        return NotDone(why)  # of our key, not of the request
+        return NotExecuted(why)  # of our key, not of the request
     if code == "idempotency_key_in_use":
         return KeyInUse(why)
     if body.get("type") == "idempotency_error":
         return KeySpent(why)
     if isinstance(error, stripe.InvalidRequestError) and error.http_status in (400, 404):
         return RequestRefused(why, code)
-    return Unknown(why)
+    return OutcomeUnknown(why)
 
 
 def word(value: object) -> str | None:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
-from gateways.base import GatewayEvent, MethodChange, SignatureInvalid, Unknown
+from gateways.base import GatewayEvent, MethodChange, OutcomeUnknown, SignatureInvalid
 from gateways.stripe import states
 from gateways.stripe.client import Fields
 
@@ -56,7 +56,7 @@ def read(body: bytes) -> GatewayEvent:
         if not isinstance(found, Mapping):
             raise SignatureInvalid("an event without its object")
         return GatewayEvent(event_id, kind, **reader(found))
-    except Unknown as error:
+    except OutcomeUnknown as error:
         raise SignatureInvalid(f"not an event as we know it: {error}") from None
 
 

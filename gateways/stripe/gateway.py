@@ -26,29 +26,28 @@ from stripe.params import (
 from config import ConfigurationError, Settings, split_keys
 from domain.states import ChargeStatus
 from gateways.base import (
-    Busy,
-    CannotTell,
     Capabilities,
     ChangeRequest,
     Charge,
+    ChargeLookup,
     ChargePage,
     ChargeRequest,
     Gateway,
     GatewayEvent,
-    LookUp,
     MethodDeclined,
     MethodInvalid,
     MethodRequest,
-    NotDone,
+    NotExecuted,
+    OutcomeNotShown,
+    OutcomeUnknown,
     Refund,
-    RefundLookUp,
+    RefundLookup,
     RefundRequest,
     Refused,
+    RetryLater,
     SavedMethod,
-    Unknown,
 )
 from gateways.stripe import amounts, events, states
-from gateways.stripe.books import Books
 from gateways.stripe.client import (
     CardDeclined,
     Fields,
@@ -59,6 +58,7 @@ from gateways.stripe.client import (
     ask,
     connect,
 )
+from gateways.stripe.retrieval import Books
 
 T = TypeVar("T")
 
@@ -138,7 +138,7 @@ class StripeGateway(Gateway):
         """Close the idle connections."""
         self._wire.close()
 
-    def refuse_amount(self, amount: int, currency: str) -> str | None:
+    def unsupported_amount_reason(self, amount: int, currency: str) -> str | None:
         return amounts.refusal(amount, currency)
 
     # Methods ------------------------------------------------------------------------------------
@@ -195,7 +195,7 @@ class StripeGateway(Gateway):
                     raise _token_unknown() from None
             # The method was there a moment ago, so it is the customer that was deleted.
             customer = self._customer(request.user_id, instead_of=customer)
-        raise CannotTell("the customers of this user are missing")
+        raise OutcomeNotShown("the customers of this user are missing")
 
     def _attach_to(self, token: str, customer: str) -> Fields:
         return ask(lambda: self._stripe.payment_methods.attach(token, {"customer": customer}))
@@ -211,7 +211,7 @@ class StripeGateway(Gateway):
                 )
             )
         except KeyInUse as error:  # by another save of this user; no money hangs on it
-            raise Busy(str(error)) from None
+            raise RetryLater(str(error)) from None
         return states.text(made, "id")
 
     # Money --------------------------------------------------------------------------------------
@@ -278,7 +278,7 @@ class StripeGateway(Gateway):
 
     # Questions ----------------------------------------------------------------------------------
 
-    def look_up(self, query: LookUp) -> Charge | None:
+    def look_up(self, query: ChargeLookup) -> Charge | None:
         request, reference = query.request, query.reference
         try:
             if isinstance(request, ChangeRequest):
@@ -286,18 +286,18 @@ class StripeGateway(Gateway):
             if reference is not None:
                 return self._books.read(reference)
             return self._look_up_charge(request, query)
-        except NotDone as error:  # of our question; it says nothing about the request
+        except NotExecuted as error:  # of our question; it says nothing about the request
             raise _untold(error) from None
 
-    def _look_up_charge(self, request: ChargeRequest, query: LookUp) -> Charge | None:
+    def _look_up_charge(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
         def find() -> Charge | None:
-            return self._books.find_charge(request, query.asked_at)
+            return self._books.find_charge(request, query.requested_at)
 
         if _may_repeat(query):
             return _again(lambda: self.charge(request), find)
         return _no_more(lambda: self._fence_charge(request), find, query)
 
-    def _look_up_change(self, request: ChangeRequest, query: LookUp) -> Charge | None:
+    def _look_up_change(self, request: ChangeRequest, query: ChargeLookup) -> Charge | None:
         def find() -> Charge | None:
             found = self._books.read(query.reference or request.reference)
             return None if found.status in UNDECIDED else found
@@ -307,7 +307,7 @@ class StripeGateway(Gateway):
             return find() or _again(lambda: change(request), find)
         return _no_more(lambda: self._fence_change(request), find, query)
 
-    def look_up_refund(self, query: RefundLookUp) -> Refund | None:
+    def look_up_refund(self, query: RefundLookup) -> Refund | None:
         request, reference = query.request, query.reference
 
         def find() -> Refund | None:
@@ -319,7 +319,7 @@ class StripeGateway(Gateway):
             if _may_repeat(query):
                 return _again(lambda: self.refund(request), find)
             return _no_more(lambda: self._fence_change(request), find, query)
-        except NotDone as error:
+        except NotExecuted as error:
             raise _untold(error) from None
 
     def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
@@ -328,7 +328,7 @@ class StripeGateway(Gateway):
     # Fences: harmless requests that use up a key, so that a late original is refused -------------
 
     def _fence_charge(self, request: ChargeRequest) -> None:
-        """Make a PaymentIntent that nobody can pay. Raises KeySpent, NotDone or Unknown.
+        """Make a PaymentIntent that nobody can pay. Raises KeySpent, NotExecuted or OutcomeUnknown.
 
         Repeated it is the same one, whichever of the two answers was lost. It carries none of our
         marks, so nothing takes it for the charge.
@@ -350,7 +350,7 @@ class StripeGateway(Gateway):
             )
 
     def _fence_change(self, request: ChangeRequest | RefundRequest) -> None:
-        """Write into the charge what stands there. Raises KeySpent, NotDone or Unknown."""
+        """Write into the charge what stands there. Raises KeySpent, NotExecuted or OutcomeUnknown."""
         ask(
             lambda: self._stripe.payment_intents.update(
                 request.reference,
@@ -379,56 +379,60 @@ def _charged(call: Callable[[], stripe.StripeObject]) -> Charge:
         return state
 
 
-def _may_repeat(query: LookUp | RefundLookUp) -> bool:
+def _may_repeat(query: ChargeLookup | RefundLookup) -> bool:
     """Whether the request may be sent again; under a key that was forgotten it would be anew."""
-    return query.resend and not _is_over(query.asked_at)
+    return query.resend and not _is_over(query.requested_at)
 
 
 def _again(call: Callable[[], T], find: Callable[[], T | None]) -> T | None:
     """Send a request anew whose answer was lost; where that tells nothing, find what it made.
 
     None: Stripe refuses it by its own checks, so under this key nothing ever happened. Raises
-    NotDone and Unknown.
+    NotExecuted and OutcomeUnknown.
     """
     try:
         return call()
     except Refused:
         return None
-    except Unknown:
+    except OutcomeUnknown:
         pass  # Stripe answers a key with its first answer, a stored 500 too
     found = find()
     if found is None:
-        raise CannotTell("no trace of the request")
+        raise OutcomeNotShown("no trace of the request")
     return found
 
 
 def _no_more(
-    fence: Callable[[], None], find: Callable[[], T | None], query: LookUp | RefundLookUp
+    fence: Callable[[], None], find: Callable[[], T | None], query: ChargeLookup | RefundLookup
 ) -> T | None:
     """Find what a request made that is not sent again, or see to it that it never makes anything.
 
-    None: it never will. Raises NotDone and Unknown.
+    None: it never will. Raises NotExecuted and OutcomeUnknown.
     """
     found = find()
-    if found is not None or _is_over(query.asked_at):
+    if found is not None or _is_over(query.requested_at):
         return found  # nothing is under way for a day, so the books show all that will ever be
     try:
         fence()
     except KeySpent:  # by the request itself, perhaps since we looked
         found = find()
         if found is None:  # refused or failed at Stripe; in a day it can be told
-            raise CannotTell("the request arrived, and nothing shows what came of it") from None
+            raise OutcomeNotShown(
+                "the request arrived, and nothing shows what came of it"
+            ) from None
     return found
 
 
-def _is_over(asked_at: datetime) -> bool:
+def _is_over(requested_at: datetime) -> bool:
     """Whether Stripe may have forgotten the key; nor is a request still under way then."""
-    return datetime.now(timezone.utc) - asked_at >= KEY_LIFE
+    return datetime.now(timezone.utc) - requested_at >= KEY_LIFE
 
 
-def _untold(error: NotDone) -> Unknown:
+def _untold(error: NotExecuted) -> OutcomeUnknown:
     """A question that Stripe refuses says nothing about the request, and nothing against Stripe."""
-    return Unknown(str(error)) if isinstance(error, Busy) else CannotTell(str(error))
+    return (
+        OutcomeUnknown(str(error)) if isinstance(error, RetryLater) else OutcomeNotShown(str(error))
+    )
 
 
 def _units(amount: int, currency: str) -> int:

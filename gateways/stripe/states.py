@@ -1,6 +1,6 @@
 """What Stripe's objects say, in the words of the contract. Nothing here asks Stripe.
 
-An object without a field that is needed is no answer at all: every reader raises Unknown then.
+An object without a field that is needed is no answer at all: every reader raises OutcomeUnknown then.
 """
 
 from __future__ import annotations
@@ -12,7 +12,15 @@ from typing import Any, Final, Literal
 
 from domain.declines import STRIPE, normalized
 from domain.states import ChargeStatus, RefundStatus
-from gateways.base import Charge, ChargeRequest, Decline, Dispute, Refund, SavedMethod, Unknown
+from gateways.base import (
+    Charge,
+    ChargeRequest,
+    Decline,
+    Dispute,
+    OutcomeUnknown,
+    Refund,
+    SavedMethod,
+)
 from gateways.stripe.amounts import from_stripe
 from gateways.stripe.client import Fields, word
 
@@ -119,7 +127,7 @@ def card_details(method: Fields) -> dict[str, Any]:
     """What may be stored and shown of a PaymentMethod of type card."""
     card = part(method, "card")
     if not isinstance(card, Mapping):
-        raise Unknown("a payment method without a card")
+        raise OutcomeUnknown("a payment method without a card")
     return {
         "brand": text(card, "brand"),
         "last4": text(card, "last4"),
@@ -154,14 +162,14 @@ def our_id(fields: Fields, name: str) -> int | None:
 def text(fields: Fields, name: str) -> str:
     value = fields.get(name)
     if not isinstance(value, str) or not value:
-        raise Unknown(f"an answer without {name}")
+        raise OutcomeUnknown(f"an answer without {name}")
     return value
 
 
 def whole(fields: Fields, name: str) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
-        raise Unknown(f"an answer without {name}")
+        raise OutcomeUnknown(f"an answer without {name}")
     return value
 
 
@@ -173,7 +181,7 @@ def money(fields: Fields, name: str) -> int:
     """An amount of Stripe's in our minor units."""
     amount = from_stripe(whole(fields, name), currency(fields))
     if amount is None or amount < 0:
-        raise Unknown(f"{name} is not an amount of our minor units")
+        raise OutcomeUnknown(f"{name} is not an amount of our minor units")
     return amount
 
 

@@ -12,8 +12,8 @@ import pytest
 from domain.settlement import (
     HOLDS_MONEY,
     Decision,
-    Known,
-    KnownRefund,
+    PaymentFacts,
+    RefundFacts,
     Source,
     decide,
     decide_not_executed,
@@ -83,14 +83,14 @@ ORDERS: dict[PaymentStatus, tuple[OrderStatus, ...]] = {
 }
 
 
-def payments() -> Iterator[Known]:
+def payments() -> Iterator[PaymentFacts]:
     for status, orders in ORDERS.items():
         operations: tuple[Any, ...] = (None,)
         if status in ("authorized", "requires_action"):
             operations = (None, "void", "cancel")
         if status == "authorized":
             operations += ("capture",)
-        for order, method, reference, operation, can_ask, not_executed in itertools.product(
+        for order, method, reference, operation, can_retrieve, not_executed in itertools.product(
             orders,
             ("automatic", "manual"),
             (None, "ch_1"),
@@ -102,7 +102,7 @@ def payments() -> Iterator[Known]:
                 continue
             if not_executed and operation is None:
                 continue
-            yield Known(
+            yield PaymentFacts(
                 status=status,
                 amount=1000,
                 currency="USD",
@@ -112,7 +112,7 @@ def payments() -> Iterator[Known]:
                 operation=operation,
                 operation_amount=600 if operation == "capture" else 1000 if operation else None,
                 order=order,
-                can_ask=can_ask,
+                can_retrieve=can_retrieve,
                 not_executed=not_executed,
             )
 
@@ -122,17 +122,17 @@ SOURCES: tuple[Source, ...] = ("answer", "hint")
 EVERY = tuple(itertools.product(KNOWN, CHARGES, SOURCES))
 
 
-def after(known: Known, decision: Decision, charge: Charge | None = None) -> Known:
+def after(facts: PaymentFacts, decision: Decision, charge: Charge | None = None) -> PaymentFacts:
     """What is known once a decision has been written down."""
     changed = replace(
-        known,
-        status=decision.payment or known.status,
-        order=decision.order or known.order,
-        review=None if decision.ends_review else decision.review or known.review,
+        facts,
+        status=decision.payment or facts.status,
+        order=decision.order or facts.order,
+        review=None if decision.ends_review else decision.review or facts.review,
     )
     if decision.operation is not None:
         changed = replace(changed, operation=None, operation_amount=None)
-    if charge is not None and known.reference in (None, charge.replaces):
+    if charge is not None and facts.reference in (None, charge.replaces):
         changed = replace(changed, reference=charge.reference)
     if decision.payment == "captured" and charge is not None:
         changed = replace(changed, amount_captured=charge.amount_captured)
@@ -200,35 +200,35 @@ TABLE: dict[PaymentStatus, dict[ChargeStatus, str]] = {
 
 @pytest.mark.parametrize("status", TABLE)
 def test_how_a_state_of_our_amount_relates_to_ours(status: PaymentStatus) -> None:
-    for known in KNOWN:
-        if known.status != status or known.reference is None or known.operation is not None:
+    for facts in KNOWN:
+        if facts.status != status or facts.reference is None or facts.operation is not None:
             continue
-        if not known.can_ask:
+        if not facts.can_retrieve:
             continue
-        captured = known.amount_captured or known.amount
+        captured = facts.amount_captured or facts.amount
         for shown, relation in TABLE[status].items():
             charge = Charge(shown, amount_captured=captured if shown == "captured" else 0)
-            assert relation_of(known, charge) == relation, (known, shown)
+            assert relation_of(facts, charge) == relation, (facts, shown)
 
 
 def test_a_first_answer_may_send_the_shopper_away() -> None:
-    known = replace(KNOWN[0], reference=None)
-    assert known.status == "pending"
-    assert decide(known, Charge("requires_action"), "answer").payment == "requires_action"
+    facts = replace(KNOWN[0], reference=None)
+    assert facts.status == "pending"
+    assert decide(facts, Charge("requires_action"), "answer").payment == "requires_action"
 
 
 def test_another_reference_is_another_charge_and_only_held_money_needs_a_person() -> None:
-    for known, charge, source in EVERY:
-        if known.reference is None or charge.reference == known.reference:
+    for facts, charge, source in EVERY:
+        if facts.reference is None or charge.reference == facts.reference:
             continue
         expected: ReviewReason | None = "second_charge" if charge.status in HOLDS_MONEY else None
-        assert decide(known, charge, source) == Decision(review=expected)
+        assert decide(facts, charge, source) == Decision(review=expected)
 
 
 def test_a_reference_that_the_gateway_replaces_is_the_same_charge() -> None:
-    known = next(one for one in KNOWN if one.status == "pending" and one.reference == "ch_1")
+    facts = next(one for one in KNOWN if one.status == "pending" and one.reference == "ch_1")
     charge = Charge("captured", "ch_2", amount_captured=1000, replaces="ch_1")
-    assert decide(known, charge, "answer").payment == "captured"
+    assert decide(facts, charge, "answer").payment == "captured"
 
 
 @pytest.mark.parametrize(
@@ -241,34 +241,34 @@ def test_a_reference_that_the_gateway_replaces_is_the_same_charge() -> None:
     ],
 )
 def test_another_amount_moves_nothing_and_an_answer_with_it_is_a_persons(charge: Charge) -> None:
-    for known in KNOWN:
-        automatic = known.capture_method == "automatic" and known.operation is None
-        if known.reference is None or not (automatic and known.status in ("pending", "authorized")):
+    for facts in KNOWN:
+        automatic = facts.capture_method == "automatic" and facts.operation is None
+        if facts.reference is None or not (automatic and facts.status in ("pending", "authorized")):
             continue
-        answer = decide(known, charge, "answer")
-        assert (answer.payment, answer.review) == (None, "amount_differs"), known
-        hint = decide(known, charge, "hint")
+        answer = decide(facts, charge, "answer")
+        assert (answer.payment, answer.review) == (None, "amount_differs"), facts
+        hint = decide(facts, charge, "hint")
         assert hint.payment is None
-        assert hint.lookup == "now" if known.can_ask else hint.review == "amount_differs"
+        assert hint.lookup == "now" if facts.can_retrieve else hint.review == "amount_differs"
 
 
 def test_an_authorization_may_be_captured_in_part_by_whoever() -> None:
-    for known in KNOWN:
-        if known.status != "authorized" or known.capture_method != "manual":
+    for facts in KNOWN:
+        if facts.status != "authorized" or facts.capture_method != "manual":
             continue
-        decision = decide(known, Charge("captured", amount_captured=600), "answer")
+        decision = decide(facts, Charge("captured", amount_captured=600), "answer")
         assert (decision.payment, decision.order) == ("captured", "paid")
-        if known.operation == "capture":
+        if facts.operation == "capture":
             assert decision.operation == "done"  # the 600 that were asked for
-        elif known.operation is not None:
+        elif facts.operation is not None:
             assert decision.operation == "not_done"
 
 
 def test_a_declined_capture_leaves_the_money_held() -> None:
-    for known in KNOWN:
-        if known.operation != "capture":
+    for facts in KNOWN:
+        if facts.operation != "capture":
             continue
-        decision = decide(known, Charge("declined"), "answer")
+        decision = decide(facts, Charge("declined"), "answer")
         assert decision == Decision(operation="not_done", lookup="at_expiry")
 
 
@@ -276,94 +276,94 @@ def test_a_declined_capture_leaves_the_money_held() -> None:
 
 
 def test_all_moves_are_legal() -> None:
-    for known, charge, source in EVERY:
-        decision = decide(known, charge, source)
+    for facts, charge, source in EVERY:
+        decision = decide(facts, charge, source)
         if decision.payment is not None:
-            assert (known.status, decision.payment) in CHARGE_MOVES
+            assert (facts.status, decision.payment) in CHARGE_MOVES
         if decision.order is not None:
-            assert "payments" in ORDER_MOVES[(known.order, decision.order)] or (
+            assert "payments" in ORDER_MOVES[(facts.order, decision.order)] or (
                 # with `cancel` the caller who asked for it cancels the order
-                known.operation == "cancel" and decision.order == "canceled"
+                facts.operation == "cancel" and decision.order == "canceled"
             )
 
 
 def test_held_money_is_never_dropped() -> None:
     """It is in our books, or a person is asked, or the gateway is asked at once."""
-    for known, charge, source in EVERY:
+    for facts, charge, source in EVERY:
         if charge.status not in HOLDS_MONEY:
             continue
-        decision = decide(known, charge, source)
-        final = after(known, decision, charge)
+        decision = decide(facts, charge, source)
+        final = after(facts, decision, charge)
         if decision.review is not None or decision.lookup == "now":
             continue
-        if source == "hint" and (known.status, charge.status) == ("voided", "authorized"):
+        if source == "hint" and (facts.status, charge.status) == ("voided", "authorized"):
             continue  # it was, before it was voided
-        assert charge.reference == final.reference, (known, charge)
+        assert charge.reference == final.reference, (facts, charge)
         held = (*CAPTURED_PAYMENT_STATUSES, "authorized")
-        assert final.status in held, (known, charge, source)
-        assert charge.amount in (None, known.amount)
-        assert charge.currency == known.currency
+        assert final.status in held, (facts, charge, source)
+        assert charge.amount in (None, facts.amount)
+        assert charge.currency == facts.currency
         if charge.status == "captured":
             assert charge.amount_captured == final.amount_captured
 
 
-def declines_a_capture(known: Known, charge: Charge) -> bool:
+def declines_a_capture(facts: PaymentFacts, charge: Charge) -> bool:
     """The answer to a capture itself: what the books show after it is "authorized"."""
-    return known.operation == "capture" and charge.status == "declined"
+    return facts.operation == "capture" and charge.status == "declined"
 
 
 def test_a_hint_and_then_the_answer_equals_the_answer() -> None:
-    for known, charge in itertools.product(KNOWN, CHARGES):
-        if declines_a_capture(known, charge):
+    for facts, charge in itertools.product(KNOWN, CHARGES):
+        if declines_a_capture(facts, charge):
             continue
-        hinted = after(known, decide(known, charge, "hint"), charge)
-        answered = after(known, decide(known, charge, "answer"), charge)
+        hinted = after(facts, decide(facts, charge, "hint"), charge)
+        answered = after(facts, decide(facts, charge, "answer"), charge)
         both = after(hinted, decide(hinted, charge, "answer"), charge)
-        assert both == answered, (known, charge)
+        assert both == answered, (facts, charge)
 
 
 def test_the_same_news_twice_equals_once() -> None:
-    for known, charge, source in EVERY:
-        if declines_a_capture(known, charge):
+    for facts, charge, source in EVERY:
+        if declines_a_capture(facts, charge):
             continue
-        once = after(known, decide(known, charge, source), charge)
+        once = after(facts, decide(facts, charge, source), charge)
         again = decide(once, charge, source)
         assert (again.payment, again.order, again.operation) == (None, None, None)
-        assert after(once, again, charge) == once, (known, charge, source)
+        assert after(once, again, charge) == once, (facts, charge, source)
 
 
 def test_a_hint_never_ends_in_less_than_was_known() -> None:
     """Old news moves nothing back, and calls no look-up off."""
-    for known, charge in itertools.product(KNOWN, CHARGES):
-        decision = decide(known, charge, "hint")
+    for facts, charge in itertools.product(KNOWN, CHARGES):
+        decision = decide(facts, charge, "hint")
         if decision.payment is None:
-            assert decision.lookup in ("keep", "now") or not known.can_ask
+            assert decision.lookup in ("keep", "now") or not facts.can_retrieve
 
 
 def test_what_is_open_is_always_looked_up() -> None:
-    for known, charge, source in EVERY:
-        decision = decide(known, charge, source)
-        final = after(known, decision, charge)
+    for facts, charge, source in EVERY:
+        decision = decide(facts, charge, source)
+        final = after(facts, decision, charge)
         if final.is_open or final.status == "requires_action":
-            assert decision.lookup in ("keep", "now", "soon", "later"), (known, charge)
+            assert decision.lookup in ("keep", "now", "soon", "later"), (facts, charge)
 
 
 def test_an_operation_is_over_exactly_when_the_charge_is_decided() -> None:
-    for known, charge, source in EVERY:
-        final = after(known, decide(known, charge, source), charge)
-        if known.operation is not None and final.status not in ("authorized", "requires_action"):
+    for facts, charge, source in EVERY:
+        final = after(facts, decide(facts, charge, source), charge)
+        if facts.operation is not None and final.status not in ("authorized", "requires_action"):
             assert final.operation is None
 
 
 def test_an_order_follows_its_payment() -> None:
-    for known, charge, source in EVERY:
-        decision = decide(known, charge, source)
-        final = after(known, decision, charge)
+    for facts, charge, source in EVERY:
+        decision = decide(facts, charge, source)
+        final = after(facts, decision, charge)
         if decision.payment == "captured":
             assert final.order in ("paid", "shipped", "delivered", "refunded", "canceled")
-        if decision.payment == "authorized" and known.order == "pending":
+        if decision.payment == "authorized" and facts.order == "pending":
             assert final.order == "authorized"
-        if decision.payment == "canceled" and known.operation != "cancel":
+        if decision.payment == "canceled" and facts.operation != "cancel":
             assert decision.order is None  # the order may be paid in another way
 
 
@@ -371,45 +371,45 @@ def test_an_order_follows_its_payment() -> None:
 
 
 def test_a_charge_that_never_happened_frees_the_order() -> None:
-    for known in KNOWN:
-        decision = decide_not_executed(known, "answer")
-        if known.operation is not None:
+    for facts in KNOWN:
+        decision = decide_not_executed(facts, "answer")
+        if facts.operation is not None:
             assert (decision.payment, decision.operation) == (None, "not_done")
-        elif known.status == "pending":
+        elif facts.status == "pending":
             assert (decision.payment, decision.lookup) == ("failed", "never")
         else:
             assert (decision.payment, decision.review) == (None, None)
-        assert decide_not_executed(known, "hint") == Decision()
+        assert decide_not_executed(facts, "hint") == Decision()
 
 
 def test_only_what_is_open_for_too_long_goes_to_a_person() -> None:
-    for known in KNOWN:
-        may_move = known.is_open or known.status == "requires_action"
+    for facts in KNOWN:
+        may_move = facts.is_open or facts.status == "requires_action"
         expected = "outcome_unknown" if may_move else None
-        assert decide_unknown(known, overdue=True).review == expected
-        assert decide_unknown(known, overdue=False) == Decision()
-        asked = replace(known, review="amount_differs")
+        assert decide_unknown(facts, overdue=True).review == expected
+        assert decide_unknown(facts, overdue=False) == Decision()
+        asked = replace(facts, review="amount_differs")
         assert decide_unknown(asked, overdue=True) == Decision()
 
 
 def test_an_outcome_that_is_known_at_last_needs_no_person() -> None:
-    known = replace(KNOWN[0], review="outcome_unknown")
-    assert decide(known, Charge("captured", amount_captured=1000), "answer").ends_review
-    assert decide_not_executed(known, "answer").ends_review
-    assert not decide(known, Charge("processing"), "answer").ends_review
-    other = replace(known, review="amount_differs")
+    facts = replace(KNOWN[0], review="outcome_unknown")
+    assert decide(facts, Charge("captured", amount_captured=1000), "answer").ends_review
+    assert decide_not_executed(facts, "answer").ends_review
+    assert not decide(facts, Charge("processing"), "answer").ends_review
+    other = replace(facts, review="amount_differs")
     assert not decide(other, Charge("captured", amount_captured=1000), "answer").ends_review
 
 
 # Refunds ----------------------------------------------------------------------------------------
 
 
-def refunds() -> Iterator[KnownRefund]:
-    for status, reference, before, order, can_ask in itertools.product(
+def refunds() -> Iterator[RefundFacts]:
+    for status, reference, before, order, can_retrieve in itertools.product(
         REFUND_STATUSES, (None, "re_1"), (0, 600), ("paid", "refunded"), (True, False)
     ):
         refunded = before + (400 if status == "succeeded" else 0)
-        yield KnownRefund(
+        yield RefundFacts(
             status=status,
             amount=400,
             currency="USD",
@@ -417,7 +417,7 @@ def refunds() -> Iterator[KnownRefund]:
             amount_captured=1000,
             amount_refunded=refunded,
             order=order,  # type: ignore[arg-type]
-            can_ask=can_ask,
+            can_retrieve=can_retrieve,
         )
 
 
@@ -431,57 +431,57 @@ REFUNDS = tuple(
 
 
 def test_refunds_move_only_as_they_may_and_the_sums_follow() -> None:
-    for known, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
-        decision = decide_refund(known, state, source)
+    for facts, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
+        decision = decide_refund(facts, state, source)
         if decision.refund is not None:
-            assert (known.status, decision.refund) in REFUND_MOVES
+            assert (facts.status, decision.refund) in REFUND_MOVES
             assert decision.refund == state.status
-            was = 400 if known.status == "succeeded" else 0
+            was = 400 if facts.status == "succeeded" else 0
             assert decision.refunded == (400 if decision.refund == "succeeded" else 0) - was
         if decision.payment is not None:
-            total = known.amount_refunded + decision.refunded
-            expected = {0: "captured", known.amount_captured: "refunded"}
+            total = facts.amount_refunded + decision.refunded
+            expected = {0: "captured", facts.amount_captured: "refunded"}
             assert decision.payment == expected.get(total, "partially_refunded")
 
 
 def test_money_that_went_back_is_never_dropped() -> None:
-    for known, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
-        if state.status != "succeeded" or known.status == "succeeded":
+    for facts, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
+        if state.status != "succeeded" or facts.status == "succeeded":
             continue
-        decision = decide_refund(known, state, source)
+        decision = decide_refund(facts, state, source)
         moved = decision.refund == "succeeded"
-        assert moved or decision.review is not None or decision.lookup == "now", (known, state)
+        assert moved or decision.review is not None or decision.lookup == "now", (facts, state)
 
 
 def test_a_refund_under_another_reference_was_made_twice() -> None:
-    known = next(one for one in KNOWN_REFUNDS if one.reference == "re_1")
-    assert decide_refund(known, Refund("succeeded", "re_2"), "hint").review == "refund_made_twice"
-    assert decide_refund(known, Refund("failed", "re_2"), "answer").review is None
+    facts = next(one for one in KNOWN_REFUNDS if one.reference == "re_1")
+    assert decide_refund(facts, Refund("succeeded", "re_2"), "hint").review == "refund_made_twice"
+    assert decide_refund(facts, Refund("failed", "re_2"), "answer").review is None
 
 
 def test_a_refund_that_fails_after_its_order_has_ended_is_a_persons() -> None:
-    known = KnownRefund("succeeded", 400, "USD", "re_1", 400, 400, "refunded")
-    decision = decide_refund(known, Refund("failed"), "answer")
+    facts = RefundFacts("succeeded", 400, "USD", "re_1", 400, 400, "refunded")
+    decision = decide_refund(facts, Refund("failed"), "answer")
     assert (decision.refund, decision.payment, decision.refunded) == ("failed", "captured", -400)
     assert decision.review == "refund_failed_late"
 
 
 def test_a_refund_that_never_happened_frees_its_amount_unless_that_is_old_news() -> None:
-    for known in KNOWN_REFUNDS:
-        decision = decide_refund_not_executed(known, "answer")
-        assert decision.refund == ("failed" if known.status == "pending" else None)
-        assert decide_refund_not_executed(known, "hint").refund is None
+    for facts in KNOWN_REFUNDS:
+        decision = decide_refund_not_executed(facts, "answer")
+        assert decision.refund == ("failed" if facts.status == "pending" else None)
+        assert decide_refund_not_executed(facts, "hint").refund is None
 
 
 def test_refund_news_twice_equals_once() -> None:
-    for known, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
-        decision = decide_refund(known, state, source)
+    for facts, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
+        decision = decide_refund(facts, state, source)
         once = replace(
-            known,
-            status=decision.refund or known.status,
-            reference=known.reference or state.reference,
-            amount_refunded=known.amount_refunded + decision.refunded,
-            order=decision.order or known.order,
+            facts,
+            status=decision.refund or facts.status,
+            reference=facts.reference or state.reference,
+            amount_refunded=facts.amount_refunded + decision.refunded,
+            order=decision.order or facts.order,
         )
         again = decide_refund(once, state, source)
         assert (again.refund, again.refunded, again.order) == (None, 0, None)

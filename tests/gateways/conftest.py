@@ -6,54 +6,54 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from tests.gateways.benches import AdyenBench, PaypalBench, StripeBench
-from tests.gateways.stand import Stand
+from conformance.harness import Harness
+from conformance.targets import AdyenTarget, PaypalTarget, StripeTarget
 
 
 @pytest.fixture(scope="module")
-def stripe_stand(
+def stripe_harness(
     make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    with Stand(StripeBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
+) -> Iterator[Harness]:
+    with Harness(StripeTarget(), make_database(), tmp_path_factory.mktemp("data")) as harness:
+        yield harness
 
 
 @pytest.fixture
-def stripe(stripe_stand: Stand) -> Iterator[Stand]:
+def stripe(stripe_harness: Harness) -> Iterator[Harness]:
     """A service with Stripe's double. Afterwards all invariants hold."""
-    stripe_stand.relay.holds = False
-    yield stripe_stand
-    stripe_stand.check()
+    stripe_harness.relay.holds = False
+    yield stripe_harness
+    stripe_harness.check()
 
 
 @pytest.fixture(scope="module")
-def paypal_stand(
+def paypal_harness(
     make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    bench = PaypalBench(tmp_path_factory.mktemp("gateway"))
-    with Stand(bench, make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
+) -> Iterator[Harness]:
+    target = PaypalTarget(tmp_path_factory.mktemp("gateway"))
+    with Harness(target, make_database(), tmp_path_factory.mktemp("data")) as harness:
+        yield harness
 
 
 @pytest.fixture
-def paypal(paypal_stand: Stand) -> Iterator[Stand]:
+def paypal(paypal_harness: Harness) -> Iterator[Harness]:
     """A service with PayPal's double. Afterwards all invariants hold."""
-    paypal_stand.relay.holds = False
-    yield paypal_stand
-    paypal_stand.check()
+    paypal_harness.relay.holds = False
+    yield paypal_harness
+    paypal_harness.check()
 
 
 @pytest.fixture(scope="module")
-def adyen_stand(
+def adyen_harness(
     make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Stand]:
-    with Stand(AdyenBench(), make_database(), tmp_path_factory.mktemp("data")) as stand:
-        yield stand
+) -> Iterator[Harness]:
+    with Harness(AdyenTarget(), make_database(), tmp_path_factory.mktemp("data")) as harness:
+        yield harness
 
 
 @pytest.fixture
-def adyen(adyen_stand: Stand) -> Iterator[Stand]:
+def adyen(adyen_harness: Harness) -> Iterator[Harness]:
     """A service with Adyen's double. Afterwards all invariants hold."""
-    adyen_stand.relay.holds = False
-    yield adyen_stand
-    adyen_stand.check()
+    adyen_harness.relay.holds = False
+    yield adyen_harness
+    adyen_harness.check()

@@ -13,28 +13,28 @@ from typing import Any
 import pytest
 
 from config import ConfigurationError
+from conformance.doubles import adyen_wire as doubles
+from conformance.doubles.adyen import AdyenDouble
+from conformance.doubles.server import Answer, Double, Request
 from domain.money import exponent
 from gateways.adyen import AdyenGateway
 from gateways.adyen.gateway import KEY_LIFE, shopper_reference
 from gateways.base import (
-    Busy,
     ChangeRequest,
     Charge,
+    ChargeLookup,
     ChargeRequest,
     Decline,
-    LookUp,
     MethodInvalid,
-    NotDone,
+    NotExecuted,
+    OutcomeUnknown,
     Refund,
-    RefundLookUp,
+    RefundLookup,
     Refused,
+    RetryLater,
     SavedMethod,
     SignatureInvalid,
-    Unknown,
 )
-from tests.gateways.doubles import adyen_wire as doubles
-from tests.gateways.doubles.adyen import AdyenDouble
-from tests.gateways.doubles.server import Answer, Double, Request
 from tests.support.adyen import (
     HEADERS,
     KEY,
@@ -172,8 +172,8 @@ class TestAmounts:
     def test_an_amount_that_adyen_cannot_take_is_refused_before_it_is_asked(
         self, gateway: AdyenGateway, double: AdyenDouble, token: str
     ) -> None:
-        assert gateway.refuse_amount(1099, "EUR") is None
-        assert gateway.refuse_amount(1050, "CVE") is not None
+        assert gateway.unsupported_amount_reason(1099, "EUR") is None
+        assert gateway.unsupported_amount_reason(1050, "CVE") is not None
         with pytest.raises(Refused):
             gateway.charge(charge_request(token, amount=1050, currency="CVE"))
         assert double.requests == []
@@ -236,13 +236,13 @@ class TestMethods:
     @pytest.mark.parametrize(
         ("said", "raised"),
         [
-            (doubles.refusal(401, "000", "security"), NotDone),
-            (doubles.refusal(403, "901", "security"), NotDone),
+            (doubles.refusal(401, "000", "security"), NotExecuted),
+            (doubles.refusal(403, "901", "security"), NotExecuted),
             (doubles.refusal(422, "800", "validation"), MethodInvalid),
             (Answer(200, {}), MethodInvalid),
             (Answer(200, {"storedPaymentMethods": "x"}), MethodInvalid),
             (Answer(200, {"storedPaymentMethods": [3, {"id": "T", "type": "ach"}]}), MethodInvalid),
-            (Answer(500, {}), Unknown),
+            (Answer(500, {}), OutcomeUnknown),
         ],
     )
     def test_other_answers(
@@ -386,11 +386,14 @@ class TestCharges:
     @pytest.mark.parametrize(
         ("said", "raised"),
         [
-            (Answer(200, {}), Unknown),
-            (Answer(200, {"resultCode": 7}), Unknown),
-            (Answer(200, {"resultCode": "Authorised"}), Unknown),
-            (Answer(200, {"resultCode": "Authorised", "pspReference": ["P"]}), Unknown),
-            (Answer(200, {"resultCode": "Authorised", "pspReference": "P", "amount": {}}), Unknown),
+            (Answer(200, {}), OutcomeUnknown),
+            (Answer(200, {"resultCode": 7}), OutcomeUnknown),
+            (Answer(200, {"resultCode": "Authorised"}), OutcomeUnknown),
+            (Answer(200, {"resultCode": "Authorised", "pspReference": ["P"]}), OutcomeUnknown),
+            (
+                Answer(200, {"resultCode": "Authorised", "pspReference": "P", "amount": {}}),
+                OutcomeUnknown,
+            ),
             (
                 Answer(
                     200,
@@ -400,7 +403,7 @@ class TestCharges:
                         "amount": {"value": "1099", "currency": "EUR"},
                     },
                 ),
-                Unknown,
+                OutcomeUnknown,
             ),
             (
                 Answer(
@@ -411,40 +414,40 @@ class TestCharges:
                         "merchantReference": "payment-18-1099-sale",
                     },
                 ),
-                Unknown,
+                OutcomeUnknown,
             ),
-            (Answer(200, b"<html>"), Unknown),
-            (Answer(200, [1]), Unknown),
-            (Answer(302, b""), Unknown),
+            (Answer(200, b"<html>"), OutcomeUnknown),
+            (Answer(200, [1]), OutcomeUnknown),
+            (Answer(302, b""), OutcomeUnknown),
             (doubles.refusal(400, "702", "validation"), Refused),
             (doubles.refusal(422, "130", "validation"), Refused),
-            (doubles.refusal(422, "905", "configuration"), NotDone),
-            (doubles.refusal(422, "010", "security"), NotDone),
-            (doubles.refusal(422, "905", "internal"), Unknown),
-            (doubles.refusal(422, "704", "validation"), Unknown),
-            (doubles.refusal(409, "704", "validation"), Unknown),
-            (doubles.refusal(409, "000", "validation"), Unknown),
+            (doubles.refusal(422, "905", "configuration"), NotExecuted),
+            (doubles.refusal(422, "010", "security"), NotExecuted),
+            (doubles.refusal(422, "905", "internal"), OutcomeUnknown),
+            (doubles.refusal(422, "704", "validation"), OutcomeUnknown),
+            (doubles.refusal(409, "704", "validation"), OutcomeUnknown),
+            (doubles.refusal(409, "000", "validation"), OutcomeUnknown),
             (
                 replace(
                     doubles.refusal(422, "130", "validation"), headers={"Transient-Error": "true"}
                 ),
-                Unknown,
+                OutcomeUnknown,
             ),
-            (Answer(422, {}), Unknown),
-            (Answer(418, {"errorType": ["validation"]}), Unknown),
-            (doubles.refusal(401, "000", "security"), NotDone),
-            (doubles.refusal(403, "901", "security"), NotDone),
-            (doubles.refusal(404, "000", "validation"), NotDone),
-            (Answer(429, {}, {"Retry-After": "3"}), Busy),
-            (doubles.refusal(500, "905", "configuration"), Unknown),
-            (Answer(503, b""), Unknown),
+            (Answer(422, {}), OutcomeUnknown),
+            (Answer(418, {"errorType": ["validation"]}), OutcomeUnknown),
+            (doubles.refusal(401, "000", "security"), NotExecuted),
+            (doubles.refusal(403, "901", "security"), NotExecuted),
+            (doubles.refusal(404, "000", "validation"), NotExecuted),
+            (Answer(429, {}, {"Retry-After": "3"}), RetryLater),
+            (doubles.refusal(500, "905", "configuration"), OutcomeUnknown),
+            (Answer(503, b""), OutcomeUnknown),
         ],
     )
     def test_every_other_answer_is_not_done_or_unknown(
         self, answering: Answering, said: Answer, raised: type[Exception]
     ) -> None:
         built = answering(said)
-        with pytest.raises((NotDone, Unknown)) as failure:
+        with pytest.raises((NotExecuted, OutcomeUnknown)) as failure:
             built.charge(charge_request("T"))
         assert type(failure.value) is raised
 
@@ -459,7 +462,7 @@ class TestCharges:
         with socket.socket() as taken:
             taken.bind(("127.0.0.1", 0))  # bound, and nobody listens
             built = build(adyen_api_base=f"http://127.0.0.1:{taken.getsockname()[1]}")
-            with pytest.raises(Busy):
+            with pytest.raises(RetryLater):
                 built.charge(charge_request("T"))
             built._transport._client.close()
 
@@ -467,7 +470,7 @@ class TestCharges:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             base = f"http://127.0.0.1:{silent.getsockname()[1]}"
             built = build(0.2, adyen_api_base=base)
-            with pytest.raises(Unknown):
+            with pytest.raises(OutcomeUnknown):
                 built.charge(charge_request("T"))
             built._transport._client.close()
 
@@ -545,14 +548,14 @@ class TestRedirects:
     def test_an_answer_that_names_no_payment_completes_nothing(self, answering: Answering) -> None:
         answer = {"resultCode": "Authorised", "pspReference": "P"}
         built = answering(Answer(200, answer))
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             built.complete(change_request("complete", "R", returned={"redirectResult": "x"}))
 
     @pytest.mark.parametrize("returned", [{}, {"redirectResult": ""}, {"payload": "x"}])
     def test_without_a_result_nothing_can_be_completed(
         self, gateway: AdyenGateway, double: AdyenDouble, returned: dict[str, str]
     ) -> None:
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             gateway.complete(change_request("complete", "R", returned=returned))
         assert double.requests == []
 
@@ -560,14 +563,14 @@ class TestRedirects:
         self, gateway: AdyenGateway, request_: ChargeRequest
     ) -> None:
         waiting = gateway.charge(request_)
-        assert gateway.look_up(LookUp(request_, waiting.reference, NOW)) == waiting
+        assert gateway.look_up(ChargeLookup(request_, waiting.reference, NOW)) == waiting
 
     def test_a_waiting_charge_whose_repeat_is_refused_is_not_called_undone(
         self, gateway: AdyenGateway
     ) -> None:
         request = charge_request("GONE")
-        with pytest.raises(Unknown):
-            gateway.look_up(LookUp(request, "payment-17-1099-sale", NOW))
+        with pytest.raises(OutcomeUnknown):
+            gateway.look_up(ChargeLookup(request, "payment-17-1099-sale", NOW))
 
     def test_a_completion_without_an_answer_is_repeated(
         self, gateway: AdyenGateway, double: AdyenDouble, request_: ChargeRequest
@@ -575,7 +578,7 @@ class TestRedirects:
         waiting = gateway.charge(request_)
         double.approve(waiting.reference, yes=True)
         completion = self.completion(double, waiting.reference)
-        charge = gateway.look_up(LookUp(completion, waiting.reference, NOW))
+        charge = gateway.look_up(ChargeLookup(completion, waiting.reference, NOW))
         assert charge == gateway.complete(completion)
 
     def test_a_refused_completion_leaves_the_charge_unknown(
@@ -585,8 +588,8 @@ class TestRedirects:
         completion = change_request(
             "complete", waiting.reference, returned={"redirectResult": "made up"}
         )
-        with pytest.raises(Unknown):
-            gateway.look_up(LookUp(completion, waiting.reference, NOW))
+        with pytest.raises(OutcomeUnknown):
+            gateway.look_up(ChargeLookup(completion, waiting.reference, NOW))
 
     def test_a_waiting_charge_is_voided_by_our_reference(
         self, gateway: AdyenGateway, double: AdyenDouble, request_: ChargeRequest
@@ -603,9 +606,9 @@ class TestRedirects:
         self, gateway: AdyenGateway, request_: ChargeRequest
     ) -> None:
         waiting = gateway.charge(request_)
-        with pytest.raises(NotDone):
+        with pytest.raises(NotExecuted):
             gateway.capture(change_request("capture", waiting.reference))
-        with pytest.raises(NotDone):
+        with pytest.raises(NotExecuted):
             gateway.refund(refund_request(waiting.reference))
 
     def test_a_shopper_who_never_comes_back_is_told_of(
@@ -720,7 +723,7 @@ class TestChanges:
             refund_request("P") if operation == "refund" else change_request(operation, "P")
         )
         built = answering(Answer(201, body))
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             getattr(built, operation)(request)
 
     def test_a_refund_that_is_received_without_its_amount_is_unknown(
@@ -728,7 +731,7 @@ class TestChanges:
     ) -> None:
         body = {"status": "received", "pspReference": "M", "paymentPspReference": "P"}
         built = answering(Answer(201, body))
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             built.refund(refund_request("P"))
 
     def test_a_reference_stays_inside_of_its_path(
@@ -745,12 +748,12 @@ class TestLookUps:
     ) -> None:
         request = charge_request(token)
         first = gateway.charge(request)
-        assert gateway.look_up(LookUp(request, None, NOW)) == first
+        assert gateway.look_up(ChargeLookup(request, None, NOW)) == first
         assert len(double.books()) == 1
 
     def test_a_charge_that_was_refused_never_was(self, gateway: AdyenGateway) -> None:
         request = charge_request("GONE")
-        assert gateway.look_up(LookUp(request, None, NOW)) is None
+        assert gateway.look_up(ChargeLookup(request, None, NOW)) is None
 
     def test_a_charge_with_a_reference_cannot_be_read(
         self, gateway: AdyenGateway, double: AdyenDouble, token: str
@@ -758,20 +761,20 @@ class TestLookUps:
         request = charge_request(token)
         reference = gateway.charge(request).reference
         asked = len(double.requests)
-        with pytest.raises(Unknown):
-            gateway.look_up(LookUp(request, reference, NOW))
+        with pytest.raises(OutcomeUnknown):
+            gateway.look_up(ChargeLookup(request, reference, NOW))
         assert len(double.requests) == asked
 
     def test_nothing_is_repeated_once_the_key_may_be_forgotten(
         self, gateway: AdyenGateway, double: AdyenDouble, token: str
     ) -> None:
         capture = change_request("capture", "P")
-        with pytest.raises(Unknown):
-            gateway.look_up(LookUp(charge_request(token), None, AGES_AGO))
-        with pytest.raises(Unknown):
-            gateway.look_up(LookUp(capture, "P", AGES_AGO))
-        with pytest.raises(Unknown):
-            gateway.look_up_refund(RefundLookUp(refund_request("P"), None, AGES_AGO))
+        with pytest.raises(OutcomeUnknown):
+            gateway.look_up(ChargeLookup(charge_request(token), None, AGES_AGO))
+        with pytest.raises(OutcomeUnknown):
+            gateway.look_up(ChargeLookup(capture, "P", AGES_AGO))
+        with pytest.raises(OutcomeUnknown):
+            gateway.look_up_refund(RefundLookup(refund_request("P"), None, AGES_AGO))
         assert double.requests == []
         assert timedelta(days=6) < KEY_LIFE < timedelta(days=7)
 
@@ -783,11 +786,11 @@ class TestLookUps:
         request = change_request(operation, reference)
         first = getattr(gateway, operation)(request)
         told = len(double.sent)
-        assert gateway.look_up(LookUp(request, reference, NOW)) == first
+        assert gateway.look_up(ChargeLookup(request, reference, NOW)) == first
         assert len(double.sent) == told
         if operation == "capture":  # a void goes by our own reference, which Adyen may yet learn
             never = change_request(operation, "NO", key="another-key")
-            assert gateway.look_up(LookUp(never, "NO", NOW)) is None
+            assert gateway.look_up(ChargeLookup(never, "NO", NOW)) is None
 
     def test_a_refund_is_repeated_under_its_key(
         self, gateway: AdyenGateway, double: AdyenDouble, token: str
@@ -795,10 +798,10 @@ class TestLookUps:
         request = refund_request(gateway.charge(charge_request(token)).reference)
         first = gateway.refund(request)
         for reference in (None, first.reference):
-            assert gateway.look_up_refund(RefundLookUp(request, reference, NOW)) == first
+            assert gateway.look_up_refund(RefundLookup(request, reference, NOW)) == first
         assert only_entry(double).amount_refunded == 400
         never = refund_request("NO", key="another-key")
-        assert gateway.look_up_refund(RefundLookUp(never, None, NOW)) is None
+        assert gateway.look_up_refund(RefundLookup(never, None, NOW)) is None
 
     @pytest.mark.parametrize(
         "said",
@@ -808,12 +811,12 @@ class TestLookUps:
         self, answering: Answering, said: Answer
     ) -> None:
         built = answering(said)
-        with pytest.raises(Unknown):
-            built.look_up(LookUp(charge_request("T"), None, NOW))
-        with pytest.raises(Unknown):
-            built.look_up(LookUp(change_request("capture", "P"), "P", NOW))
-        with pytest.raises(Unknown):
-            built.look_up_refund(RefundLookUp(refund_request("P"), None, NOW))
+        with pytest.raises(OutcomeUnknown):
+            built.look_up(ChargeLookup(charge_request("T"), None, NOW))
+        with pytest.raises(OutcomeUnknown):
+            built.look_up(ChargeLookup(change_request("capture", "P"), "P", NOW))
+        with pytest.raises(OutcomeUnknown):
+            built.look_up_refund(RefundLookup(refund_request("P"), None, NOW))
 
 
 class TestSignatures:

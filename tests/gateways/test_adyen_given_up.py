@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from conformance.doubles.adyen import AdyenDouble
 from gateways.adyen import AdyenGateway
 from gateways.base import Charge, Decline, GatewayEvent, Refused
-from tests.gateways.doubles.adyen import AdyenDouble
 from tests.support.adyen import (
     KEY,
     OTHER_KEY,
@@ -143,5 +143,7 @@ def test_an_outcome_that_repeats_the_reference_of_our_void_names_its_key(
         success=done,
     )
     key = OTHER_KEY
-    assert (event.done_key, event.failed_key) == ((key, None) if done == "true" else (None, key))
+    assert (event.executed_key, event.failed_key) == (
+        (key, None) if done == "true" else (None, key)
+    )
     assert event.failed_operation is None

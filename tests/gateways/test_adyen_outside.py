@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from conformance.doubles.adyen import AdyenDouble
 from gateways.adyen import AdyenGateway
 from gateways.adyen.notifications import DISPUTES, MEANINGS
 from gateways.base import Charge, GatewayEvent, Refund
-from tests.gateways.doubles.adyen import AdyenDouble
 from tests.support.adyen import (
     HEADERS,
     build,
@@ -106,7 +106,7 @@ def test_a_capture_made_by_hand_is_told_with_what_was_captured(
     # How much was authorized only our own reference says.
     charged = 1099 if typed == OURS else None
     assert event.charge == Charge(authorized, "captured", charged, "EUR", amount_captured=600)
-    assert (event.reference, event.done_key) == (authorized, None)
+    assert (event.reference, event.executed_key) == (authorized, None)
 
 
 @pytest.mark.parametrize("typed", TYPED)

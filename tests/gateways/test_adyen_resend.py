@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from conformance.doubles.adyen import AdyenDouble
 from gateways.adyen import AdyenGateway
-from gateways.base import CannotTell, ChargeRequest, LookUp, RefundLookUp
-from tests.gateways.doubles.adyen import AdyenDouble
+from gateways.base import ChargeLookup, ChargeRequest, OutcomeNotShown, RefundLookup
 from tests.support.adyen import (
     KEY,
     NOW,
@@ -35,8 +35,8 @@ def gateway(double: AdyenDouble) -> Iterator[AdyenGateway]:
         yield built
 
 
-def too_late(request: Any, reference: str | None) -> LookUp:
-    return LookUp(request, reference, NOW, resend=False)
+def too_late(request: Any, reference: str | None) -> ChargeLookup:
+    return ChargeLookup(request, reference, NOW, resend=False)
 
 
 def lost(gateway: AdyenGateway, double: AdyenDouble) -> ChargeRequest:
@@ -44,24 +44,24 @@ def lost(gateway: AdyenGateway, double: AdyenDouble) -> ChargeRequest:
     return charge_request(double.store_card("good"))
 
 
-def of_a_charge(gateway: AdyenGateway, double: AdyenDouble) -> LookUp:
+def of_a_charge(gateway: AdyenGateway, double: AdyenDouble) -> ChargeLookup:
     return too_late(lost(gateway, double), None)
 
 
-def of_a_waiting_charge(gateway: AdyenGateway, double: AdyenDouble) -> LookUp:
+def of_a_waiting_charge(gateway: AdyenGateway, double: AdyenDouble) -> ChargeLookup:
     request = charge_request(double.store_card("action"))
     return too_late(request, gateway.charge(request).reference)
 
 
-def of_a_completion(gateway: AdyenGateway, double: AdyenDouble) -> LookUp:
+def of_a_completion(gateway: AdyenGateway, double: AdyenDouble) -> ChargeLookup:
     waiting = gateway.charge(charge_request(double.store_card("action"))).reference
     double.approve(waiting, yes=True)
     returned = double.returned(waiting)
     return too_late(change_request("complete", waiting, key=KEY, returned=returned), waiting)
 
 
-def of_a_change(operation: str) -> Callable[[AdyenGateway, AdyenDouble], LookUp]:
-    def query(gateway: AdyenGateway, double: AdyenDouble) -> LookUp:
+def of_a_change(operation: str) -> Callable[[AdyenGateway, AdyenDouble], ChargeLookup]:
+    def query(gateway: AdyenGateway, double: AdyenDouble) -> ChargeLookup:
         request = charge_request(double.store_card("good"), capture=False)
         reference = gateway.charge(request).reference
         return too_late(change_request(operation, reference), reference)
@@ -82,11 +82,11 @@ def of_a_change(operation: str) -> Callable[[AdyenGateway, AdyenDouble], LookUp]
 def test_nothing_is_sent_again_too_late(
     gateway: AdyenGateway,
     double: AdyenDouble,
-    query: Callable[[AdyenGateway, AdyenDouble], LookUp],
+    query: Callable[[AdyenGateway, AdyenDouble], ChargeLookup],
 ) -> None:
     asked = query(gateway, double)
     before, books = len(double.requests), double.books()
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         gateway.look_up(asked)
     assert len(double.requests) == before  # not even a technical cancel
     assert double.books() == books
@@ -99,8 +99,8 @@ def test_no_refund_is_sent_again_too_late(
     request = refund_request(gateway.charge(lost(gateway, double)).reference)
     reference = gateway.refund(request).reference if known else None
     before, books = len(double.requests), double.books()
-    with pytest.raises(CannotTell):
-        gateway.look_up_refund(RefundLookUp(request, reference, NOW, resend=False))
+    with pytest.raises(OutcomeNotShown):
+        gateway.look_up_refund(RefundLookup(request, reference, NOW, resend=False))
     assert len(double.requests) == before
     assert double.books() == books
 
@@ -109,7 +109,7 @@ def test_a_charge_that_arrives_late_all_the_same_is_told(
     gateway: AdyenGateway, double: AdyenDouble
 ) -> None:
     request = lost(gateway, double)
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         gateway.look_up(too_late(request, None))
     late = gateway.charge(request)  # the network had kept it
     event = last_event(gateway, double)
@@ -121,8 +121,8 @@ def test_a_refund_that_arrives_late_all_the_same_is_told_as_ours(
     gateway: AdyenGateway, double: AdyenDouble
 ) -> None:
     request = refund_request(gateway.charge(lost(gateway, double)).reference)
-    with pytest.raises(CannotTell):
-        gateway.look_up_refund(RefundLookUp(request, None, NOW, resend=False))
+    with pytest.raises(OutcomeNotShown):
+        gateway.look_up_refund(RefundLookup(request, None, NOW, resend=False))
     gateway.refund(request)
     refund = last_event(gateway, double).refund
     assert refund is not None

@@ -1,6 +1,6 @@
 """The contract, against Adyen and its double."""
 
-from tests.gateways.benches import AdyenBench
-from tests.gateways.suite import contract_of
+from conformance.targets import AdyenTarget
+from tests.gateways.pytest_contract import contract_of
 
-stand, test_contract = contract_of(lambda folder: AdyenBench())
+harness, test_contract = contract_of(lambda folder: AdyenTarget())

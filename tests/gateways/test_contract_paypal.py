@@ -1,6 +1,6 @@
 """The contract, against Paypal and its double."""
 
-from tests.gateways.benches import PaypalBench
-from tests.gateways.suite import contract_of
+from conformance.targets import PaypalTarget
+from tests.gateways.pytest_contract import contract_of
 
-stand, test_contract = contract_of(lambda folder: PaypalBench(folder))
+harness, test_contract = contract_of(lambda folder: PaypalTarget(folder))

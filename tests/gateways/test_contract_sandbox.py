@@ -1,6 +1,6 @@
 """The contract, against the sandbox gateway."""
 
-from tests.gateways.benches import SandboxBench
-from tests.gateways.suite import contract_of
+from conformance.targets import SandboxTarget
+from tests.gateways.pytest_contract import contract_of
 
-stand, test_contract = contract_of(lambda _: SandboxBench())
+harness, test_contract = contract_of(lambda _: SandboxTarget())

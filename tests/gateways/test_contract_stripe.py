@@ -1,6 +1,6 @@
 """The contract, against Stripe and its double."""
 
-from tests.gateways.benches import StripeBench
-from tests.gateways.suite import contract_of
+from conformance.targets import StripeTarget
+from tests.gateways.pytest_contract import contract_of
 
-stand, test_contract = contract_of(lambda folder: StripeBench())
+harness, test_contract = contract_of(lambda folder: StripeTarget())

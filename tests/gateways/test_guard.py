@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from gateways import guard as guards
-from gateways.base import Busy, CannotTell, NotDone, Refused, Unknown
+from gateways.base import NotExecuted, OutcomeNotShown, OutcomeUnknown, Refused, RetryLater
 from gateways.guard import ATTEMPTS, FAILURES, WAITING_PER_SLOT, GatewayGuard
 
 Make = Callable[..., GatewayGuard]
@@ -43,8 +43,8 @@ class Calls:
 
 def fail(guard: GatewayGuard, times: int, error: Exception | None = None) -> None:
     for _ in range(times):
-        with pytest.raises((Unknown, NotDone)):
-            guard.run(Calls(error or Unknown("no answer")))
+        with pytest.raises((OutcomeUnknown, NotExecuted)):
+            guard.run(Calls(error or OutcomeUnknown("no answer")))
 
 
 def test_a_call_gives_what_it_returns(make: Make) -> None:
@@ -52,19 +52,21 @@ def test_a_call_gives_what_it_returns(make: Make) -> None:
 
 
 def test_what_surely_was_not_done_is_repeated(make: Make) -> None:
-    call = Calls(Busy("refused"), Busy("HTTP 429", retry_after=0.0))
+    call = Calls(RetryLater("refused"), RetryLater("HTTP 429", retry_after=0.0))
     assert make().run(call) == "done"
     assert call.count == ATTEMPTS == 3
 
 
 def test_it_is_repeated_twice_at_most(make: Make) -> None:
-    call = Calls(*[Busy("HTTP 429")] * 4)
-    with pytest.raises(Busy):
+    call = Calls(*[RetryLater("HTTP 429")] * 4)
+    with pytest.raises(RetryLater):
         make().run(call)
     assert call.count == ATTEMPTS
 
 
-@pytest.mark.parametrize("error", [Unknown("HTTP 500"), Refused("no"), NotDone("HTTP 401")])
+@pytest.mark.parametrize(
+    "error", [OutcomeUnknown("HTTP 500"), Refused("no"), NotExecuted("HTTP 401")]
+)
 def test_nothing_else_is_repeated(make: Make, error: Exception) -> None:
     call = Calls(error)
     with pytest.raises(type(error)):
@@ -73,8 +75,8 @@ def test_nothing_else_is_repeated(make: Make, error: Exception) -> None:
 
 
 def test_a_repeat_that_would_come_too_late_is_not_made(make: Make) -> None:
-    call = Calls(Busy("HTTP 429", retry_after=2.0))
-    with pytest.raises(Busy):
+    call = Calls(RetryLater("HTTP 429", retry_after=2.0))
+    with pytest.raises(RetryLater):
         make().run(call, seconds=1.0)
     assert call.count == 1
 
@@ -82,7 +84,7 @@ def test_a_repeat_that_would_come_too_late_is_not_made(make: Make) -> None:
 def test_a_call_that_does_not_end_in_time_is_unknown(make: Make) -> None:
     release = threading.Event()
     try:
-        with pytest.raises(Unknown, match="in time"):
+        with pytest.raises(OutcomeUnknown, match="in time"):
             make(timeout=0.05).run(lambda: release.wait(30))
     finally:
         release.set()
@@ -90,7 +92,7 @@ def test_a_call_that_does_not_end_in_time_is_unknown(make: Make) -> None:
 
 def test_without_any_time_left_nothing_is_asked(make: Make) -> None:
     call = Calls()
-    with pytest.raises(NotDone):
+    with pytest.raises(NotExecuted):
         make().run(call, seconds=-1.0)
     assert call.count == 0
 
@@ -110,7 +112,7 @@ def test_who_finds_all_slots_taken_is_told_that_nothing_was_done(make: Make) -> 
         for _ in threads:
             assert started.acquire(timeout=10)
         call = Calls()
-        with pytest.raises(NotDone, match="ended in time"):
+        with pytest.raises(NotExecuted, match="ended in time"):
             guard.run(call, seconds=0.05)
         assert call.count == 0
     finally:
@@ -133,7 +135,7 @@ def test_no_more_than_a_few_wait_for_a_slot(make: Make) -> None:
         while not refused.is_set():  # ends with the first that finds no place
             try:
                 guard.run(call, seconds=0.01)
-            except NotDone as error:
+            except NotExecuted as error:
                 if "too many" in str(error):
                     refused.set()
         assert call.count == 0
@@ -147,9 +149,9 @@ def test_no_more_than_a_few_wait_for_a_slot(make: Make) -> None:
 def test_a_call_that_nobody_waits_for_any_more_still_holds_its_slot(make: Make) -> None:
     guard, release = make(concurrency=1), threading.Event()
     try:
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             guard.run(lambda: release.wait(30), seconds=0.05)
-        with pytest.raises(NotDone, match="ended in time"):
+        with pytest.raises(NotExecuted, match="ended in time"):
             guard.run(Calls(), seconds=0.05)
     finally:
         release.set()
@@ -159,7 +161,7 @@ def test_a_gateway_that_fails_again_and_again_is_left_alone(make: Make) -> None:
     guard = make()
     fail(guard, FAILURES)
     call = Calls()
-    with pytest.raises(NotDone, match="circuit breaker"):
+    with pytest.raises(NotExecuted, match="circuit breaker"):
         guard.run(call)
     assert call.count == 0
 
@@ -172,7 +174,9 @@ def test_a_single_answer_between_failures_keeps_the_circuit_closed(make: Make) -
     assert guard.run(Calls()) == "done"
 
 
-@pytest.mark.parametrize("error", [Refused("no"), CannotTell("not in the books"), NotDone("401")])
+@pytest.mark.parametrize(
+    "error", [Refused("no"), OutcomeNotShown("not in the books"), NotExecuted("401")]
+)
 def test_a_gateway_that_answers_is_well_whatever_it_says(make: Make, error: Exception) -> None:
     guard = make()
     fail(guard, FAILURES + 1, error)
@@ -217,7 +221,7 @@ def test_after_its_pause_only_one_call_at_a_time_finds_out(
     try:
         assert started.wait(10)
         call = Calls()
-        with pytest.raises(NotDone, match="circuit breaker"):
+        with pytest.raises(NotExecuted, match="circuit breaker"):
             guard.run(call)
         assert call.count == 0
     finally:
@@ -226,7 +230,9 @@ def test_after_its_pause_only_one_call_at_a_time_finds_out(
     assert guard.run(Calls()) == "done"
 
 
-@pytest.mark.parametrize("error", [CannotTell("not in the books"), Refused("too many decimals")])
+@pytest.mark.parametrize(
+    "error", [OutcomeNotShown("not in the books"), Refused("too many decimals")]
+)
 def test_what_may_not_even_have_been_asked_does_not_hide_failures(
     make: Make, error: Exception
 ) -> None:
@@ -234,5 +240,5 @@ def test_what_may_not_even_have_been_asked_does_not_hide_failures(
     fail(guard, FAILURES - 1)
     fail(guard, 1, error)
     fail(guard, 1)
-    with pytest.raises(NotDone, match="circuit breaker"):
+    with pytest.raises(NotExecuted, match="circuit breaker"):
         guard.run(Calls())

@@ -13,7 +13,7 @@ from gateways.base import Gateway
 from gateways.registry import Gateways
 from gateways.routing import read_routes
 from gateways.sandbox import SandboxGateway
-from services.reconcile import LookupRules
+from services.lookups import LookupRules
 from workers.roles import Resources, roles
 
 TABLE = """

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 
 from gateways import base
-from gateways.base import Charge, ListedCharge, LookUp, RefundLookUp
+from gateways.base import Charge, ChargeLookup, ListedCharge, RefundLookup
 from gateways.sandbox import SandboxGateway
 from tests.support.sandbox import (
     change_request,
@@ -221,7 +221,7 @@ def test_what_changes_between_two_pages_is_listed_as_it_is_then(
 
 def test_a_cursor_of_somebody_elses_is_refused(lone: SandboxGateway) -> None:
     for cursor in ("", "ch_1", "yesterday ch_1", "\0"):
-        with pytest.raises(base.NotDone):
+        with pytest.raises(base.NotExecuted):
             lone.list_charges(None, cursor)
 
 
@@ -279,7 +279,7 @@ def test_no_page_needs_more_than_an_index_to_be_found(
 def test_a_look_up_shows_all_refunds_whoever_made_them(lone: SandboxGateway, resend: bool) -> None:
     request = charge_request()
     charge = lone.charge(request)
-    query = LookUp(request, charge.reference, NOW, resend)
+    query = ChargeLookup(request, charge.reference, NOW, resend)
     found = lone.look_up(query)
     assert found is not None
     assert found.refunds == ()
@@ -299,16 +299,16 @@ def test_a_look_up_moves_no_money_and_keeps_a_late_original_from_doing_so(
     charge, capture = charge_request(), change_request("capture", held)
     refund = refund_request(paid, 400)
     before = shown(lone)
-    assert lone.look_up(LookUp(charge, None, NOW, resend)) is None
-    assert lone.look_up(LookUp(capture, held.reference, NOW, resend)) is None
-    assert lone.look_up_refund(RefundLookUp(refund, None, NOW, resend)) is None
+    assert lone.look_up(ChargeLookup(charge, None, NOW, resend)) is None
+    assert lone.look_up(ChargeLookup(capture, held.reference, NOW, resend)) is None
+    assert lone.look_up_refund(RefundLookup(refund, None, NOW, resend)) is None
     late: list[Callable[[], object]] = [
         lambda: lone.charge(charge),
         lambda: lone.capture(capture),
         lambda: lone.refund(refund),
     ]
     for original in late:
-        with pytest.raises(base.NotDone):
+        with pytest.raises(base.NotExecuted):
             original()
     assert shown(lone) == before
 
@@ -323,11 +323,11 @@ def test_what_was_done_is_found_after_its_key_was_forgotten(
     other = refund_request(charge, 100, refund_id=6)
     sql(lone_engine, "DELETE FROM sandbox.requests")
     for _ in range(2):
-        found = lone.look_up(LookUp(request, None, NOW, resend=False))
+        found = lone.look_up(ChargeLookup(request, None, NOW, resend=False))
         assert found is not None
         assert found.reference == charge.reference
-        assert lone.look_up_refund(RefundLookUp(refund, None, NOW, resend=False)) == made
-    assert lone.look_up_refund(RefundLookUp(other, None, NOW, resend=False)) is None
+        assert lone.look_up_refund(RefundLookup(refund, None, NOW, resend=False)) == made
+    assert lone.look_up_refund(RefundLookup(other, None, NOW, resend=False)) is None
 
 
 def test_a_key_that_is_repeated_gets_the_refund_that_it_made(lone: SandboxGateway) -> None:

@@ -114,7 +114,7 @@ def test_time_and_a_person_who_close_a_dispute_at_once_close_it_once(
             start.wait(30)
             try:
                 lone.dashboard.close_dispute(charge.reference, won=False)
-            except base.NotDone:
+            except base.NotExecuted:
                 return 0
             return 1
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from gateways.base import GatewayEvent, LookUp, NotDone
+from gateways.base import ChargeLookup, GatewayEvent, NotExecuted
 from gateways.sandbox import SandboxGateway
 from tests.support.sandbox import (
     charge_request,
@@ -82,7 +82,7 @@ def test_a_refund_without_an_amount_is_of_all_that_is_left(lone: SandboxGateway)
     lone.dashboard.refund(charge.reference, 250)
     assert lone.dashboard.refund(charge.reference).amount == 350
     assert entry(lone)["amount_refunded"] == 1000
-    with pytest.raises(NotDone):
+    with pytest.raises(NotExecuted):
         lone.dashboard.refund(charge.reference)
 
 
@@ -146,7 +146,7 @@ def test_a_dispute_is_opened_and_closed(
     assert lone.tick() == 0
     closed = lone.dashboard.close_dispute(charge.reference, won=won)
     assert (closed.reference, closed.status) == (dispute.reference, status)
-    with pytest.raises(NotDone):
+    with pytest.raises(NotExecuted):
         lone.dashboard.close_dispute(charge.reference, won=not won)
     opened, over = news(lone, lone_engine)
     assert (opened.type, opened.dispute) == ("dispute.opened", dispute)
@@ -196,7 +196,7 @@ def test_what_cannot_be_done_changes_nothing(
     outcome, capture, act = IMPOSSIBLE[what]
     charge = make(lone, f"tok_{outcome}", capture=capture)
     before = entry(lone), told(lone_engine)
-    with pytest.raises(NotDone):
+    with pytest.raises(NotExecuted):
         act(lone, charge.reference)
     assert (entry(lone), told(lone_engine)) == before
 
@@ -224,7 +224,7 @@ def test_a_repeat_of_an_older_charge_does_not_use_the_decline_up(lone: SandboxGa
     lone.charge(request)
     lone.dashboard.decline_next()
     assert lone.charge(request).status == "captured"
-    assert lone.look_up(LookUp(request, None, datetime.now(timezone.utc))) is not None
+    assert lone.look_up(ChargeLookup(request, None, datetime.now(timezone.utc))) is not None
     assert make(lone).status == "declined"
 
 

@@ -19,38 +19,38 @@ import sqlalchemy as sa
 
 import auth
 from config import load_settings
+from conformance import harness as stands
+from conformance.doubles.paypal import PaypalDouble
+from conformance.doubles.server import BookEntry, Double
+from conformance.doubles.stripe import CARDS, Card, StripeDouble, decode
+from conformance.fault_proxy import Exchange, FaultProxy
+from conformance.harness import MANAGES, Harness, ok
+from conformance.target import Method, Target
+from conformance.targets import PaypalTarget, StripeTarget
 from gateways.sandbox import SandboxGateway
-from routers.route import GATEWAY_THREADS
-from services import comparison
-from tests.gateways import stand as stands
-from tests.gateways.bench import Bench, Method
-from tests.gateways.benches import PaypalBench, StripeBench
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.gateways.doubles.server import BookEntry, Double
-from tests.gateways.doubles.stripe import CARDS, Card, StripeDouble, decode
-from tests.gateways.proxy import Exchange, FaultProxy
-from tests.gateways.stand import MANAGES, Stand, ok
+from services import reconciliation
 from tests.processes import Service, copy_sources, wait_for
+from web.route import GATEWAY_THREADS
 
 SHOP = "https://shop.example/back?basket=7"
 CHARGE = "/v1/payment_intents"
 ORDERS = "/v2/checkout/orders"
 
 
-def double_of(stand: Stand) -> Double:
-    assert isinstance(stand.bench, StripeBench | PaypalBench)
-    return stand.bench.double
+def double_of(harness: Harness) -> Double:
+    assert isinstance(harness.target, StripeTarget | PaypalTarget)
+    return harness.target.double
 
 
-def sql(stand: Stand, query: str, **values: Any) -> list[dict[str, Any]]:
-    with stand.engine.begin() as connection:
+def sql(harness: Harness, query: str, **values: Any) -> list[dict[str, Any]]:
+    with harness.engine.begin() as connection:
         result = connection.execute(sa.text(query), values)
         return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
 
-def look_up_now(stand: Stand, payment_id: int) -> None:
+def schedule_lookup_now(harness: Harness, payment_id: int) -> None:
     """Let the reconciler ask at once, whenever it would have asked."""
-    sql(stand, "UPDATE payments SET check_at = now(), checks = 0 WHERE id = :id", id=payment_id)
+    sql(harness, "UPDATE payments SET check_at = now(), checks = 0 WHERE id = :id", id=payment_id)
 
 
 def confirm(
@@ -62,11 +62,11 @@ def confirm(
     return answer
 
 
-def waiting(stand: Stand, **body: Any) -> tuple[httpx.Client, dict[str, Any]]:
+def waiting(harness: Harness, **body: Any) -> tuple[httpx.Client, dict[str, Any]]:
     """A shopper, and their payment that waits for them."""
-    client = stand.shopper()
-    stand.save(client, "action")
-    payment = ok(stand.pay(client, stand.place(client), **{"return_url": SHOP, **body}), 201)
+    client = harness.shopper()
+    harness.save(client, "action")
+    payment = ok(harness.pay(client, harness.place(client), **{"return_url": SHOP, **body}), 201)
     assert payment["status"] == "requires_action"
     return client, payment
 
@@ -74,10 +74,10 @@ def waiting(stand: Stand, **body: Any) -> tuple[httpx.Client, dict[str, Any]]:
 # The shopper is back ----------------------------------------------------------------------------
 
 
-def test_nobody_confirms_somebody_elses_payment(paypal: Stand) -> None:
+def test_nobody_confirms_somebody_elses_payment(paypal: Harness) -> None:
     _, payment = waiting(paypal)
     paypal.relay.holds = True
-    paypal.bench.approve(payment["gateway_reference"], yes=True)
+    paypal.target.approve(payment["gateway_reference"], yes=True)
     asked = len(paypal.proxy.log)
     problem = ok(confirm(paypal.shopper(), payment), 404)
     assert problem["code"] == "not_found"
@@ -88,7 +88,7 @@ def test_nobody_confirms_somebody_elses_payment(paypal: Stand) -> None:
 
 
 @pytest.mark.parametrize("returned", [{}, {"returned": {"payment_intent": "pi_of_another"}}])
-def test_a_settled_payment_is_confirmed_as_it_is(stripe: Stand, returned: dict[str, Any]) -> None:
+def test_a_settled_payment_is_confirmed_as_it_is(stripe: Harness, returned: dict[str, Any]) -> None:
     for client, payment in (stripe.paid(), stripe.authorized()):
         events = stripe.events(payment["order_id"])
         asked = len(stripe.proxy.log)
@@ -98,7 +98,7 @@ def test_a_settled_payment_is_confirmed_as_it_is(stripe: Stand, returned: dict[s
         assert len(stripe.proxy.log) == asked, "there is nothing to ask"
 
 
-def test_a_declined_payment_is_confirmed_as_it_is(stripe: Stand) -> None:
+def test_a_declined_payment_is_confirmed_as_it_is(stripe: Harness) -> None:
     client = stripe.shopper()
     stripe.save(client, "declined")
     problem = ok(stripe.pay(client, stripe.place(client)), 402)
@@ -106,10 +106,10 @@ def test_a_declined_payment_is_confirmed_as_it_is(stripe: Stand) -> None:
     assert (seen["status"], seen["failure"]["code"]) == ("failed", "payment_declined")
 
 
-def test_a_confirmation_with_an_idempotency_key_is_answered_the_same_again(paypal: Stand) -> None:
+def test_a_confirmation_with_an_idempotency_key_is_answered_the_same_again(paypal: Harness) -> None:
     client, payment = waiting(paypal)
     paypal.relay.holds = True
-    paypal.bench.approve(payment["gateway_reference"], yes=True)
+    paypal.target.approve(payment["gateway_reference"], yes=True)
     key = f"confirm-{payment['id']}"
     first = confirm(client, payment, key)
     assert ok(first, 200)["status"] == "captured"
@@ -119,7 +119,7 @@ def test_a_confirmation_with_an_idempotency_key_is_answered_the_same_again(paypa
     assert again.headers["Idempotent-Replayed"] == "true"
 
 
-def test_a_key_of_one_confirmation_is_not_for_another(stripe: Stand) -> None:
+def test_a_key_of_one_confirmation_is_not_for_another(stripe: Harness) -> None:
     client, payment = stripe.paid()
     key = f"confirm-{payment['id']}"
     ok(confirm(client, payment, key), 200)
@@ -140,7 +140,7 @@ def test_a_key_of_one_confirmation_is_not_for_another(stripe: Stand) -> None:
     ],
 )
 def test_a_confirmation_with_what_it_does_not_know_is_400(
-    stripe: Stand, body: dict[str, Any], field: str
+    stripe: Harness, body: dict[str, Any], field: str
 ) -> None:
     client, payment = waiting(stripe)
     problem = ok(confirm(client, payment, **body), 400)
@@ -149,7 +149,7 @@ def test_a_confirmation_with_what_it_does_not_know_is_400(
     assert stripe.payment(payment["id"])["status"] == "requires_action"
 
 
-def test_a_payment_that_the_gateway_has_not_heard_of_is_confirmed_as_open(stripe: Stand) -> None:
+def test_a_payment_that_the_gateway_has_not_heard_of_is_confirmed_as_open(stripe: Harness) -> None:
     client = stripe.shopper()
     stripe.save(client)
     stripe.arm("drop_before", "charge", times=1000)
@@ -162,25 +162,25 @@ def test_a_payment_that_the_gateway_has_not_heard_of_is_confirmed_as_open(stripe
 
 @pytest.mark.parametrize("kind", ["drop_before", "status_after"])
 def test_while_the_outcome_of_the_completion_is_unknown_a_confirmation_is_202(
-    paypal: Stand, kind: str
+    paypal: Harness, kind: str
 ) -> None:
     client, payment = waiting(paypal)
     paypal.relay.holds = True
-    paypal.bench.approve(payment["gateway_reference"], yes=True)
+    paypal.target.approve(payment["gateway_reference"], yes=True)
     paypal.arm(kind, "complete", times=1000)
     for _ in range(2):
         assert ok(confirm(client, payment), 202)["status"] == "pending"
     assert paypal.order(payment["order_id"])["status"] == "pending"
     paypal.proxy.disarm()
-    look_up_now(paypal, payment["id"])
+    schedule_lookup_now(paypal, payment["id"])
     paypal.agree(paypal.becomes(payment["id"], "captured"))
     assert ok(confirm(client, payment), 200)["status"] == "captured"
 
 
-def test_an_approved_payment_is_captured_by_the_confirmation_itself(paypal: Stand) -> None:
+def test_an_approved_payment_is_captured_by_the_confirmation_itself(paypal: Harness) -> None:
     client, payment = waiting(paypal)
     paypal.relay.holds = True
-    paypal.bench.approve(payment["gateway_reference"], yes=True)
+    paypal.target.approve(payment["gateway_reference"], yes=True)
     confirmed = ok(confirm(client, payment), 200)
     assert (confirmed["status"], confirmed["amount_captured"]) == ("captured", 1099)
     assert confirmed["next_action"] is None
@@ -188,7 +188,7 @@ def test_an_approved_payment_is_captured_by_the_confirmation_itself(paypal: Stan
     paypal.agree(confirmed)
 
 
-def test_a_confirmation_before_the_shopper_has_acted_changes_nothing(paypal: Stand) -> None:
+def test_a_confirmation_before_the_shopper_has_acted_changes_nothing(paypal: Harness) -> None:
     client, payment = waiting(paypal)
     confirmed = ok(confirm(client, payment), 200)
     assert (confirmed["status"], confirmed["next_action"]) == (
@@ -201,19 +201,19 @@ def test_a_confirmation_before_the_shopper_has_acted_changes_nothing(paypal: Sta
 # What the gateway is sent -----------------------------------------------------------------------
 
 
-def last_sent(stand: Stand, path: str) -> Exchange:
-    return [one for one in stand.proxy.log if one.method == "POST" and one.path == path][-1]
+def last_sent(harness: Harness, path: str) -> Exchange:
+    return [one for one in harness.proxy.log if one.method == "POST" and one.path == path][-1]
 
 
-def sent_to_stripe(stand: Stand, payment: dict[str, Any]) -> dict[str, Any]:
+def sent_to_stripe(harness: Harness, payment: dict[str, Any]) -> dict[str, Any]:
     """The charge of this payment as Stripe was asked for it."""
-    fields = decode(last_sent(stand, CHARGE).body.decode())
+    fields = decode(last_sent(harness, CHARGE).body.decode())
     assert fields["metadata"]["payment_id"] == str(payment["id"])
     return fields
 
 
 def test_a_shopper_who_pays_lands_on_the_services_own_page(
-    stripe: Stand, caplog: pytest.LogCaptureFixture
+    stripe: Harness, caplog: pytest.LogCaptureFixture
 ) -> None:
     _, payment = stripe.paid()
     fields = sent_to_stripe(stripe, payment)
@@ -237,13 +237,13 @@ def test_a_shopper_who_pays_lands_on_the_services_own_page(
     assert page.content == httpx.get(fields["return_url"], trust_env=False).content
 
 
-def test_a_shopper_who_pays_lands_where_the_storefront_says(stripe: Stand) -> None:
+def test_a_shopper_who_pays_lands_where_the_storefront_says(stripe: Harness) -> None:
     _, payment = stripe.paid(return_url=SHOP)
     fields = sent_to_stripe(stripe, payment)
     assert (fields["return_url"], "off_session" in fields) == (SHOP, False)
 
 
-def test_a_store_that_pays_for_a_shopper_does_so_without_them(stripe: Stand) -> None:
+def test_a_store_that_pays_for_a_shopper_does_so_without_them(stripe: Harness) -> None:
     client = stripe.shopper()
     stripe.save(client)
     payment = ok(stripe.pay(stripe.manager, stripe.place(client)), 201)
@@ -253,7 +253,7 @@ def test_a_store_that_pays_for_a_shopper_does_so_without_them(stripe: Stand) -> 
     assert "return_url" not in fields
 
 
-def test_a_store_that_says_where_to_return_pays_with_the_shopper_there(stripe: Stand) -> None:
+def test_a_store_that_says_where_to_return_pays_with_the_shopper_there(stripe: Harness) -> None:
     client = stripe.shopper()
     stripe.save(client, "action")
     payment = ok(stripe.pay(stripe.manager, stripe.place(client), return_url=SHOP), 201)
@@ -262,7 +262,7 @@ def test_a_store_that_says_where_to_return_pays_with_the_shopper_there(stripe: S
     assert (fields["return_url"], "off_session" in fields) == (SHOP, False)
 
 
-def test_a_manager_who_pays_their_own_order_is_there(stripe: Stand) -> None:
+def test_a_manager_who_pays_their_own_order_is_there(stripe: Harness) -> None:
     boss = stripe.client("boss", MANAGES)
     stripe.save(boss)
     fields = sent_to_stripe(stripe, ok(stripe.pay(boss, stripe.place(boss)), 201))
@@ -270,7 +270,7 @@ def test_a_manager_who_pays_their_own_order_is_there(stripe: Stand) -> None:
     assert "off_session" not in fields
 
 
-def test_a_repeat_by_the_reconciler_says_the_same_about_the_shopper(stripe: Stand) -> None:
+def test_a_repeat_by_the_reconciler_says_the_same_about_the_shopper(stripe: Harness) -> None:
     client = stripe.shopper()
     stripe.save(client)
     stripe.arm("drop_before", "charge")
@@ -284,7 +284,7 @@ def test_a_repeat_by_the_reconciler_says_the_same_about_the_shopper(stripe: Stan
     assert decode(again.body.decode())["off_session"] == "true"
 
 
-def test_paypal_is_sent_where_the_payer_returns_to_unless_nobody_is_there(paypal: Stand) -> None:
+def test_paypal_is_sent_where_the_payer_returns_to_unless_nobody_is_there(paypal: Harness) -> None:
     def sent(body: dict[str, Any], payer: httpx.Client | None = None) -> Any:
         client = paypal.shopper()
         paypal.save(client)
@@ -330,16 +330,16 @@ class Acme(SandboxGateway):
     capabilities = replace(SandboxGateway.capabilities, lists_charges=False)
 
 
-class TwoBenches(Bench):
+class TwoBenches(Target):
     """Stripe as in any stand, and PayPal behind a proxy of its own. Nobody reconciles."""
 
     name = "stripe and paypal"
     gateway = f"stripe,paypal,sandbox,{__name__}:Acme"
     key_header = "Idempotency-Key"
-    steps = StripeBench.steps
+    steps = StripeTarget.steps
 
     def __init__(self, folder: Path) -> None:
-        self.stripe, self.paypal = StripeBench(), PaypalBench(folder)
+        self.stripe, self.paypal = StripeTarget(), PaypalTarget(folder)
         self._routes = folder / "routes.toml"
         self._routes.write_text(ROUTES)
 
@@ -389,44 +389,44 @@ def both_stand(
     two_benches: TwoBenches,
     make_database: Callable[[], str],
     tmp_path_factory: pytest.TempPathFactory,
-) -> Iterator[Stand]:
+) -> Iterator[Harness]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stands, "GATEWAY_TIMEOUT", STRICT_TIMEOUT)
-        with Stand(two_benches, make_database(), tmp_path_factory.mktemp("data")) as stand:
-            yield stand
+        with Harness(two_benches, make_database(), tmp_path_factory.mktemp("data")) as harness:
+            yield harness
 
 
 @pytest.fixture
-def both(both_stand: Stand, two_benches: TwoBenches) -> Iterator[Stand]:
+def both(both_stand: Harness, two_benches: TwoBenches) -> Iterator[Harness]:
     """A service with Stripe, PayPal, and two gateways inside it. Afterwards all invariants hold."""
     yield both_stand
     two_benches.paypal_proxy.disarm()
     both_stand.check()
 
 
-def all_agree(stand: Stand) -> None:
+def all_agree(harness: Harness) -> None:
     """Whatever is open is settled, and both sets of books show the same."""
-    report = comparison.reconcile(stand.engine, stand.app.state.lookup_rules)
+    report = reconciliation.reconcile(harness.engine, harness.app.state.lookup_rules)
     assert (report["still_open"], report["needs_review"]) == (0, 0)
-    for payment in sql(stand, "SELECT * FROM payments WHERE gateway IN ('stripe', 'paypal')"):
-        stand.agree(payment)
+    for payment in sql(harness, "SELECT * FROM payments WHERE gateway IN ('stripe', 'paypal')"):
+        harness.agree(payment)
 
 
-def paypal_order(stand: Stand, bench: TwoBenches) -> tuple[httpx.Client, str]:
+def paypal_order(harness: Harness, target: TwoBenches) -> tuple[httpx.Client, str]:
     """Somebody new with an order, and with PayPal to pay it; and the path to do so."""
-    client = stand.shopper()
-    ok(stand.post(client, "/payment-methods", **bench.paypal.method("good")), 201)
-    return client, f"/orders/{stand.place(client)['id']}/payments"
+    client = harness.shopper()
+    ok(harness.post(client, "/payment-methods", **target.paypal.method("good")), 201)
+    return client, f"/orders/{harness.place(client)['id']}/payments"
 
 
-def at_work(stand: Stand) -> int:
+def at_work(harness: Harness) -> int:
     """How many payments through PayPal have been begun."""
-    (row,) = sql(stand, "SELECT count(*) AS number FROM payments WHERE gateway = 'paypal'")
+    (row,) = sql(harness, "SELECT count(*) AS number FROM payments WHERE gateway = 'paypal'")
     return int(row["number"])
 
 
 def test_while_paypal_stalls_a_payment_through_stripe_succeeds(
-    both: Stand, two_benches: TwoBenches
+    both: Harness, two_benches: TwoBenches
 ) -> None:
     payer = both.shopper()
     both.save(payer)
@@ -475,7 +475,7 @@ def test_while_paypal_stalls_a_payment_through_stripe_succeeds(
 
 
 def test_when_paypal_fails_ten_times_in_a_row_it_is_left_alone_and_stripe_still_works(
-    both: Stand, two_benches: TwoBenches, caplog: pytest.LogCaptureFixture
+    both: Harness, two_benches: TwoBenches, caplog: pytest.LogCaptureFixture
 ) -> None:
     proxy = two_benches.paypal_proxy
     client, path = paypal_order(both, two_benches)
@@ -540,7 +540,7 @@ FRENCH = {"iban": "FR14 2004 1010 0505 0001 3M02 606", "account_holder": "Alice"
     ],
 )
 def test_a_method_goes_to_the_gateway_that_is_named_or_else_to_that_of_its_route(
-    both: Stand, body: dict[str, Any], expected: str
+    both: Harness, body: dict[str, Any], expected: str
 ) -> None:
     client = both.shopper()
     method = ok(both.post(client, "/payment-methods", **body), 201)
@@ -558,7 +558,7 @@ def test_a_method_goes_to_the_gateway_that_is_named_or_else_to_that_of_its_route
     ],
 )
 def test_a_method_that_no_gateway_can_be_chosen_for_is_400(
-    both: Stand, changes: dict[str, Any], field: str
+    both: Harness, changes: dict[str, Any], field: str
 ) -> None:
     client = both.shopper()
     body = {"payment_type": "card", "details": CARD, **changes}
@@ -570,8 +570,8 @@ def test_a_method_that_no_gateway_can_be_chosen_for_is_400(
 # Declines ---------------------------------------------------------------------------------------
 
 
-def failure_of(stand: Stand, payment_id: int) -> dict[str, Any]:
-    (row,) = sql(stand, "SELECT failure FROM payments WHERE id = :id", id=payment_id)
+def failure_of(harness: Harness, payment_id: int) -> dict[str, Any]:
+    (row,) = sql(harness, "SELECT failure FROM payments WHERE id = :id", id=payment_id)
     failure: dict[str, Any] = row["failure"]
     return failure
 
@@ -586,12 +586,12 @@ def failure_of(stand: Stand, payment_id: int) -> dict[str, Any]:
     ],
 )
 def test_what_a_gateway_calls_a_decline_is_kept_for_the_store_and_never_shown(
-    stripe: Stand, caplog: pytest.LogCaptureFixture, raw: str, ours: str, retryable: bool
+    stripe: Harness, caplog: pytest.LogCaptureFixture, raw: str, ours: str, retryable: bool
 ) -> None:
     double = double_of(stripe)
     assert isinstance(double, StripeDouble)
     client = stripe.shopper()
-    body = stripe.bench.method("good")
+    body = stripe.target.method("good")
     with double.lock:
         double.cards[body["details"]["token"]] = Card(
             CARDS["good"].number, decline=("card_declined", raw)
@@ -629,7 +629,7 @@ def test_what_a_gateway_calls_a_decline_is_kept_for_the_store_and_never_shown(
     ("token", "retryable"), [("tok_processing_error", True), ("tok_generic_decline", False)]
 )
 def test_whether_the_sandbox_is_worth_another_try_is_told(
-    both: Stand, token: str, retryable: bool
+    both: Harness, token: str, retryable: bool
 ) -> None:
     client = both.shopper()
     body: dict[str, Any] = {"gateway": "sandbox", "details": {"token": token}}
@@ -795,7 +795,7 @@ def _is(alice: Shopper, payment_id: int, status: str) -> bool:
 
 
 def test_a_capture_after_the_honor_period_renews_the_authorization_and_captures_once(
-    paypal: Stand,
+    paypal: Harness,
 ) -> None:
     double = double_of(paypal)
     assert isinstance(double, PaypalDouble)
@@ -819,7 +819,7 @@ def test_a_capture_after_the_honor_period_renews_the_authorization_and_captures_
     assert paypal.order(payment["order_id"])["status"] == "paid"
 
 
-def test_a_capture_within_the_honor_period_does_not_renew(paypal: Stand) -> None:
+def test_a_capture_within_the_honor_period_does_not_renew(paypal: Harness) -> None:
     double = double_of(paypal)
     assert isinstance(double, PaypalDouble)
     _, payment = paypal.authorized(2000)
@@ -830,12 +830,14 @@ def test_a_capture_within_the_honor_period_does_not_renew(paypal: Stand) -> None
     paypal.agree(captured)
 
 
-def test_an_authorization_that_has_expired_is_voided_and_its_order_canceled(paypal: Stand) -> None:
+def test_an_authorization_that_has_expired_is_voided_and_its_order_canceled(
+    paypal: Harness,
+) -> None:
     double = double_of(paypal)
     assert isinstance(double, PaypalDouble)
     _, payment = paypal.authorized(2000)
     double.pass_days(30)
-    look_up_now(paypal, payment["id"])
+    schedule_lookup_now(paypal, payment["id"])
     voided = paypal.becomes(payment["id"], "voided")
     assert paypal.order(payment["order_id"])["status"] == "canceled"
     assert not voided["needs_review"]
@@ -845,7 +847,7 @@ def test_an_authorization_that_has_expired_is_voided_and_its_order_canceled(payp
     assert ok(answer, 409)["code"] == "invalid_status_transition"
 
 
-def test_a_capture_of_an_authorization_that_has_expired_voids_it(paypal: Stand) -> None:
+def test_a_capture_of_an_authorization_that_has_expired_voids_it(paypal: Harness) -> None:
     double = double_of(paypal)
     assert isinstance(double, PaypalDouble)
     _, payment = paypal.authorized(2000)
@@ -860,7 +862,7 @@ def test_a_capture_of_an_authorization_that_has_expired_voids_it(paypal: Stand) 
 # Cards ------------------------------------------------------------------------------------------
 
 
-def test_a_card_at_stripe_is_changed_by_its_user(stripe: Stand) -> None:
+def test_a_card_at_stripe_is_changed_by_its_user(stripe: Harness) -> None:
     client = stripe.shopper()
     method = stripe.save(client)
     changes = {"exp_month": 5, "exp_year": 2042, "cardholder_name": "Alice Example"}
@@ -873,11 +875,11 @@ def test_a_card_at_stripe_is_changed_by_its_user(stripe: Stand) -> None:
 
 
 @pytest.mark.parametrize("token", ["the same", "a new one"])
-def test_a_card_at_stripe_that_was_removed_is_saved_again(stripe: Stand, token: str) -> None:
+def test_a_card_at_stripe_that_was_removed_is_saved_again(stripe: Harness, token: str) -> None:
     client = stripe.shopper()
-    body = stripe.bench.method("good")
+    body = stripe.target.method("good")
     first = ok(stripe.post(client, "/payment-methods", **body), 201)
-    again = body if token == "the same" else stripe.bench.method("good")
+    again = body if token == "the same" else stripe.target.method("good")
     taken = ok(stripe.post(client, "/payment-methods", **again), 409)
     assert taken["payment_method_id"] == first["id"]
     assert client.delete(f"/payment-methods/{first['id']}").status_code == 204

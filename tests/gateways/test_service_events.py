@@ -12,47 +12,47 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from tests.gateways.benches import PaypalBench, StripeBench
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.gateways.doubles.stripe import StripeDouble
-from tests.gateways.proxy import Delivery
-from tests.gateways.stand import Stand, ok, together
+from conformance.doubles.paypal import PaypalDouble
+from conformance.doubles.stripe import StripeDouble
+from conformance.fault_proxy import Delivery
+from conformance.harness import Harness, ok, together
+from conformance.targets import PaypalTarget, StripeTarget
 
 # What looking up changes, and the time.
 VOLATILE = ("check_at", "checks", "asked_at", "updated_at", "review_reason", "review_state")
 
 
-def stripe_double(stand: Stand) -> StripeDouble:
-    assert isinstance(stand.bench, StripeBench)
-    assert isinstance(stand.bench.double, StripeDouble)
-    return stand.bench.double
+def stripe_double(harness: Harness) -> StripeDouble:
+    assert isinstance(harness.target, StripeTarget)
+    assert isinstance(harness.target.double, StripeDouble)
+    return harness.target.double
 
 
-def paypal_double(stand: Stand) -> PaypalDouble:
-    assert isinstance(stand.bench, PaypalBench)
-    assert isinstance(stand.bench.double, PaypalDouble)
-    return stand.bench.double
+def paypal_double(harness: Harness) -> PaypalDouble:
+    assert isinstance(harness.target, PaypalTarget)
+    assert isinstance(harness.target.double, PaypalDouble)
+    return harness.target.double
 
 
-def sql(stand: Stand, query: str, **values: Any) -> list[dict[str, Any]]:
-    with stand.engine.begin() as connection:
+def sql(harness: Harness, query: str, **values: Any) -> list[dict[str, Any]]:
+    with harness.engine.begin() as connection:
         result = connection.execute(sa.text(query), values)
         return [dict(row) for row in result.mappings()] if result.returns_rows else []
 
 
-def books(stand: Stand, payment: dict[str, Any]) -> dict[str, Any]:
+def books(harness: Harness, payment: dict[str, Any]) -> dict[str, Any]:
     """All that we know of a payment: its row, its order, its history, its refunds, disputes."""
-    row = sql(stand, "SELECT * FROM payments WHERE id = :id", id=payment["id"])[0]
+    row = sql(harness, "SELECT * FROM payments WHERE id = :id", id=payment["id"])[0]
     return {
         "payment": {name: value for name, value in row.items() if name not in VOLATILE},
-        "order": stand.order(payment["order_id"])["status"],
-        "events": stand.events(payment["order_id"]),
-        "refunds": sql(stand, "SELECT * FROM refunds WHERE payment_id = :id", id=payment["id"]),
-        "disputes": sql(stand, "SELECT * FROM disputes WHERE payment_id = :id", id=payment["id"]),
+        "order": harness.order(payment["order_id"])["status"],
+        "events": harness.events(payment["order_id"]),
+        "refunds": sql(harness, "SELECT * FROM refunds WHERE payment_id = :id", id=payment["id"]),
+        "disputes": sql(harness, "SELECT * FROM disputes WHERE payment_id = :id", id=payment["id"]),
     }
 
 
-def tell_stripe(stand: Stand, kind: str, found: dict[str, Any]) -> Delivery:
+def tell_stripe(harness: Harness, kind: str, found: dict[str, Any]) -> Delivery:
     """An event of Stripe's, signed as the double signs."""
     event = {
         "id": f"evt_{secrets.token_hex(12)}",
@@ -60,48 +60,48 @@ def tell_stripe(stand: Stand, kind: str, found: dict[str, Any]) -> Delivery:
         "type": kind,
         "data": {"object": found},
     }
-    return Delivery(*stand.bench.forge({"Content-Type": "application/json"}, encode(event)))
+    return Delivery(*harness.target.forge({"Content-Type": "application/json"}, encode(event)))
 
 
-def tell_paypal(stand: Stand, kind: str, resource: dict[str, Any]) -> Delivery:
+def tell_paypal(harness: Harness, kind: str, resource: dict[str, Any]) -> Delivery:
     event = {
         "id": f"WH-{secrets.token_hex(12)}",
         "event_version": "1.0",
         "event_type": kind,
         "resource": resource,
     }
-    return Delivery(*stand.bench.forge({}, encode(event)))
+    return Delivery(*harness.target.forge({}, encode(event)))
 
 
 def encode(event: dict[str, Any]) -> bytes:
     return json.dumps(event).encode()
 
 
-def taken(stand: Stand, delivery: Delivery) -> None:
-    answer = stand.relay.post(delivery)
+def taken(harness: Harness, delivery: Delivery) -> None:
+    answer = harness.relay.post(delivery)
     assert answer.status_code == 200, answer.text
 
 
-def sent(stand: Stand, kind: str, *words: str) -> Delivery:
+def sent(harness: Harness, kind: str, *words: str) -> Delivery:
     """The newest webhook of this type with all of these words in it, once the gateway sent it."""
     marks = [f'"{kind}"', *words]
 
     def look() -> Delivery | None:
         found = [
-            one for one in stand.relay.deliveries if all(w.encode() in one.body for w in marks)
+            one for one in harness.relay.deliveries if all(w.encode() in one.body for w in marks)
         ]
         return found[-1] if found else None
 
-    return stand.until(look, f"{kind} is sent")
+    return harness.until(look, f"{kind} is sent")
 
 
 # Methods ----------------------------------------------------------------------------------------
 
 
-def save(stand: Stand, client: httpx.Client, kind: str = "good") -> tuple[dict[str, Any], str]:
+def save(harness: Harness, client: httpx.Client, kind: str = "good") -> tuple[dict[str, Any], str]:
     """A saved method, and the gateway's token of it."""
-    body = stand.bench.method(kind)  # type: ignore[arg-type]
-    method = ok(stand.post(client, "/payment-methods", **body), 201)
+    body = harness.target.method(kind)  # type: ignore[arg-type]
+    method = ok(harness.post(client, "/payment-methods", **body), 201)
     return method, body["details"]["token"]
 
 
@@ -110,22 +110,22 @@ def shown(client: httpx.Client, method: dict[str, Any]) -> dict[str, Any] | None
     return None if answer.status_code == 404 else dict(ok(answer, 200))
 
 
-def method_events(stand: Stand, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def method_events(harness: Harness, method: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """What was told of a method after it was created, and by whom."""
     rows = sql(
-        stand,
+        harness,
         "SELECT type, actor, data FROM events WHERE type LIKE 'payment_method.%'"
         " AND type <> 'payment_method.created' AND (data->>'id')::bigint = :id ORDER BY id",
         id=method["id"],
     )
-    assert all(row["actor"] == {"type": "gateway", "id": stand.gateway} for row in rows)
+    assert all(row["actor"] == {"type": "gateway", "id": harness.gateway} for row in rows)
     return [(row["type"], row["data"]) for row in rows]
 
 
 NEW_CARD = {"brand": "mastercard", "last4": "0077", "exp_month": 3, "exp_year": 2041}
 
 
-def test_a_card_that_the_bank_replaced_is_shown_as_the_new_one(stripe: Stand) -> None:
+def test_a_card_that_the_bank_replaced_is_shown_as_the_new_one(stripe: Harness) -> None:
     client = stripe.shopper()
     method, token = save(stripe, client)
     stripe_double(stripe).replace_card(token, **NEW_CARD)
@@ -139,7 +139,7 @@ def test_a_card_that_the_bank_replaced_is_shown_as_the_new_one(stripe: Stand) ->
     assert told["details"] == after["details"]
 
 
-def test_an_older_change_of_a_card_that_is_told_again_changes_nothing(stripe: Stand) -> None:
+def test_an_older_change_of_a_card_that_is_told_again_changes_nothing(stripe: Harness) -> None:
     client = stripe.shopper()
     method, token = save(stripe, client)
     double = stripe_double(stripe)
@@ -155,7 +155,7 @@ def test_an_older_change_of_a_card_that_is_told_again_changes_nothing(stripe: St
     assert len(method_events(stripe, method)) == 2
 
 
-def test_a_change_that_changes_nothing_is_not_told(stripe: Stand) -> None:
+def test_a_change_that_changes_nothing_is_not_told(stripe: Harness) -> None:
     client = stripe.shopper()
     method, token = save(stripe, client)
     double = stripe_double(stripe)
@@ -165,7 +165,7 @@ def test_a_change_that_changes_nothing_is_not_told(stripe: Stand) -> None:
     assert method_events(stripe, method) == []
 
 
-def test_a_detached_card_is_gone_and_another_one_becomes_the_default(stripe: Stand) -> None:
+def test_a_detached_card_is_gone_and_another_one_becomes_the_default(stripe: Harness) -> None:
     client = stripe.shopper()
     first, token = save(stripe, client)
     second, _ = save(stripe, client, "good_too")
@@ -183,7 +183,7 @@ def test_a_detached_card_is_gone_and_another_one_becomes_the_default(stripe: Sta
     assert ok(stripe.pay(client, order), 201)["payment_method_id"] == second["id"]
 
 
-def test_a_detached_card_that_is_not_the_default_leaves_the_default(stripe: Stand) -> None:
+def test_a_detached_card_that_is_not_the_default_leaves_the_default(stripe: Harness) -> None:
     client = stripe.shopper()
     first, _ = save(stripe, client)
     second, token = save(stripe, client, "good_too")
@@ -194,7 +194,7 @@ def test_a_detached_card_that_is_not_the_default_leaves_the_default(stripe: Stan
     assert method_events(stripe, first) == []
 
 
-def test_a_method_event_is_about_the_methods_of_its_own_gateway_only(stripe: Stand) -> None:
+def test_a_method_event_is_about_the_methods_of_its_own_gateway_only(stripe: Harness) -> None:
     client = stripe.shopper()
     method, token = save(stripe, client)
     sql(
@@ -211,7 +211,7 @@ def test_a_method_event_is_about_the_methods_of_its_own_gateway_only(stripe: Sta
 @pytest.mark.parametrize(
     "kind", ["payment_method.detached", "payment_method.automatically_updated"]
 )
-def test_a_card_that_nobody_saved_here_changes_nothing(stripe: Stand, kind: str) -> None:
+def test_a_card_that_nobody_saved_here_changes_nothing(stripe: Harness, kind: str) -> None:
     client = stripe.shopper()
     method, _ = save(stripe, client)
     before = shown(client, method)
@@ -223,7 +223,7 @@ def test_a_card_that_nobody_saved_here_changes_nothing(stripe: Stand, kind: str)
     assert shown(client, method) == before
 
 
-def test_a_vault_token_that_the_payer_deleted_is_gone(paypal: Stand) -> None:
+def test_a_vault_token_that_the_payer_deleted_is_gone(paypal: Harness) -> None:
     client = paypal.shopper()
     method, token = save(paypal, client)
     other, _ = save(paypal, client, "good_too")
@@ -240,18 +240,18 @@ def test_a_vault_token_that_the_payer_deleted_is_gone(paypal: Stand) -> None:
 
 
 def reviewed_and_nothing_else(
-    stand: Stand, payment: dict[str, Any], before: dict[str, Any]
+    harness: Harness, payment: dict[str, Any], before: dict[str, Any]
 ) -> dict[str, Any]:
     """Waits for the review; it is told once, and everything else is as before."""
-    stand.until(lambda: stand.payment(payment["id"])["needs_review"], "a person is asked")
-    after = books(stand, payment)
+    harness.until(lambda: harness.payment(payment["id"])["needs_review"], "a person is asked")
+    after = books(harness, payment)
     assert after["payment"] == {**before["payment"], "needs_review": True}
     assert after["events"] == [*before["events"], "payment.needs_review"]
     assert (after["order"], after["refunds"]) == (before["order"], before["refunds"])
     return after
 
 
-def test_a_refund_in_stripes_dashboard_is_in_our_books_once(stripe: Stand) -> None:
+def test_a_refund_in_stripes_dashboard_is_in_our_books_once(stripe: Harness) -> None:
     _, payment = stripe.paid(1000)
     refund = stripe_double(stripe).refund_outside(payment["gateway_reference"], 300)
     for kind in ("refund.created", "charge.refunded"):
@@ -270,7 +270,7 @@ def test_a_refund_in_stripes_dashboard_is_in_our_books_once(stripe: Stand) -> No
     assert (after["amount_refunded"], after["needs_review"]) == (0, False)
 
 
-def test_our_own_refund_is_not_for_a_person(stripe: Stand) -> None:
+def test_our_own_refund_is_not_for_a_person(stripe: Harness) -> None:
     _, payment = stripe.paid(1000)
     answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=300)
     refund = stripe.refund_settled(payment["id"], answer.json()["id"])
@@ -282,7 +282,7 @@ def test_our_own_refund_is_not_for_a_person(stripe: Stand) -> None:
 
 
 @pytest.mark.parametrize("how", ["by hand", "reversed"])
-def test_money_that_went_back_at_paypal_makes_us_read_the_order(paypal: Stand, how: str) -> None:
+def test_money_that_went_back_at_paypal_makes_us_read_the_order(paypal: Harness, how: str) -> None:
     paypal.relay.holds = True
     _, payment = paypal.paid(1000)
     reference, double = payment["gateway_reference"], paypal_double(paypal)
@@ -305,8 +305,8 @@ def test_money_that_went_back_at_paypal_makes_us_read_the_order(paypal: Stand, h
 # Charges that are not ours ----------------------------------------------------------------------
 
 
-def intent_of(stand: Stand, payment: dict[str, Any]) -> dict[str, Any]:
-    double = stripe_double(stand)
+def intent_of(harness: Harness, payment: dict[str, Any]) -> dict[str, Any]:
+    double = stripe_double(harness)
     with double.lock:
         found: dict[str, Any] = json.loads(json.dumps(double.intents[payment["gateway_reference"]]))
     return found
@@ -319,7 +319,7 @@ def succeeded(intent: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("state", ["authorized", "captured"])
 def test_a_second_charge_of_a_payment_is_for_a_person_and_never_applied(
-    stripe: Stand, state: str
+    stripe: Harness, state: str
 ) -> None:
     _, payment = stripe.authorized(1000) if state == "authorized" else stripe.paid(1000)
     before = books(stripe, payment)
@@ -347,7 +347,7 @@ def capture_of_order(payment: dict[str, Any], key: str) -> dict[str, Any]:
     }
 
 
-def test_an_order_that_only_an_event_of_paypals_knows_changes_nothing(paypal: Stand) -> None:
+def test_an_order_that_only_an_event_of_paypals_knows_changes_nothing(paypal: Harness) -> None:
     _, payment = paypal.authorized(1000)
     before = books(paypal, payment)
     capture = capture_of_order(payment, before["payment"]["gateway_key"])
@@ -358,7 +358,7 @@ def test_an_order_that_only_an_event_of_paypals_knows_changes_nothing(paypal: St
 
 @pytest.mark.parametrize("kind", ["COMPLETED", "DECLINED", "REFUNDED"])
 def test_what_another_system_captured_at_paypal_under_our_id_changes_nothing(
-    paypal: Stand, kind: str
+    paypal: Harness, kind: str
 ) -> None:
     _, payment = paypal.authorized(1000)
     before = books(paypal, payment)
@@ -438,7 +438,7 @@ def of_another_system(intent: dict[str, Any], payment: dict[str, Any]) -> dict[s
 @pytest.mark.parametrize("state", ["authorized", "captured"])
 @pytest.mark.parametrize(("kind", "make"), FOREIGN, ids=[kind for kind, _ in FOREIGN])
 def test_what_another_system_charged_under_our_id_changes_nothing(
-    stripe: Stand, kind: str, make: Callable[[dict[str, Any]], dict[str, Any]], state: str
+    stripe: Harness, kind: str, make: Callable[[dict[str, Any]], dict[str, Any]], state: str
 ) -> None:
     _, payment = stripe.authorized(1000) if state == "authorized" else stripe.paid(1000)
     before = books(stripe, payment)
@@ -448,7 +448,7 @@ def test_what_another_system_charged_under_our_id_changes_nothing(
 
 
 def test_what_another_system_charged_under_the_id_of_an_open_payment_changes_nothing(
-    stripe: Stand,
+    stripe: Harness,
 ) -> None:
     _, model = stripe.paid()
     (payment,) = open_payments(stripe, 1)
@@ -469,9 +469,9 @@ def test_what_another_system_charged_under_the_id_of_an_open_payment_changes_not
     assert (believed, refused) == ([], [])
 
 
-def order_of_another_system(stand: Stand, payment: dict[str, Any]) -> str:
+def order_of_another_system(harness: Harness, payment: dict[str, Any]) -> str:
     """An order at PayPal that a system made which shares the account and has our id, too."""
-    double = paypal_double(stand)
+    double = paypal_double(harness)
     with double.lock:
         double.access_tokens.add("another-systems-token")
     body = {
@@ -505,17 +505,17 @@ def order_of_another_system(stand: Stand, payment: dict[str, Any]) -> str:
 
 
 def test_what_the_payer_of_another_system_approved_under_our_id_pays_nothing_of_ours(
-    paypal: Stand,
+    paypal: Harness,
 ) -> None:
     client = paypal.shopper()
-    save_by_email = paypal.bench.method("action")
+    save_by_email = paypal.target.method("action")
     ok(paypal.post(client, "/payment-methods", **save_by_email), 201)
     payment = ok(paypal.pay(client, paypal.place(client)), 201)
     assert payment["status"] == "requires_action"
     before = books(paypal, payment)
     theirs = order_of_another_system(paypal, payment)
     paypal.relay.holds = True
-    paypal.bench.approve(theirs, yes=True)
+    paypal.target.approve(theirs, yes=True)
     taken(paypal, sent(paypal, "CHECKOUT.ORDER.APPROVED", theirs))
     assert books(paypal, payment) == before
     # Nor is the reconciler led to their order, whenever it asks.
@@ -536,17 +536,17 @@ def test_what_the_payer_of_another_system_approved_under_our_id_pays_nothing_of_
 # Nothing ----------------------------------------------------------------------------------------
 
 
-def open_payments(stand: Stand, count: int) -> list[dict[str, Any]]:
+def open_payments(harness: Harness, count: int) -> list[dict[str, Any]]:
     """Payments that the gateway never heard of, and that have no reference yet.
 
     No repeat of them reaches the gateway either, until the faults are disarmed.
     """
     payments = []
-    stand.arm("drop_before", "charge", times=1000)
+    harness.arm("drop_before", "charge", times=1000)
     for _ in range(count):
-        client = stand.shopper()
-        stand.save(client)
-        payment = ok(stand.pay(client, stand.place(client)), 202)
+        client = harness.shopper()
+        harness.save(client)
+        payment = ok(harness.pay(client, harness.place(client)), 202)
         assert (payment["status"], payment["gateway_reference"]) == ("pending", None)
         payments.append(payment)
     return payments
@@ -587,7 +587,7 @@ NOTHING_OF_STRIPE: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_an_event_about_nothing_of_ours_changes_no_open_payment_of_stripe(stripe: Stand) -> None:
+def test_an_event_about_nothing_of_ours_changes_no_open_payment_of_stripe(stripe: Harness) -> None:
     payments = open_payments(stripe, 2)
     before = [books(stripe, payment) for payment in payments]
     for kind, found in NOTHING_OF_STRIPE:
@@ -622,7 +622,7 @@ NOTHING_OF_PAYPAL: list[tuple[str, dict[str, Any]]] = [
 ]
 
 
-def test_an_event_about_nothing_of_ours_changes_no_open_payment_of_paypal(paypal: Stand) -> None:
+def test_an_event_about_nothing_of_ours_changes_no_open_payment_of_paypal(paypal: Harness) -> None:
     payments = open_payments(paypal, 2)
     before = [books(paypal, payment) for payment in payments]
     for kind, resource in NOTHING_OF_PAYPAL:
@@ -635,7 +635,7 @@ def test_an_event_about_nothing_of_ours_changes_no_open_payment_of_paypal(paypal
 
 
 def test_an_event_about_what_nobody_knows_is_sent_again_while_a_payment_has_no_reference_yet(
-    paypal: Stand,
+    paypal: Harness,
 ) -> None:
     (payment,) = open_payments(paypal, 1)
     before = books(paypal, payment)

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.gateways.proxy import Delivery
-from tests.gateways.stand import Stand, ok
+from conformance.fault_proxy import Delivery
+from conformance.harness import Harness, ok
 from tests.support.paypal import with_same_sum
 
 SHOP = "https://shop.example/back"
@@ -21,14 +21,14 @@ def forged(genuine: Delivery, kind: str, resource: Mapping[str, Any]) -> Deliver
     return Delivery(genuine.headers, with_same_sum(genuine.body, event))
 
 
-def genuine_event(stand: Stand, payment: Mapping[str, Any]) -> Delivery:
+def genuine_event(harness: Harness, payment: Mapping[str, Any]) -> Delivery:
     reference = payment["gateway_reference"]
-    return stand.until(lambda: stand.relay.about(reference), "PayPal tells of it")[0]
+    return harness.until(lambda: harness.relay.about(reference), "PayPal tells of it")[0]
 
 
-def about(stand: Stand, payment: Mapping[str, Any], **said: Any) -> dict[str, Any]:
+def about(harness: Harness, payment: Mapping[str, Any], **said: Any) -> dict[str, Any]:
     """A resource that names a payment of ours, and says this of it."""
-    with stand.engine.begin() as connection:
+    with harness.engine.begin() as connection:
         key = connection.scalar(
             sa.text("SELECT gateway_key FROM payments WHERE id = :id"), {"id": payment["id"]}
         )
@@ -37,13 +37,13 @@ def about(stand: Stand, payment: Mapping[str, Any], **said: Any) -> dict[str, An
     return {"id": "FORGED", **unit, "supplementary_data": related, "purchase_units": [unit], **said}
 
 
-def take_and_read(stand: Stand, delivery: Delivery, payment: Mapping[str, Any]) -> None:
+def take_and_read(harness: Harness, delivery: Delivery, payment: Mapping[str, Any]) -> None:
     """The event is taken, and its order has been read because of it."""
-    asked = len(stand.proxy.log)
-    ok(stand.relay.post(delivery), 200)
+    asked = len(harness.proxy.log)
+    ok(harness.relay.post(delivery), 200)
     path = f"/v2/checkout/orders/{payment['gateway_reference']}"
-    stand.until(
-        lambda: any(one.path == path for one in stand.proxy.log[asked:]), "the order is read"
+    harness.until(
+        lambda: any(one.path == path for one in harness.proxy.log[asked:]), "the order is read"
     )
 
 
@@ -56,7 +56,7 @@ def take_and_read(stand: Stand, delivery: Delivery, payment: Mapping[str, Any]) 
         ("PAYMENT.CAPTURE.REFUNDED", "COMPLETED"),
     ],
 )
-def test_a_forged_event_moves_no_authorization(paypal: Stand, kind: str, status: str) -> None:
+def test_a_forged_event_moves_no_authorization(paypal: Harness, kind: str, status: str) -> None:
     paypal.relay.holds = True
     _, payment = paypal.authorized(1000)
     money = {"currency_code": "USD", "value": "10.00"}
@@ -68,7 +68,7 @@ def test_a_forged_event_moves_no_authorization(paypal: Stand, kind: str, status:
     paypal.agree(payment)
 
 
-def test_a_forged_approval_completes_nothing(paypal: Stand) -> None:
+def test_a_forged_approval_completes_nothing(paypal: Harness) -> None:
     paypal.relay.holds = True
     _, other = paypal.authorized(1000)
     client = paypal.shopper()

@@ -17,33 +17,41 @@ import sqlalchemy as sa
 
 import crud
 import database
+from conformance.doubles.adyen import AdyenDouble
+from conformance.fault_proxy import Delivery
+from conformance.harness import Harness, ok
+from conformance.targets import AdyenTarget
 from database import phase
-from gateways.base import Busy, Charge, ChargeRequest, NotDone, Refund, RefundRequest, Unknown
-from services import reconcile
-from tests.gateways.benches import AdyenBench
-from tests.gateways.doubles.adyen import AdyenDouble
-from tests.gateways.proxy import Delivery
-from tests.gateways.stand import Stand, ok
+from gateways.base import (
+    Charge,
+    ChargeRequest,
+    NotExecuted,
+    OutcomeUnknown,
+    Refund,
+    RefundRequest,
+    RetryLater,
+)
+from services import lookups
 
 
 @pytest.fixture
-def stripe(stripe_stand: Stand) -> Iterator[Stand]:
+def stripe(stripe_harness: Harness) -> Iterator[Harness]:
     """A service with Stripe's double, whose webhooks get lost. Afterwards all invariants hold."""
-    stripe_stand.relay.holds = True
-    yield stripe_stand
-    stripe_stand.check()
+    stripe_harness.relay.holds = True
+    yield stripe_harness
+    stripe_harness.check()
 
 
-def sql(stand: Stand, query: str, **values: Any) -> list[Any]:
-    with stand.engine.begin() as connection:
+def sql(harness: Harness, query: str, **values: Any) -> list[Any]:
+    with harness.engine.begin() as connection:
         result = connection.execute(sa.text(query), values)
         return list(result.all()) if result.returns_rows else []
 
 
-def order_with_card(stand: Stand) -> tuple[httpx.Client, dict[str, Any]]:
-    client = stand.shopper()
-    stand.save(client)
-    return client, stand.place(client)
+def order_with_card(harness: Harness) -> tuple[httpx.Client, dict[str, Any]]:
+    client = harness.shopper()
+    harness.save(client)
+    return client, harness.place(client)
 
 
 class Overtaken:
@@ -58,7 +66,7 @@ class Overtaken:
         if not self.first_asked.is_set():
             self.first_asked.set()
             assert self.second_is_done.wait(20)
-            raise NotDone("not reached")
+            raise NotExecuted("not reached")
         answer = self.real(request)
         self.second_is_done.set()
         assert self.first_has_ended.wait(20)
@@ -66,7 +74,7 @@ class Overtaken:
 
 
 def test_a_charge_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
-    stripe: Stand, monkeypatch: pytest.MonkeyPatch
+    stripe: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     client, order = order_with_card(stripe)
     gateway = stripe.app.state.gateways.get("stripe")
@@ -81,7 +89,7 @@ def test_a_charge_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
 
 
 def test_a_refund_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
-    stripe: Stand, monkeypatch: pytest.MonkeyPatch
+    stripe: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, payment = stripe.paid(1000)
     gateway = stripe.app.state.gateways.get("stripe")
@@ -95,7 +103,7 @@ def test_a_refund_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
 
 
 def test_a_capture_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
-    stripe: Stand, monkeypatch: pytest.MonkeyPatch
+    stripe: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, payment = stripe.authorized()
     gateway = stripe.app.state.gateways.get("stripe")
@@ -107,7 +115,7 @@ def test_a_capture_that_a_look_up_has_sent_meanwhile_is_not_told_as_not_done(
     stripe.agree(stripe.becomes(payment["id"], "captured"))
 
 
-def test_a_stale_look_up_asks_nothing(stripe: Stand) -> None:
+def test_a_stale_look_up_asks_nothing(stripe: Harness) -> None:
     """Its batch took long; by now the payment is failed, and to ask would be to charge."""
     client, order = order_with_card(stripe)
     stripe.arm("status_before", "charge", status=429, times=3)
@@ -120,18 +128,18 @@ def test_a_stale_look_up_asks_nothing(stripe: Stand) -> None:
             row = crud.require_payment(session, payment_id, None)
         asked = len(stripe.proxy.log)
         stale: Any = SimpleNamespace(**{**row._mapping, "status": "pending"})  # as it was read once
-        reconcile.look_up_payment(session, stripe.app.state.lookup_rules, stale)
+        lookups.look_up_payment(session, stripe.app.state.lookup_rules, stale)
     assert len(stripe.proxy.log) == asked
     assert stripe.payment(payment_id) == payment
 
 
-def test_a_payment_that_was_given_up_is_never_asked_for_again(stripe: Stand) -> None:
+def test_a_payment_that_was_given_up_is_never_asked_for_again(stripe: Harness) -> None:
     """An event may let us look it up; without a reference that would send the charge once more."""
     client, order = order_with_card(stripe)
     gateway = stripe.app.state.gateways.get("stripe")
 
     def not_reached(request: ChargeRequest) -> Charge:
-        raise Busy("refused")
+        raise RetryLater("refused")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gateway, "charge", not_reached)
@@ -145,18 +153,18 @@ def test_a_payment_that_was_given_up_is_never_asked_for_again(stripe: Stand) -> 
     assert stripe.payment(payment_id)["needs_review"] is False
 
 
-def looked_up(stand: Stand, table: str, row_id: int) -> None:
+def looked_up(harness: Harness, table: str, row_id: int) -> None:
     """Wait until a look-up has found that there is nothing more to learn."""
     query = f"SELECT check_at FROM {table} WHERE id = :id"
-    stand.until(lambda: sql(stand, query, id=row_id)[0][0] is None, "it is looked up")
+    harness.until(lambda: sql(harness, query, id=row_id)[0][0] is None, "it is looked up")
 
 
-def test_a_refund_that_was_given_up_is_never_asked_for_again(stripe: Stand) -> None:
+def test_a_refund_that_was_given_up_is_never_asked_for_again(stripe: Harness) -> None:
     _, payment = stripe.paid(1000)
     gateway = stripe.app.state.gateways.get("stripe")
 
     def not_reached(request: RefundRequest) -> Refund:
-        raise Busy("refused")
+        raise RetryLater("refused")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gateway, "refund", not_reached)
@@ -170,7 +178,7 @@ def test_a_refund_that_was_given_up_is_never_asked_for_again(stripe: Stand) -> N
     assert stripe.payment(payment["id"])["needs_review"] is False
 
 
-def test_a_capture_that_answers_another_amount_stays_open_for_a_person(stripe: Stand) -> None:
+def test_a_capture_that_answers_another_amount_stays_open_for_a_person(stripe: Harness) -> None:
     _, payment = stripe.authorized(1000)
     stripe.arm(
         "replace_after", "capture", old=b'"amount_received": 1000', new=b'"amount_received": 900'
@@ -204,10 +212,10 @@ def test_a_capture_that_answers_another_amount_stays_open_for_a_person(stripe: S
     ids=["id", "type", "reference", "amount"],
 )
 def test_a_signed_webhook_with_what_no_database_holds_is_400(
-    stripe: Stand, changes: dict[str, Any]
+    stripe: Harness, changes: dict[str, Any]
 ) -> None:
     event = {"id": "evt_1", "object": "event", "type": "charge.dispute.created"} | changes
-    delivery = Delivery(*stripe.bench.forge({}, json.dumps(event).encode()))
+    delivery = Delivery(*stripe.target.forge({}, json.dumps(event).encode()))
     answer = stripe.relay.post(delivery)
     assert answer.status_code == 400, answer.text
 
@@ -215,48 +223,48 @@ def test_a_signed_webhook_with_what_no_database_holds_is_400(
 # Adyen: what only notifications tell ------------------------------------------------------------
 
 
-def adyen_double(stand: Stand) -> AdyenDouble:
-    assert isinstance(stand.bench, AdyenBench)
-    assert isinstance(stand.bench.double, AdyenDouble)
-    return stand.bench.double
+def adyen_double(harness: Harness) -> AdyenDouble:
+    assert isinstance(harness.target, AdyenTarget)
+    assert isinstance(harness.target.double, AdyenDouble)
+    return harness.target.double
 
 
-def waiting(stand: Stand) -> dict[str, Any]:
-    client = stand.shopper()
-    stand.save(client, "action")
-    answer = stand.pay(client, stand.place(client), return_url="https://shop.example/")
+def waiting(harness: Harness) -> dict[str, Any]:
+    client = harness.shopper()
+    harness.save(client, "action")
+    answer = harness.pay(client, harness.place(client), return_url="https://shop.example/")
     assert ok(answer, 201)["status"] == "requires_action"
     return dict(answer.json())
 
 
-def told(stand: Stand, payment: dict[str, Any], code: str) -> Delivery:
+def told(harness: Harness, payment: dict[str, Any], code: str) -> Delivery:
     """The notification of this kind about a payment, once it was sent."""
 
     def look() -> Delivery | None:
-        about = stand.relay.about(payment["gateway_reference"])
+        about = harness.relay.about(payment["gateway_reference"])
         return next((one for one in about if f'"{code}"'.encode() in one.body), None)
 
-    return stand.until(look, f"{code} is told")
+    return harness.until(look, f"{code} is told")
 
 
-def test_a_wrong_redirect_result_does_not_stand_in_the_way_of_the_right_one(adyen: Stand) -> None:
+def test_a_wrong_redirect_result_does_not_stand_in_the_way_of_the_right_one(adyen: Harness) -> None:
     payment, other = waiting(adyen), waiting(adyen)
     for one in (payment, other):
-        adyen.bench.approve(one["gateway_reference"], yes=True)
+        adyen.target.approve(one["gateway_reference"], yes=True)
     path = f"/payments/{payment['id']}/confirm"
-    wrong = adyen.bench.returned(other["gateway_reference"])
+    wrong = adyen.target.returned(other["gateway_reference"])
     answer = adyen.post(adyen.manager, path, returned=wrong)
     assert ok(answer, 200)["status"] == "requires_action"
     assert answer.json()["next_action"] == payment["next_action"]
-    right = adyen.bench.returned(payment["gateway_reference"])
+    right = adyen.target.returned(payment["gateway_reference"])
     adyen.post(adyen.manager, path, returned=right)
     adyen.agree(adyen.becomes(payment["id"], "captured"))
 
 
-def test_a_payment_that_is_captured_while_its_order_is_canceled_is_captured(adyen: Stand) -> None:
+def test_a_payment_that_is_captured_while_its_order_is_canceled_is_captured(adyen: Harness) -> None:
     payment = waiting(adyen)
-    adyen.bench.approve(payment["gateway_reference"], yes=True)
-    returned = adyen.bench.returned(payment["gateway_reference"])
+    adyen.target.approve(payment["gateway_reference"], yes=True)
+    returned = adyen.target.returned(payment["gateway_reference"])
     adyen.relay.holds = True
     adyen.arm("drop_after", "complete")
     path = f"/payments/{payment['id']}/confirm"
@@ -270,7 +278,7 @@ def test_a_payment_that_is_captured_while_its_order_is_canceled_is_captured(adye
     adyen.agree(adyen.becomes(payment["id"], "captured"))
 
 
-def test_a_capture_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: Stand) -> None:
+def test_a_capture_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: Harness) -> None:
     _, payment = adyen.authorized(1000)
     adyen.relay.holds = True
     assert adyen.post(adyen.manager, f"/payments/{payment['id']}/capture").status_code == 202
@@ -283,7 +291,7 @@ def test_a_capture_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen:
 
 
 def test_a_capture_of_which_no_notification_tells_goes_to_a_person_after_a_day(
-    adyen: Stand,
+    adyen: Harness,
 ) -> None:
     _, payment = adyen.authorized(1000)
     adyen.relay.holds = True
@@ -294,7 +302,7 @@ def test_a_capture_of_which_no_notification_tells_goes_to_a_person_after_a_day(
     assert adyen.payment(payment["id"])["status"] == "authorized"
 
 
-def test_a_refund_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: Stand) -> None:
+def test_a_refund_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: Harness) -> None:
     _, payment = adyen.paid(1000)
     adyen.relay.holds = True
     answer = adyen.post(adyen.manager, f"/payments/{payment['id']}/refunds", amount=400)
@@ -308,7 +316,7 @@ def test_a_refund_that_failed_before_it_is_told_as_done_goes_to_a_person(adyen: 
     assert adyen.payment(payment["id"])["amount_refunded"] == 0
 
 
-def test_a_charge_of_what_was_given_up_goes_to_a_person_at_once(adyen: Stand) -> None:
+def test_a_charge_of_what_was_given_up_goes_to_a_person_at_once(adyen: Harness) -> None:
     """Adyen cannot be asked what it means, and to repeat the charge would be to make it."""
     client, order = order_with_card(adyen)
     adyen.relay.holds = True
@@ -317,7 +325,7 @@ def test_a_charge_of_what_was_given_up_goes_to_a_person_at_once(adyen: Stand) ->
 
     def charged_after_all(request: ChargeRequest) -> Charge:
         charge(request)
-        raise NotDone("as far as we know")
+        raise NotExecuted("as far as we know")
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gateway, "charge", charged_after_all)
@@ -329,13 +337,13 @@ def test_a_charge_of_what_was_given_up_goes_to_a_person_at_once(adyen: Stand) ->
     assert adyen.relay.post(event).status_code == 200
     adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
     (row,) = sql(adyen, "SELECT check_at FROM payments WHERE id = :id", id=payment["id"])
-    assert row.check_at is None
+    assert row.next_lookup_at is None
     mark = f'"payment-{payment["id"]}-'.encode()
     assert len([one for one in adyen.proxy.log if mark in one.body]) == 1
 
 
 def test_a_completion_that_a_look_up_has_overtaken_stays_open(
-    adyen: Stand, monkeypatch: pytest.MonkeyPatch
+    adyen: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     payment = waiting(adyen)
     gateway = adyen.app.state.gateways.get("adyen")
@@ -343,20 +351,20 @@ def test_a_completion_that_a_look_up_has_overtaken_stays_open(
     def overtaken(request: Any) -> Charge:
         later = "UPDATE payments SET check_at = now() + interval '1 hour' WHERE id = :id"
         sql(adyen, later, id=payment["id"])
-        raise NotDone("the circuit breaker is open")
+        raise NotExecuted("the circuit breaker is open")
 
     monkeypatch.setattr(gateway, "complete", overtaken)
     path = f"/payments/{payment['id']}/confirm"
     answer = adyen.post(adyen.manager, path, returned={"redirectResult": "X3XtfGC7"})
     assert ok(answer, 202)["status"] == "pending"
     monkeypatch.undo()
-    adyen.bench.approve(payment["gateway_reference"], yes=True)
-    returned = adyen.bench.returned(payment["gateway_reference"])
+    adyen.target.approve(payment["gateway_reference"], yes=True)
+    returned = adyen.target.returned(payment["gateway_reference"])
     adyen.post(adyen.manager, path, returned=returned)
     adyen.agree(adyen.becomes(payment["id"], "captured"))
 
 
-def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adyen: Stand) -> None:
+def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adyen: Harness) -> None:
     payment = waiting(adyen)
     adyen.arm("drop_before", "void", times=2)
     answer = adyen.post(adyen.manager, f"/payments/{payment['id']}/void")
@@ -371,7 +379,7 @@ def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adye
     assert len({(exchange.path, exchange.body) for exchange in ours}) == 1
 
 
-def test_who_waits_for_a_shopper_asks_once_an_hour_at_last(stripe: Stand) -> None:
+def test_who_waits_for_a_shopper_asks_once_an_hour_at_last(stripe: Harness) -> None:
     payment = waiting(stripe)
     due = "UPDATE payments SET checks = 20, check_at = now() WHERE id = :id"
     sql(stripe, due, id=payment["id"])
@@ -385,7 +393,7 @@ def test_who_waits_for_a_shopper_asks_once_an_hour_at_last(stripe: Stand) -> Non
     assert stripe.payment(payment["id"])["status"] == "requires_action"
 
 
-def test_another_refund_for_ours_goes_to_a_person(stripe: Stand) -> None:
+def test_another_refund_for_ours_goes_to_a_person(stripe: Harness) -> None:
     _, payment = stripe.paid(1000)
     answer = stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=400)
     refund = stripe.refund_settled(payment["id"], answer.json()["id"])
@@ -398,14 +406,14 @@ def test_another_refund_for_ours_goes_to_a_person(stripe: Stand) -> None:
         "metadata": {"payment_id": str(payment["id"]), "refund_id": str(refund["id"])},
     }
     event = {"id": f"evt_{payment['id']}", "type": "refund.updated", "data": {"object": second}}
-    delivery = Delivery(*stripe.bench.forge({}, json.dumps(event).encode()))
+    delivery = Delivery(*stripe.target.forge({}, json.dumps(event).encode()))
     assert stripe.relay.post(delivery).status_code == 200
     after = stripe.payment(payment["id"])
     assert (after["needs_review"], after["amount_refunded"]) == (True, 400)
     assert stripe.refund(payment["id"], refund["id"]) == refund
 
 
-def test_a_charge_that_is_never_found_refuses_no_events_for_ever(stripe: Stand) -> None:
+def test_a_charge_that_is_never_found_refuses_no_events_for_ever(stripe: Harness) -> None:
     client, order = order_with_card(stripe)
     gateway = stripe.app.state.gateways.get("stripe")
     event = {
@@ -425,7 +433,7 @@ def test_a_charge_that_is_never_found_refuses_no_events_for_ever(stripe: Stand) 
         patch.setattr(gateway, "charge", _no_answer)
         patch.setattr(gateway, "look_up", _no_answer)
         payment = ok(stripe.pay(client, order), 202)
-        delivery = Delivery(*stripe.bench.forge({}, json.dumps(event).encode()))
+        delivery = Delivery(*stripe.target.forge({}, json.dumps(event).encode()))
         assert stripe.relay.post(delivery).status_code == 409
         older = "UPDATE payments SET created_at = now() - interval '2 hours' WHERE id = :id"
         sql(stripe, older, id=payment["id"])
@@ -436,4 +444,4 @@ def test_a_charge_that_is_never_found_refuses_no_events_for_ever(stripe: Stand) 
 
 
 def _no_answer(_: Any) -> Charge:
-    raise Unknown("no answer")
+    raise OutcomeUnknown("no answer")

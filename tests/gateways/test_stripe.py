@@ -21,31 +21,8 @@ import stripe.oauth_error
 from pydantic import SecretStr
 
 from config import ConfigurationError, Settings
-from gateways.base import (
-    Busy,
-    CannotTell,
-    Charge,
-    ChargeOperation,
-    Decline,
-    Dispute,
-    GatewayError,
-    GatewayEvent,
-    LookUp,
-    MethodChange,
-    MethodDeclined,
-    MethodInvalid,
-    MethodRequest,
-    NotDone,
-    Refund,
-    RefundLookUp,
-    Refused,
-    SignatureInvalid,
-    Unknown,
-)
-from gateways.stripe import StripeGateway
-from gateways.stripe.client import CardDeclined, outcome
-from tests.gateways.doubles.server import Answer, Double, Request
-from tests.gateways.doubles.stripe import (
+from conformance.doubles.server import Answer, Double, Request
+from conformance.doubles.stripe import (
     API_KEY,
     CARDS,
     FOREIGN_SECRET,
@@ -53,6 +30,29 @@ from tests.gateways.doubles.stripe import (
     StripeDouble,
     sign,
 )
+from gateways.base import (
+    Charge,
+    ChargeLookup,
+    ChargeOperation,
+    Decline,
+    Dispute,
+    GatewayError,
+    GatewayEvent,
+    MethodChange,
+    MethodDeclined,
+    MethodInvalid,
+    MethodRequest,
+    NotExecuted,
+    OutcomeNotShown,
+    OutcomeUnknown,
+    Refund,
+    RefundLookup,
+    Refused,
+    RetryLater,
+    SignatureInvalid,
+)
+from gateways.stripe import StripeGateway
+from gateways.stripe.client import CardDeclined, outcome
 from tests.support.stripe import (
     LONG_AGO,
     NOW,
@@ -150,7 +150,7 @@ def test_a_customer_that_is_just_being_made_is_waited_for(
         return in_use if request.path == "/v1/customers" else answer_of(request)
 
     monkeypatch.setattr(double, "answer", answer)
-    with pytest.raises(Busy):  # so that the same save is tried again
+    with pytest.raises(RetryLater):  # so that the same save is tried again
         save(gateway, double)
 
 
@@ -162,7 +162,7 @@ def test_customers_that_are_missing_again_and_again_are_given_up(
             double.delete_customer(customer)
         try:
             save(gateway, double)
-        except Unknown:
+        except OutcomeUnknown:
             return
     pytest.fail("there is a limit")
 
@@ -269,7 +269,7 @@ def test_a_decline_is_a_state(
     assert charge.status == "declined"
     assert charge.decline == Decline(code, code)
     assert gateway.charge(request) == charge  # the stored answer
-    assert gateway.look_up(LookUp(request, charge.reference, NOW)) == charge
+    assert gateway.look_up(ChargeLookup(request, charge.reference, NOW)) == charge
 
 
 def test_a_shopper_who_is_there_is_sent_to_approve(
@@ -279,7 +279,7 @@ def test_a_shopper_who_is_there_is_sent_to_approve(
     assert charge.status == "requires_action"
     assert charge.redirect_url == f"{double.base_url}/3d_secure/{charge.reference}"
     double.approve(charge.reference, yes=True)
-    found = gateway.look_up(LookUp(request, charge.reference, NOW))
+    found = gateway.look_up(ChargeLookup(request, charge.reference, NOW))
     assert found is not None
     assert (found.status, found.redirect_url) == ("captured", None)
 
@@ -287,7 +287,7 @@ def test_a_shopper_who_is_there_is_sent_to_approve(
 def test_a_shopper_who_says_no_declines(gateway: StripeGateway, double: StripeDouble) -> None:
     request, charge = pay(gateway, double, "action")
     double.approve(charge.reference, yes=False)
-    found = gateway.look_up(LookUp(request, charge.reference, NOW))
+    found = gateway.look_up(ChargeLookup(request, charge.reference, NOW))
     assert found is not None
     assert found.decline == Decline(
         "authentication_failed", "payment_intent_authentication_failure"
@@ -343,7 +343,7 @@ def test_amounts_are_counted_as_stripe_does(
 def test_an_amount_that_stripe_cannot_take_is_refused_before(
     gateway: StripeGateway, amount: int, currency: str, part: str
 ) -> None:
-    why = gateway.refuse_amount(amount, currency)
+    why = gateway.unsupported_amount_reason(amount, currency)
     assert why is not None
     assert part in why
 
@@ -353,7 +353,7 @@ def test_an_amount_that_stripe_cannot_take_is_refused_before(
     [(99_999_999, "USD"), (999_999, "ISK"), (999_999_999_999, "IDR"), (12300, "MGA"), (10, "TND")],
 )
 def test_other_amounts_are_not_refused(gateway: StripeGateway, amount: int, currency: str) -> None:
-    assert gateway.refuse_amount(amount, currency) is None
+    assert gateway.unsupported_amount_reason(amount, currency) is None
 
 
 def test_an_amount_that_cannot_be_expressed_is_not_sent(
@@ -443,7 +443,7 @@ def test_a_charge_whose_answer_was_lost_is_asked_for_again(
     gateway: StripeGateway, double: StripeDouble
 ) -> None:
     request, charge = pay(gateway, double)
-    assert gateway.look_up(LookUp(request, None, NOW)) == charge
+    assert gateway.look_up(ChargeLookup(request, None, NOW)) == charge
     assert double.requests[-1].headers["idempotency-key"] == request.key
     assert len(double.books()) == 1
 
@@ -452,7 +452,7 @@ def test_a_charge_that_never_arrived_is_made_by_looking_it_up(
     gateway: StripeGateway, double: StripeDouble
 ) -> None:
     request = charge_request(save(gateway, double))
-    found = gateway.look_up(LookUp(request, None, NOW))
+    found = gateway.look_up(ChargeLookup(request, None, NOW))
     assert found is not None
     assert found.status == "captured"
     assert gateway.charge(request) == found
@@ -462,7 +462,7 @@ def test_a_charge_that_stripe_refuses_never_happened(
     gateway: StripeGateway, double: StripeDouble
 ) -> None:
     request = dataclasses.replace(charge_request(save(gateway, double)), token="pm_gone")
-    assert gateway.look_up(LookUp(request, None, NOW)) is None
+    assert gateway.look_up(ChargeLookup(request, None, NOW)) is None
     assert double.books() == []
 
 
@@ -475,7 +475,7 @@ def test_an_old_charge_is_found_and_never_posted_again(
     if not by_customer:
         request = dataclasses.replace(request, customer=None)
     posts = sum(one.method == "POST" for one in double.requests)
-    assert gateway.look_up(LookUp(request, None, LONG_AGO)) == as_read(charge)
+    assert gateway.look_up(ChargeLookup(request, None, LONG_AGO)) == as_read(charge)
     assert sum(one.method == "POST" for one in double.requests) == posts
 
 
@@ -483,7 +483,7 @@ def test_an_old_charge_that_no_list_shows_was_never_made(
     gateway: StripeGateway, double: StripeDouble
 ) -> None:
     request = charge_request(save(gateway, double))
-    assert gateway.look_up(LookUp(request, None, LONG_AGO)) is None
+    assert gateway.look_up(ChargeLookup(request, None, LONG_AGO)) is None
     assert double.books() == []
 
 
@@ -493,17 +493,17 @@ def test_a_stored_500_says_nothing_so_the_charge_is_searched(
     request, charge = pay(gateway, double)
     path, body, _ = double.keys[request.key]
     double.keys[request.key] = (path, body, Answer(500, {"error": {"type": "api_error"}}))
-    assert gateway.look_up(LookUp(request, None, NOW)) == as_read(charge)
+    assert gateway.look_up(ChargeLookup(request, None, NOW)) == as_read(charge)
     double.intents.clear()
-    with pytest.raises(Unknown):
-        gateway.look_up(LookUp(request, None, NOW))
+    with pytest.raises(OutcomeUnknown):
+        gateway.look_up(ChargeLookup(request, None, NOW))
 
 
 def test_another_request_under_our_key_is_unknown() -> None:
     with StripeDouble() as double:
         gateway = gateway_for(double.base_url)
         request, _ = pay(gateway, double)
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             gateway.charge(dataclasses.replace(request, amount=1))
         gateway.close()
         assert len(double.violations) == 1
@@ -512,13 +512,13 @@ def test_another_request_under_our_key_is_unknown() -> None:
 
 def test_a_reference_is_read(gateway: StripeGateway, double: StripeDouble) -> None:
     request, charge = pay(gateway, double, capture=False)
-    assert gateway.look_up(LookUp(request, charge.reference, LONG_AGO)) == as_read(charge)
+    assert gateway.look_up(ChargeLookup(request, charge.reference, LONG_AGO)) == as_read(charge)
     double.expire(charge.reference)
-    found = gateway.look_up(LookUp(request, charge.reference, LONG_AGO))
+    found = gateway.look_up(ChargeLookup(request, charge.reference, LONG_AGO))
     assert found is not None
     assert found.status == "voided"
-    with pytest.raises(Unknown):
-        gateway.look_up(LookUp(request, "pi_nobody", NOW))
+    with pytest.raises(OutcomeUnknown):
+        gateway.look_up(ChargeLookup(request, "pi_nobody", NOW))
 
 
 @pytest.mark.parametrize("operation", ["capture", "void"])
@@ -529,7 +529,7 @@ def test_a_change_that_was_done_is_read(
     request = change_request(charge, operation)
     done = gateway.capture(request) if operation == "capture" else gateway.void(request)
     before = len(double.requests)
-    assert gateway.look_up(LookUp(request, charge.reference, LONG_AGO)) == as_read(done)
+    assert gateway.look_up(ChargeLookup(request, charge.reference, LONG_AGO)) == as_read(done)
     assert [one.method for one in double.requests[before:]] == ["GET"]
 
 
@@ -540,8 +540,8 @@ def test_a_change_that_was_not_done_is_done_while_the_key_lives(
     _, charge = pay(gateway, double, capture=False)
     request = change_request(charge, operation, 400)
     # Once the key is forgotten nothing of ours can arrive any more, and nothing is sent again.
-    assert gateway.look_up(LookUp(request, charge.reference, LONG_AGO)) is None
-    found = gateway.look_up(LookUp(request, charge.reference, NOW))
+    assert gateway.look_up(ChargeLookup(request, charge.reference, LONG_AGO)) is None
+    found = gateway.look_up(ChargeLookup(request, charge.reference, NOW))
     assert found is not None
     assert found.status == ("captured" if operation == "capture" else "voided")
     assert found.amount_captured == (400 if operation == "capture" else 0)
@@ -552,7 +552,7 @@ def test_a_change_of_what_has_ended_is_told_how_it_ended(
 ) -> None:
     _, charge = pay(gateway, double, capture=False)
     gateway.void(change_request(charge, "void"))
-    found = gateway.look_up(LookUp(change_request(charge, "capture"), None, NOW))
+    found = gateway.look_up(ChargeLookup(change_request(charge, "capture"), None, NOW))
     assert found is not None
     assert found.status == "voided"
 
@@ -560,7 +560,7 @@ def test_a_change_of_what_has_ended_is_told_how_it_ended(
 def test_a_completion_is_read(gateway: StripeGateway, double: StripeDouble) -> None:
     _, charge = pay(gateway, double)
     request = change_request(charge, "complete")
-    assert gateway.look_up(LookUp(request, charge.reference, NOW)) == as_read(charge)
+    assert gateway.look_up(ChargeLookup(request, charge.reference, NOW)) == as_read(charge)
     with pytest.raises(Refused):
         gateway.complete(request)
 
@@ -570,11 +570,11 @@ def test_a_refund_whose_answer_was_lost_is_found(
 ) -> None:
     _, charge = pay(gateway, double)
     request = refund_request(charge, 400)
-    refund = gateway.look_up_refund(RefundLookUp(request, None, NOW))
+    refund = gateway.look_up_refund(RefundLookup(request, None, NOW))
     assert refund is not None
-    assert gateway.look_up_refund(RefundLookUp(request, None, NOW)) == refund
-    assert gateway.look_up_refund(RefundLookUp(request, None, LONG_AGO)) == refund
-    assert gateway.look_up_refund(RefundLookUp(request, refund.reference, LONG_AGO)) == refund
+    assert gateway.look_up_refund(RefundLookup(request, None, NOW)) == refund
+    assert gateway.look_up_refund(RefundLookup(request, None, LONG_AGO)) == refund
+    assert gateway.look_up_refund(RefundLookup(request, refund.reference, LONG_AGO)) == refund
     assert len(double.refunds) == 1
 
 
@@ -583,17 +583,17 @@ def test_a_refund_that_stripe_refuses_never_happened(
 ) -> None:
     _, charge = pay(gateway, double)
     request = refund_request(charge, 1100)
-    assert gateway.look_up_refund(RefundLookUp(request, None, NOW)) is None
+    assert gateway.look_up_refund(RefundLookup(request, None, NOW)) is None
 
 
 def test_an_old_refund_that_no_list_shows_was_never_made(
     gateway: StripeGateway, double: StripeDouble
 ) -> None:
     _, charge = pay(gateway, double)
-    assert gateway.look_up_refund(RefundLookUp(refund_request(charge, 1), None, LONG_AGO)) is None
+    assert gateway.look_up_refund(RefundLookup(refund_request(charge, 1), None, LONG_AGO)) is None
     assert double.books()[-1].amount_refunded == 0
-    with pytest.raises(CannotTell):
-        gateway.look_up_refund(RefundLookUp(refund_request(charge, 1), "re_nobody", NOW))
+    with pytest.raises(OutcomeNotShown):
+        gateway.look_up_refund(RefundLookup(refund_request(charge, 1), "re_nobody", NOW))
 
 
 # Outcomes ---------------------------------------------------------------------------------------
@@ -663,16 +663,16 @@ MONEY: dict[str, Callable[[StripeGateway], object]] = {
 }
 every_money = pytest.mark.parametrize("money", MONEY.values(), ids=MONEY)
 
-SURELY_NOT: dict[str, tuple[Answer, type[NotDone]]] = {
+SURELY_NOT: dict[str, tuple[Answer, type[NotExecuted]]] = {
     "400": (error(400, code="parameter_invalid_integer"), Refused),
     "400 state": (error(400, code="payment_intent_unexpected_state"), Refused),
     "404": (error(404, code="resource_missing"), Refused),
-    "401": (error(401), NotDone),
-    "403": (error(403), NotDone),
-    "429": (error(429, code="rate_limit"), Busy),
-    "429 lock": (error(429, code="lock_timeout"), Busy),
-    "429 without JSON": (Answer(429, b"slow down"), Busy),
-    "400 rate limit": (error(400, code="rate_limit"), Busy),
+    "401": (error(401), NotExecuted),
+    "403": (error(403), NotExecuted),
+    "429": (error(429, code="rate_limit"), RetryLater),
+    "429 lock": (error(429, code="lock_timeout"), RetryLater),
+    "429 without JSON": (Answer(429, b"slow down"), RetryLater),
+    "400 rate limit": (error(400, code="rate_limit"), RetryLater),
 }
 UNKNOWN: dict[str, Answer] = {
     "500": error(500, "api_error"),
@@ -716,11 +716,11 @@ UNKNOWN: dict[str, Answer] = {
 def test_an_answer_that_says_no_is_surely_not_done(
     scripted: Scripted,
     answer: Answer,
-    kind: type[NotDone],
+    kind: type[NotExecuted],
     money: Callable[[StripeGateway], object],
 ) -> None:
     gateway, script = scripted(answer)
-    with pytest.raises(NotDone) as caught:
+    with pytest.raises(NotExecuted) as caught:
         money(gateway)
     assert type(caught.value) is kind or (kind is Refused and isinstance(caught.value, Refused))
     assert len(script.requests) == 1  # adapters never repeat
@@ -733,7 +733,7 @@ def test_an_answer_that_says_nothing_is_unknown(
     scripted: Scripted, answer: Answer, money: Callable[[StripeGateway], object]
 ) -> None:
     gateway, script = scripted(answer)
-    with pytest.raises(Unknown) as caught:
+    with pytest.raises(OutcomeUnknown) as caught:
         money(gateway)
     assert len(script.requests) == 1
     assert "4242" not in str(caught.value)
@@ -741,7 +741,7 @@ def test_an_answer_that_says_nothing_is_unknown(
 
 def test_busy_tells_when_to_come_back(scripted: Scripted) -> None:
     gateway, _ = scripted(dataclasses.replace(error(429), headers={"Retry-After": "3"}))
-    with pytest.raises(Busy) as caught:
+    with pytest.raises(RetryLater) as caught:
         gateway.charge(charge_request())
     assert caught.value.retry_after == 3.0
 
@@ -753,7 +753,7 @@ def test_a_refused_connection_is_surely_not_done(
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))  # bound and not listening: refused
         gateway = gateway_for(f"http://127.0.0.1:{unused.getsockname()[1]}")
-        with pytest.raises(Busy):
+        with pytest.raises(RetryLater):
             money(gateway)
         gateway.close()
 
@@ -761,7 +761,7 @@ def test_a_refused_connection_is_surely_not_done(
 @pytest.mark.parametrize("base_url", ["http://nowhere.invalid", "http://", "ftp://127.0.0.1"])
 def test_a_host_that_is_none_is_surely_not_done(base_url: str) -> None:
     gateway = gateway_for(base_url)
-    with pytest.raises(Busy):
+    with pytest.raises(RetryLater):
         gateway.charge(charge_request())
     gateway.close()
 
@@ -789,7 +789,7 @@ def test_a_failed_handshake_is_surely_not_done() -> None:
 
     with raw_server(no_tls) as port:
         gateway = gateway_for(f"https://127.0.0.1:{port}")
-        with pytest.raises(Busy):
+        with pytest.raises(RetryLater):
             gateway.charge(charge_request())
         gateway.close()
 
@@ -825,7 +825,7 @@ def test_a_connection_that_breaks_after_the_request_is_unknown(
 ) -> None:
     with raw_server(serve) as port:
         gateway = gateway_for(f"http://127.0.0.1:{port}", timeout=0.2)
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             money(gateway)
         gateway.close()
 
@@ -836,9 +836,9 @@ def exceptions_of_the_sdk(of: type[stripe.StripeError]) -> list[type[stripe.Stri
 
 
 MAPPED: dict[str, type[GatewayError]] = {
-    "RateLimitError": Busy,
-    "AuthenticationError": NotDone,
-    "PermissionError": NotDone,
+    "RateLimitError": RetryLater,
+    "AuthenticationError": NotExecuted,
+    "PermissionError": NotExecuted,
     "InvalidRequestError": Refused,
     "CardError": CardDeclined,
 }
@@ -868,13 +868,13 @@ def test_every_exception_of_the_sdk_is_mapped() -> None:
     for of in walked:
         ours = outcome(instance(of, 400))
         oauth = issubclass(of, stripe.oauth_error.OAuthError)
-        expected = Unknown if oauth else MAPPED.get(of.__name__, Unknown)
+        expected = OutcomeUnknown if oauth else MAPPED.get(of.__name__, OutcomeUnknown)
         assert isinstance(ours, expected), of
-        assert isinstance(ours, NotDone) == issubclass(expected, NotDone), of
+        assert isinstance(ours, NotExecuted) == issubclass(expected, NotExecuted), of
         assert "4242" not in str(ours), of
         # An answer that says it does not know is unknown, whatever the exception is called.
         if of is stripe.InvalidRequestError:
-            assert isinstance(outcome(instance(of, 500)), Unknown)
+            assert isinstance(outcome(instance(of, 500)), OutcomeUnknown)
 
 
 @pytest.mark.parametrize("found", [ValueError("echo 4242"), KeyError("x"), RuntimeError()])
@@ -886,7 +886,7 @@ def test_an_exception_that_is_not_the_sdks_is_unknown(
 
     gateway = gateway_for("http://127.0.0.1:9")
     monkeypatch.setattr(stripe.HTTPClient, "request_with_retries", fail)
-    with pytest.raises(Unknown) as caught:
+    with pytest.raises(OutcomeUnknown) as caught:
         gateway.charge(charge_request())
     assert str(caught.value) == type(found).__name__
     gateway.close()
@@ -947,17 +947,17 @@ def test_a_question_that_fails_says_nothing_about_the_charge(
     scripted: Scripted, status: int
 ) -> None:
     queries = [
-        LookUp(charge_request(), "pi_1", NOW),
-        LookUp(charge_request(), None, LONG_AGO),
-        LookUp(change_request(CHARGED, "capture"), "pi_1", NOW),
+        ChargeLookup(charge_request(), "pi_1", NOW),
+        ChargeLookup(charge_request(), None, LONG_AGO),
+        ChargeLookup(change_request(CHARGED, "capture"), "pi_1", NOW),
     ]
     gateway, _ = scripted(error(status))
     for query in queries:
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             gateway.look_up(query)
-    for reference, asked_at in (("re_1", NOW), (None, LONG_AGO)):
-        refunded = RefundLookUp(refund_request(CHARGED, 1), reference, asked_at)
-        with pytest.raises(Unknown):
+    for reference, requested_at in (("re_1", NOW), (None, LONG_AGO)):
+        refunded = RefundLookup(refund_request(CHARGED, 1), reference, requested_at)
+        with pytest.raises(OutcomeUnknown):
             gateway.look_up_refund(refunded)
 
 
@@ -966,10 +966,10 @@ def test_a_repeat_that_is_not_let_in_says_nothing_about_the_first(
     scripted: Scripted, status: int
 ) -> None:
     gateway, script = scripted(error(status))
-    with pytest.raises(Unknown):
-        gateway.look_up(LookUp(charge_request(), None, NOW))
-    with pytest.raises(Unknown):
-        gateway.look_up_refund(RefundLookUp(refund_request(CHARGED, 1), None, NOW))
+    with pytest.raises(OutcomeUnknown):
+        gateway.look_up(ChargeLookup(charge_request(), None, NOW))
+    with pytest.raises(OutcomeUnknown):
+        gateway.look_up_refund(RefundLookup(refund_request(CHARGED, 1), None, NOW))
     assert [request.method for request in script.requests] == ["POST", "POST"]
 
 
@@ -980,8 +980,12 @@ SAVING = MethodRequest("card", "ann", {}, token="pm_1")
     ("answer", "kind"),
     [
         *((error(400), MethodInvalid), (error(404), MethodInvalid)),
-        *((error(401), NotDone), (error(403), NotDone), (error(429), Busy)),
-        *((error(500), Unknown), (Answer(200, {}), Unknown), (Answer(200, b"<"), Unknown)),
+        *((error(401), NotExecuted), (error(403), NotExecuted), (error(429), RetryLater)),
+        *(
+            (error(500), OutcomeUnknown),
+            (Answer(200, {}), OutcomeUnknown),
+            (Answer(200, b"<"), OutcomeUnknown),
+        ),
         (error(402, "card_error", code="expired_card"), MethodDeclined),
     ],
 )

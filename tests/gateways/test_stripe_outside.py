@@ -11,19 +11,19 @@ import httpx
 import pytest
 from structlog.testing import capture_logs
 
+from conformance.doubles.server import Answer
+from conformance.doubles.stripe import StripeDouble
 from gateways.base import (
-    Busy,
     Charge,
+    ChargeLookup,
     ChargeRequest,
     Dispute,
     ListedCharge,
-    LookUp,
+    OutcomeUnknown,
     Refund,
-    Unknown,
+    RetryLater,
 )
 from gateways.stripe import StripeGateway
-from tests.gateways.doubles.server import Answer
-from tests.gateways.doubles.stripe import StripeDouble
 from tests.support.stripe import (
     NOW,
     answer_otherwise,
@@ -51,7 +51,7 @@ def gateway(double: StripeDouble) -> Iterator[StripeGateway]:
 
 
 def look_up(gateway: StripeGateway, request: ChargeRequest, charge: Charge) -> Charge:
-    found = gateway.look_up(LookUp(request, charge.reference, NOW, resend=False))
+    found = gateway.look_up(ChargeLookup(request, charge.reference, NOW, resend=False))
     assert found is not None
     return found
 
@@ -98,7 +98,7 @@ def test_a_look_up_without_a_reference_shows_the_refunds_too(
 ) -> None:
     request, charge = pay(gateway, double)
     theirs = double.refund_outside(charge.reference, 1099)
-    found = gateway.look_up(LookUp(request, None, minutes_ago(15), resend=False))
+    found = gateway.look_up(ChargeLookup(request, None, minutes_ago(15), resend=False))
     assert found == as_read(charge, Refund(theirs, "succeeded", 1099, "USD"))
 
 
@@ -362,9 +362,9 @@ def test_a_dispute_that_cannot_be_read_does_not_hide_the_others(
 @pytest.mark.parametrize(
     ("answer", "kind"),
     [
-        (Answer(500, {}), Unknown),
-        (Answer(200, {"object": "list"}), Unknown),
-        (Answer(429, {"error": {"type": "invalid_request_error"}}), Busy),
+        (Answer(500, {}), OutcomeUnknown),
+        (Answer(200, {"object": "list"}), OutcomeUnknown),
+        (Answer(429, {"error": {"type": "invalid_request_error"}}), RetryLater),
     ],
 )
 @pytest.mark.parametrize("request_", ["payment_intents", "refunds", "disputes", "events"])

@@ -10,20 +10,20 @@ from typing import Any
 import httpx
 import pytest
 
+from conformance.doubles.server import Answer
+from conformance.doubles.stripe import StripeDouble
 from gateways.base import (
-    CannotTell,
     Charge,
+    ChargeLookup,
     ChargeOperation,
     ChargeRequest,
-    LookUp,
-    RefundLookUp,
+    OutcomeNotShown,
+    OutcomeUnknown,
+    RefundLookup,
     RefundRequest,
-    Unknown,
 )
 from gateways.stripe import StripeGateway
 from gateways.stripe.client import KeySpent
-from tests.gateways.doubles.server import Answer
-from tests.gateways.doubles.stripe import StripeDouble
 from tests.support.stripe import (
     LONG_AGO,
     NOW,
@@ -67,8 +67,8 @@ def error(status: int, **fields: Any) -> Callable[[Callable[[], Answer]], Answer
     return lambda usual: Answer(status, body)
 
 
-def after_the_time(request: ChargeRequest) -> LookUp:
-    return LookUp(request, None, ASKED, resend=False)
+def after_the_time(request: ChargeRequest) -> ChargeLookup:
+    return ChargeLookup(request, None, ASKED, resend=False)
 
 
 def posts(double: StripeDouble) -> list[str]:
@@ -172,9 +172,9 @@ def test_a_charge_still_under_way_is_unknown(
     request = charge_request(save(gateway, double))
     in_use = error(status, type=kind, code="idempotency_key_in_use")
     answer_otherwise(double, monkeypatch, CREATE, in_use)
-    with pytest.raises(Unknown) as caught:
+    with pytest.raises(OutcomeUnknown) as caught:
         gateway.look_up(after_the_time(request))
-    assert not isinstance(caught.value, CannotTell)
+    assert not isinstance(caught.value, OutcomeNotShown)
 
 
 @pytest.mark.parametrize("status", [400, 500])
@@ -183,10 +183,10 @@ def test_a_charge_that_ended_in_an_error_at_stripe_is_told_after_a_day(
 ) -> None:
     request = charge_request(save(gateway, double))
     double.keys[request.key] = ("/v1/payment_intents", b"confirm=true", Answer(status, {}))
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         gateway.look_up(after_the_time(request))
     sent = posts(double)
-    assert gateway.look_up(LookUp(request, None, LONG_AGO, resend=False)) is None
+    assert gateway.look_up(ChargeLookup(request, None, LONG_AGO, resend=False)) is None
     assert posts(double) == sent  # then the list alone tells
     assert double.intents == {}
 
@@ -197,7 +197,7 @@ def test_a_fence_whose_answer_was_lost_is_the_same_when_repeated(
 ) -> None:
     request = charge_request(save(gateway, double))
     answer_otherwise(double, monkeypatch, step, lost)
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         gateway.look_up(after_the_time(request))
     for _ in range(2):
         assert gateway.look_up(after_the_time(request)) is None
@@ -210,7 +210,7 @@ def test_a_fence_that_somebody_canceled_holds(
 ) -> None:
     request = charge_request(save(gateway, double))
     answer_otherwise(double, monkeypatch, CANCEL, error(500))
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         gateway.look_up(after_the_time(request))
     (fence,) = double.intents
     double.void_outside(fence)
@@ -225,7 +225,7 @@ def test_a_fence_that_stripe_refuses_tells_nothing(
 ) -> None:
     request = charge_request(save(gateway, double))
     answer_otherwise(double, monkeypatch, CREATE, error(status))
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         gateway.look_up(after_the_time(request))
 
 
@@ -240,7 +240,7 @@ def test_a_fence_is_never_taken_for_a_charge(gateway: StripeGateway, double: Str
     }
     for customer in (request.customer, None):
         again = replace(request, customer=customer)
-        assert gateway.look_up(LookUp(again, None, LONG_AGO, resend=False)) is None
+        assert gateway.look_up(ChargeLookup(again, None, LONG_AGO, resend=False)) is None
 
 
 def test_whoever_sends_it_again_after_the_fence_charges_nothing(
@@ -249,8 +249,8 @@ def test_whoever_sends_it_again_after_the_fence_charges_nothing(
     # Two processes whose clocks differ: one may still repeat it, the other has fenced it.
     request = charge_request(save(gateway, double))
     assert gateway.look_up(after_the_time(request)) is None
-    with pytest.raises(CannotTell):
-        gateway.look_up(LookUp(request, None, NOW))
+    with pytest.raises(OutcomeNotShown):
+        gateway.look_up(ChargeLookup(request, None, NOW))
     assert holds_nothing(double)
 
 
@@ -270,7 +270,7 @@ def test_a_change_that_never_arrived_will_never_be_made(
     request = change_request(charge, operation, 400)
     before = dict(double.intents[charge.reference])
     for _ in range(2):
-        assert gateway.look_up(LookUp(request, charge.reference, ASKED, resend=False)) is None
+        assert gateway.look_up(ChargeLookup(request, charge.reference, ASKED, resend=False)) is None
     with pytest.raises(KeySpent):
         gateway.capture(request) if operation == "capture" else gateway.void(request)
     assert double.intents == {charge.reference: before}
@@ -285,7 +285,7 @@ def test_a_change_whose_answer_was_lost_is_read_and_nothing_is_sent(
     request = change_request(charge, operation, 400)
     done = gateway.capture(request) if operation == "capture" else gateway.void(request)
     sent = posts(double)
-    found = gateway.look_up(LookUp(request, charge.reference, ASKED, resend=False))
+    found = gateway.look_up(ChargeLookup(request, charge.reference, ASKED, resend=False))
     assert found == as_read(done)
     assert posts(double) == sent
 
@@ -298,7 +298,7 @@ def test_a_capture_that_arrives_just_before_its_fence_is_read(
     request = change_request(charge, "capture")
     done = gateway.capture(request)
     answer_otherwise(double, monkeypatch, r"GET /v1/payment_intents/\w+", lambda usual: before)
-    found = gateway.look_up(LookUp(request, charge.reference, ASKED, resend=False))
+    found = gateway.look_up(ChargeLookup(request, charge.reference, ASKED, resend=False))
     assert found == as_read(done)
 
 
@@ -309,9 +309,9 @@ def test_a_capture_that_stripe_refused_is_told_after_a_day(
     request = change_request(charge, "capture", 1100)
     with pytest.raises(Exception, match="amount_too_large"):
         gateway.capture(request)
-    with pytest.raises(CannotTell):
-        gateway.look_up(LookUp(request, charge.reference, ASKED, resend=False))
-    assert gateway.look_up(LookUp(request, charge.reference, LONG_AGO, resend=False)) is None
+    with pytest.raises(OutcomeNotShown):
+        gateway.look_up(ChargeLookup(request, charge.reference, ASKED, resend=False))
+    assert gateway.look_up(ChargeLookup(request, charge.reference, LONG_AGO, resend=False)) is None
 
 
 def test_a_change_still_under_way_is_unknown(
@@ -320,16 +320,16 @@ def test_a_change_still_under_way_is_unknown(
     _, charge = pay(gateway, double, capture=False)
     request = change_request(charge, "capture")
     answer_otherwise(double, monkeypatch, UPDATE, error(409, code="idempotency_key_in_use"))
-    with pytest.raises(Unknown) as caught:
-        gateway.look_up(LookUp(request, charge.reference, ASKED, resend=False))
-    assert not isinstance(caught.value, CannotTell)
+    with pytest.raises(OutcomeUnknown) as caught:
+        gateway.look_up(ChargeLookup(request, charge.reference, ASKED, resend=False))
+    assert not isinstance(caught.value, OutcomeNotShown)
 
 
 # Refunds ----------------------------------------------------------------------------------------
 
 
-def refund_after_the_time(request: RefundRequest) -> RefundLookUp:
-    return RefundLookUp(request, None, ASKED, resend=False)
+def refund_after_the_time(request: RefundRequest) -> RefundLookup:
+    return RefundLookup(request, None, ASKED, resend=False)
 
 
 def test_a_refund_that_never_arrived_will_never_be_made(
@@ -376,6 +376,6 @@ def test_a_refund_that_stripe_refused_is_told_after_a_day(
     request = refund_request(charge, 1100)
     with pytest.raises(Exception, match="InvalidRequestError"):
         gateway.refund(request)
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         gateway.look_up_refund(refund_after_the_time(request))
-    assert gateway.look_up_refund(RefundLookUp(request, None, LONG_AGO, resend=False)) is None
+    assert gateway.look_up_refund(RefundLookup(request, None, LONG_AGO, resend=False)) is None

@@ -25,8 +25,8 @@ import database
 import main
 from config import Settings, load_settings
 from gateways.registry import Gateways
-from services import comparison, invariants, reconcile
-from services.reconcile import LookupRules
+from services import invariants, lookups, reconciliation
+from services.lookups import LookupRules
 from tests.conftest import card, order
 from tests.support.shop import ACTION, DECLINED, DISPUTED, REFUND_FAILS, VISA, serve, webhook
 from workers.roles import Resources, roles
@@ -165,7 +165,7 @@ class Store:
         assert answer.status_code < 500, answer.text
 
     def close_the_books(self) -> None:
-        comparison.reconcile(self._engine, self._rules)
+        reconciliation.reconcile(self._engine, self._rules)
         with self._resources.session() as session:
             invariants.check(session, self._resources.gateways)
 
@@ -314,7 +314,7 @@ SCENES: tuple[Callable[[Store], None], ...] = (
 def capture(settings: Settings) -> Recorder:
     """Live through every scene, on an empty database, with one thing happening at a time."""
     app = main.create_app(settings)
-    one_at_a_time = mock.patch.dict(reconcile.AT_ONCE, dict.fromkeys(reconcile.AT_ONCE, 1))
+    one_at_a_time = mock.patch.dict(lookups.AT_ONCE, dict.fromkeys(lookups.AT_ONCE, 1))
     with one_at_a_time, serve(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         recorder = Recorder(app.state.engine)
         store = Store(settings, client, app.state.engine, app.state.gateways)

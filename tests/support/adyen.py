@@ -10,6 +10,9 @@ from typing import Any
 from unittest.mock import Mock
 
 from config import Settings
+from conformance.doubles.adyen import AdyenDouble
+from conformance.doubles.adyen_wire import MERCHANT_ACCOUNT, signed_body
+from conformance.doubles.server import BookEntry
 from gateways.adyen import AdyenGateway
 from gateways.adyen.gateway import shopper_reference
 from gateways.base import (
@@ -19,9 +22,6 @@ from gateways.base import (
     MethodRequest,
     RefundRequest,
 )
-from tests.gateways.doubles.adyen import AdyenDouble
-from tests.gateways.doubles.adyen_wire import MERCHANT_ACCOUNT, signed_body
-from tests.gateways.doubles.server import BookEntry
 
 KEY = "5e1fb0b9-6e36-4a3c-9d8b-6ef1e1f6b7f1"
 OTHER_KEY = "0c9cbc1f-9a3e-4f0e-8a2e-6c0b4e1f2a3b"

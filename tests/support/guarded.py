@@ -12,7 +12,7 @@ from typing import Any
 import uvicorn
 from starlette.types import Receive, Scope, Send
 
-from middleware.wire import Connections
+from middleware.connection_limits import Connections
 from tests.processes import HANG, wait_for
 from tests.support.raw import read_all
 

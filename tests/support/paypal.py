@@ -12,6 +12,8 @@ from typing import Any
 import sqlalchemy as sa
 
 from config import Settings
+from conformance.doubles.paypal import PaypalDouble
+from conformance.doubles.server import Answer, Double, Request
 from gateways.base import (
     ChangeRequest,
     Charge,
@@ -19,8 +21,6 @@ from gateways.base import (
     RefundRequest,
 )
 from gateways.paypal import PayPalGateway
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.gateways.doubles.server import Answer, Double, Request
 
 RETURN_URL = "https://shop.example/return?order=1"
 ENGINE = sa.create_engine("postgresql+psycopg2://")  # the adapter has no tables
@@ -123,7 +123,7 @@ class Canned(Double):
         return sum(request.path == path for request in self.requests)
 
 
-def asking(canned: Canned) -> PayPalGateway:
+def access(canned: Canned) -> PayPalGateway:
     return built(
         {
             "paypal_client_id": "id",

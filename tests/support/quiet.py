@@ -20,8 +20,8 @@ from config import Settings, load_settings
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from services import comparison, invariants, reconcile
-from services.reconcile import LookupRules
+from services import invariants, lookups, reconciliation
+from services.lookups import LookupRules
 from tests.conftest import ROOT
 from tests.support.shop import (
     MANAGES,
@@ -77,7 +77,7 @@ def quiet(
     ):
         shop = Shop(shopper, manager, quiet_app.state.engine)
         yield shop
-    report = comparison.reconcile(shop.engine, rules(gateways))
+    report = reconciliation.reconcile(shop.engine, rules(gateways))
     assert (report["still_open"], report["mismatches"]) == (0, [])
     with database.new_session(shop.engine) as session:
         assert invariants.check(session, gateways) == []
@@ -125,14 +125,14 @@ def _settings() -> Settings:
 def run_once(shop: Shop, gateways: Gateways) -> int:
     """Look up what is due, whatever gateway it is at."""
     return sum(
-        reconcile.run_once(shop.engine, rules(gateways), lane, name)
-        for lane in reconcile.AT_ONCE
+        lookups.run_once(shop.engine, rules(gateways), lane, name)
+        for lane in lookups.AT_ONCE
         for name in (*gateways.by_name, None)
     )
 
 
-def unknown(query: base.LookUp) -> Any:
-    raise base.Unknown("no answer")
+def unknown(query: base.ChargeLookup) -> Any:
+    raise base.OutcomeUnknown("no answer")
 
 
 def environment(settings: Settings) -> dict[str, str]:

@@ -25,8 +25,9 @@ from domain.settlement import Source
 from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway, sign
-from services import invariants, payments, settlement
-from services.history import By
+from services import invariants, payments
+from settlement import apply
+from settlement.transitions import ChangedBy
 from tests.conftest import card, order
 
 T = TypeVar("T")
@@ -286,8 +287,8 @@ class unreachable:  # noqa: N801 - read as a word: `with unreachable(sandbox):`
         self.sandbox = sandbox
 
     def __enter__(self) -> None:
-        def unknown(query: base.LookUp) -> Any:
-            raise base.Unknown("no answer")
+        def unknown(query: base.ChargeLookup) -> Any:
+            raise base.OutcomeUnknown("no answer")
 
         self.sandbox.__dict__.update(
             look_up=unknown, look_up_refund=unknown, due_webhooks=lambda limit=20: []
@@ -305,7 +306,7 @@ def tell(
     with database.new_session(engine) as session, database.phase(session):
         order_row, row = payments.lock(session, payment["order_id"], payment["id"])
         source: Source = "hint" if hint else "answer"
-        settlement.settle_charge(session, By.service("test"), order_row, row, charge, source)
+        apply.settle_charge(session, ChangedBy.service("test"), order_row, row, charge, source)
 
 
 def seen(payment: dict[str, Any], status: ChargeStatus, captured: int = 0) -> base.Charge:

@@ -12,6 +12,8 @@ from typing import Any
 import httpx
 import pytest
 
+from conformance.doubles.server import Answer, Double, Request
+from conformance.doubles.stripe import API_KEY, SECRET, StripeDouble
 from gateways.base import (
     ChangeRequest,
     Charge,
@@ -23,8 +25,6 @@ from gateways.base import (
     SavedMethod,
 )
 from gateways.stripe import StripeGateway
-from tests.gateways.doubles.server import Answer, Double, Request
-from tests.gateways.doubles.stripe import API_KEY, SECRET, StripeDouble
 
 NOW = datetime.now(timezone.utc)
 LONG_AGO = NOW - timedelta(hours=24)  # when keys are forgotten

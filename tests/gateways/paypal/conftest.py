@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
+from conformance.doubles.paypal import PaypalDouble
 from gateways.paypal import PayPalGateway
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.support.paypal import TOKEN, Canned, asking, built
+from tests.support.paypal import TOKEN, Canned, access, built
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,7 @@ def canned(can: Canned) -> Canned:
 
 @pytest.fixture(scope="module")
 def asked(can: Canned) -> Iterator[PayPalGateway]:
-    gateway = asking(can)
+    gateway = access(can)
     yield gateway
     gateway.close()
 
@@ -58,6 +58,6 @@ def asked(can: Canned) -> Iterator[PayPalGateway]:
 @pytest.fixture
 def newcomer(canned: Canned) -> Iterator[PayPalGateway]:
     """A gateway that has no access token yet."""
-    gateway = asking(canned)
+    gateway = access(canned)
     yield gateway
     gateway.close()

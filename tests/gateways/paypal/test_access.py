@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from config import ConfigurationError
+from conformance.doubles.paypal import PaypalDouble
+from conformance.doubles.server import Answer
 from gateways.base import (
-    Busy,
-    NotDone,
+    NotExecuted,
+    RetryLater,
 )
 from gateways.paypal import PayPalGateway
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.gateways.doubles.server import Answer
 from tests.support.paypal import HTML, Canned, a_charge, built, error, order
 
 # The access token -------------------------------------------------------------------------------
@@ -23,14 +23,14 @@ from tests.support.paypal import HTML, Canned, a_charge, built, error, order
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        (Answer(401, {"error": "invalid_client"}), NotDone),
-        (Answer(400, {"error": "unsupported_grant_type"}), NotDone),
-        (Answer(429, {}), Busy),
-        (Answer(500, {}), Busy),
-        (HTML, Busy),
-        (Answer(200, {}), Busy),
-        (Answer(200, {"access_token": "a\nb", "expires_in": 9000}), Busy),
-        (Answer(200, {"access_token": 5, "expires_in": 9000}), Busy),
+        (Answer(401, {"error": "invalid_client"}), NotExecuted),
+        (Answer(400, {"error": "unsupported_grant_type"}), NotExecuted),
+        (Answer(429, {}), RetryLater),
+        (Answer(500, {}), RetryLater),
+        (HTML, RetryLater),
+        (Answer(200, {}), RetryLater),
+        (Answer(200, {"access_token": "a\nb", "expires_in": 9000}), RetryLater),
+        (Answer(200, {"access_token": 5, "expires_in": 9000}), RetryLater),
     ],
 )
 def test_without_an_access_token_surely_nothing_was_done(
@@ -78,7 +78,7 @@ def test_a_request_refused_at_the_door_twice_is_not_tried_again(
     newcomer: PayPalGateway, canned: Canned
 ) -> None:
     canned.answers = [error(401)]
-    with pytest.raises(NotDone):
+    with pytest.raises(NotExecuted):
         newcomer.charge(a_charge())
     assert canned.asked("/v2/checkout/orders") == 2
     assert canned.asked("/v1/oauth2/token") == 2

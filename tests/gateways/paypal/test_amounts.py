@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
+from conformance.doubles.paypal import PaypalDouble
 from gateways.base import (
+    OutcomeUnknown,
     Refused,
-    Unknown,
 )
 from gateways.paypal import PayPalGateway, amounts
 from gateways.paypal.states import moment, payment_id
-from tests.gateways.doubles.paypal import PaypalDouble
 from tests.support.paypal import a_charge, book, captured
 
 
@@ -31,7 +31,7 @@ from tests.support.paypal import a_charge, book, captured
 def test_amounts_are_written_with_paypals_decimals(
     paypal: PayPalGateway, double: PaypalDouble, amount: int, currency: str, value: str
 ) -> None:
-    assert paypal.refuse_amount(amount, currency) is None
+    assert paypal.unsupported_amount_reason(amount, currency) is None
     assert amounts.write(amount, currency) == {"currency_code": currency, "value": value}
     charge = captured(paypal, double, amount=amount, currency=currency)
     assert (charge.amount, charge.currency, charge.amount_captured) == (amount, currency, amount)
@@ -42,7 +42,7 @@ def test_amounts_are_written_with_paypals_decimals(
 def test_amounts_that_paypal_cannot_take_are_refused_before_they_are_sent(
     paypal: PayPalGateway, double: PaypalDouble, amount: int, currency: str
 ) -> None:
-    assert str(paypal.refuse_amount(amount, currency)).endswith(".")
+    assert str(paypal.unsupported_amount_reason(amount, currency)).endswith(".")
     count = len(double.requests)
     with pytest.raises(Refused):
         paypal.charge(a_charge(amount=amount, currency=currency))
@@ -51,7 +51,7 @@ def test_amounts_that_paypal_cannot_take_are_refused_before_they_are_sent(
 
 @pytest.mark.parametrize("value", ["", "-1.00", "1e3", "NaN", "1.005", "1" * 15, "١.00", None, 5])
 def test_an_amount_that_is_none_is_unknown(value: Any) -> None:
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         amounts.read({"currency_code": "USD", "value": value})
 
 
@@ -59,7 +59,7 @@ def test_an_amount_that_is_none_is_unknown(value: Any) -> None:
     "money", [None, [], {}, {"value": "1.00"}, {"value": "1", "currency_code": "XXX"}]
 )
 def test_money_without_its_parts_is_unknown(money: Any) -> None:
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         amounts.read(money)
 
 

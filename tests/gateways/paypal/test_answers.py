@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
+from conformance.doubles.server import Answer
 from gateways.base import (
-    Busy,
     Charge,
-    LookUp,
+    ChargeLookup,
     MethodRequest,
-    NotDone,
+    NotExecuted,
+    OutcomeUnknown,
     Refund,
-    RefundLookUp,
+    RefundLookup,
     Refused,
-    Unknown,
+    RetryLater,
 )
 from gateways.paypal import PayPalGateway
-from tests.gateways.doubles.server import Answer
 from tests.support.paypal import (
     HTML,
     KEY,
@@ -44,14 +44,14 @@ def test_what_leaves_a_doubt_is_unknown(
     asked: PayPalGateway, canned: Canned, answer: Answer
 ) -> None:
     canned.answers = [answer]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.charge(a_charge())
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.complete(a_change(a_charge(), "ORDER1", "complete"))
-    with pytest.raises(Unknown):
-        asked.look_up(LookUp(a_charge(key=KEY), "ORDER1", utc_now()))
-    with pytest.raises(Unknown):
-        asked.look_up(LookUp(a_charge(), None, utc_now()))
+    with pytest.raises(OutcomeUnknown):
+        asked.look_up(ChargeLookup(a_charge(key=KEY), "ORDER1", utc_now()))
+    with pytest.raises(OutcomeUnknown):
+        asked.look_up(ChargeLookup(a_charge(), None, utc_now()))
 
 
 @pytest.mark.parametrize("answer", REFUSED)
@@ -63,7 +63,7 @@ def test_what_paypals_checks_refuse_was_surely_not_done(
         asked.charge(a_charge())
     with pytest.raises(Refused):
         asked.complete(a_change(a_charge(), "ORDER1", "complete"))
-    assert asked.look_up(LookUp(a_charge(), None, utc_now())) is None
+    assert asked.look_up(ChargeLookup(a_charge(), None, utc_now())) is None
 
 
 @pytest.mark.parametrize("answer", NOT_DONE)
@@ -71,22 +71,22 @@ def test_what_says_nothing_about_another_request_is_not_done_but_not_refused(
     asked: PayPalGateway, canned: Canned, answer: Answer
 ) -> None:
     canned.answers = [answer]
-    with pytest.raises(NotDone) as caught:
+    with pytest.raises(NotExecuted) as caught:
         asked.charge(a_charge())
     assert not isinstance(caught.value, Refused)
-    with pytest.raises(Unknown):
-        asked.look_up(LookUp(a_charge(), None, utc_now()))
-    with pytest.raises(Unknown):
-        asked.look_up(LookUp(a_charge(key=KEY), "ORDER1", utc_now()))
+    with pytest.raises(OutcomeUnknown):
+        asked.look_up(ChargeLookup(a_charge(), None, utc_now()))
+    with pytest.raises(OutcomeUnknown):
+        asked.look_up(ChargeLookup(a_charge(key=KEY), "ORDER1", utc_now()))
 
 
 def test_too_many_requests_may_be_sent_again(asked: PayPalGateway, canned: Canned) -> None:
     canned.answers = [Answer(429, {}, {"Retry-After": "3"})]
-    with pytest.raises(Busy) as caught:
+    with pytest.raises(RetryLater) as caught:
         asked.charge(a_charge())
     assert caught.value.retry_after == 3
-    with pytest.raises(Unknown):
-        asked.look_up(LookUp(a_charge(), None, utc_now()))
+    with pytest.raises(OutcomeUnknown):
+        asked.look_up(ChargeLookup(a_charge(), None, utc_now()))
 
 
 def test_a_gateway_that_is_not_there_is_busy() -> None:
@@ -97,7 +97,7 @@ def test_a_gateway_that_is_not_there_is_busy() -> None:
             "paypal_api_base": "http://127.0.0.1:9",
         }
     )
-    with pytest.raises(Busy):
+    with pytest.raises(RetryLater):
         gateway.charge(a_charge())
     gateway.close()
 
@@ -108,7 +108,7 @@ def test_a_failed_read_before_the_request_leaves_no_doubt(
     asked: PayPalGateway, canned: Canned, answer: Answer, operation: str
 ) -> None:
     canned.answers = [answer]
-    with pytest.raises(NotDone):
+    with pytest.raises(NotExecuted):
         changes(asked)[operation]()
     assert {request.method for request in canned.requests if "oauth2" not in request.path} == {
         "GET"
@@ -135,10 +135,13 @@ BEFORE = {
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
-        *((answer, Unknown) for answer in (error(500), HTML, TRUNCATED, error(409, "IN_PROGRESS"))),
+        *(
+            (answer, OutcomeUnknown)
+            for answer in (error(500), HTML, TRUNCATED, error(409, "IN_PROGRESS"))
+        ),
         *((answer, Refused) for answer in REFUSED),
-        *((answer, NotDone) for answer in NOT_DONE),
-        (Answer(429, {}), Busy),
+        *((answer, NotExecuted) for answer in NOT_DONE),
+        (Answer(429, {}), RetryLater),
     ],
 )
 def test_every_answer_to_a_change_has_its_meaning(
@@ -158,7 +161,7 @@ def test_an_answer_without_an_amount_is_unknown(
     asked: PayPalGateway, canned: Canned, operation: str, answer: Answer
 ) -> None:
     canned.answers = [Answer(200, BEFORE[operation]), answer]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         changes(asked)[operation]()
 
 
@@ -177,7 +180,7 @@ def test_a_void_without_an_answer_is_read_from_the_books(
     assert changes(asked)["void"]().status == "voided"
     for lost in (Answer(200, BEFORE["void"]), error(500), error(404)):
         canned.answers = [Answer(200, BEFORE["void"]), answer, lost]
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             changes(asked)["void"]()
 
 
@@ -209,7 +212,7 @@ def test_a_refusal_because_of_what_was_done_before_tells_the_truth(
     with pytest.raises(Refused):
         changes(asked)[operation]()
     canned.answers = [Answer(200, BEFORE[operation]), error(422, issue), error(404)]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         changes(asked)[operation]()
 
 
@@ -218,7 +221,7 @@ def test_a_completion_that_cannot_be_read_back_is_unknown(
     asked: PayPalGateway, canned: Canned, issue: str
 ) -> None:
     canned.answers = [error(422, issue), error(404, "INVALID_RESOURCE_ID")]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.complete(a_change(a_charge(), "ORDER1", "complete"))
 
 
@@ -229,7 +232,7 @@ def test_a_failed_reauthorization_has_captured_nothing(
     old = order(authorizations=[paid("CREATED", create_time="2026-01-01T00:00:00Z")])
     canned.answers = [Answer(200, old), answer, Answer(201, paid("COMPLETED"))]
     if answer.status == 500:
-        with pytest.raises(NotDone):
+        with pytest.raises(NotExecuted):
             changes(asked)["capture"]()
     else:
         assert changes(asked)["capture"]().status == "captured"
@@ -277,7 +280,7 @@ def test_every_state_of_an_order_has_its_meaning(
     asked: PayPalGateway, canned: Canned, answer: dict[str, Any], status: str
 ) -> None:
     canned.answers = [Answer(200, answer)]
-    charge = asked.look_up(LookUp(a_charge(key=KEY), "ORDER1", utc_now()))
+    charge = asked.look_up(ChargeLookup(a_charge(key=KEY), "ORDER1", utc_now()))
     assert charge is not None
     assert (charge.reference, charge.status, charge.amount) == ("ORDER1", status, 1099)
     assert charge.amount_captured == (1099 if status == "captured" else 0)
@@ -298,7 +301,7 @@ def test_every_state_of_a_refund_has_its_meaning(
 ) -> None:
     canned.answers = [Answer(200, paid(word))]
     request = a_refund(Charge("ORDER1", "captured", 1099, "USD"))
-    refund = asked.look_up_refund(RefundLookUp(request, "PAYMENT1", utc_now()))
+    refund = asked.look_up_refund(RefundLookup(request, "PAYMENT1", utc_now()))
     assert refund == Refund("PAYMENT1", status, 1099, "USD")  # type: ignore[arg-type]
 
 
@@ -320,5 +323,5 @@ def test_an_answer_that_is_no_payment_token_is_unknown(
     asked: PayPalGateway, canned: Canned, answer: Answer
 ) -> None:
     canned.answers = [answer]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.save_method(MethodRequest("paypal", "u", {}, token="TOKEN1"))

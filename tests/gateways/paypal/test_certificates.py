@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from conformance.doubles.paypal import PaypalDouble, Signer
+from conformance.doubles.server import Answer, Double, Request
 from gateways.base import (
     SignatureInvalid,
 )
 from gateways.paypal.certificates import CACHE_SIZE, MAX_BYTES, Certificates
-from tests.gateways.doubles.paypal import PaypalDouble, Signer
-from tests.gateways.doubles.server import Answer, Double, Request
 from tests.support.paypal import utc_now
 
 

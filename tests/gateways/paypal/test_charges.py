@@ -11,20 +11,20 @@ from decimal import Decimal
 import httpx
 import pytest
 
+from conformance.doubles.paypal import PaypalDouble
 from gateways.base import (
     Charge,
+    ChargeLookup,
     Decline,
-    LookUp,
     MethodDeclined,
     MethodInvalid,
     MethodRequest,
     Refund,
-    RefundLookUp,
+    RefundLookup,
     Refused,
 )
 from gateways.paypal import PayPalGateway
 from gateways.paypal.gateway import HONOR_PERIOD
-from tests.gateways.doubles.paypal import PaypalDouble
 from tests.support.paypal import (
     RETURN_URL,
     a_change,
@@ -104,7 +104,7 @@ def test_a_redirect_charge_waits_is_approved_and_completed(
     assert waiting.redirect_url is not None
     page = httpx.get(waiting.redirect_url)
     assert page.headers["location"].startswith(f"{RETURN_URL}&token={waiting.reference}&PayerID=")
-    seen = paypal.look_up(LookUp(request, waiting.reference, utc_now()))
+    seen = paypal.look_up(ChargeLookup(request, waiting.reference, utc_now()))
     assert seen == replace(waiting, status="approved", redirect_url=None)
     done = paypal.complete(a_change(request, waiting.reference, "complete"))
     assert done == Charge(
@@ -138,7 +138,7 @@ def test_a_payer_who_cancels_may_come_back(paypal: PayPalGateway, double: Paypal
     waiting = paypal.charge(request)
     page = httpx.get(f"{waiting.redirect_url}&cancel=1")
     assert page.headers["location"] == f"{RETURN_URL}&token={waiting.reference}"
-    assert paypal.look_up(LookUp(request, waiting.reference, utc_now())) == waiting
+    assert paypal.look_up(ChargeLookup(request, waiting.reference, utc_now())) == waiting
 
 
 def test_a_decline_on_completion_is_a_state(paypal: PayPalGateway, double: PaypalDouble) -> None:
@@ -227,7 +227,7 @@ def test_a_part_is_captured_and_the_rest_released(
     done = paypal.capture(change)
     assert done == Charge(charge.reference, "captured", 1099, "USD", amount_captured=600)
     in_books = replace(done, refunds=())
-    assert paypal.look_up(LookUp(request, charge.reference, utc_now())) == in_books
+    assert paypal.look_up(ChargeLookup(request, charge.reference, utc_now())) == in_books
     again = a_change(request, charge.reference, "capture", amount=600)
     assert paypal.capture(again) == in_books
     assert book(double, charge.reference).amount_captured == 600
@@ -253,7 +253,7 @@ def test_after_the_honor_period_the_capture_is_of_a_new_authorization(
     old, new = (one for one in double.authorizations.values() if one["order"] == charge.reference)
     assert (old["status"], new["status"]) == ("CREATED", "CAPTURED")
     assert new["amount"] == Decimal("10.99")  # all of it is held, not the part
-    assert paypal.look_up(LookUp(change, charge.reference, utc_now())) == Charge(
+    assert paypal.look_up(ChargeLookup(change, charge.reference, utc_now())) == Charge(
         charge.reference, "captured", 1099, "USD", amount_captured=600, refunds=()
     )
 
@@ -273,7 +273,7 @@ def test_an_expired_authorization_is_voided(paypal: PayPalGateway, double: Paypa
     double.pass_days(30)
     change = a_change(request, charge.reference, "capture")
     assert paypal.capture(change).status == "voided"
-    seen = paypal.look_up(LookUp(request, charge.reference, utc_now() - timedelta(days=30)))
+    seen = paypal.look_up(ChargeLookup(request, charge.reference, utc_now() - timedelta(days=30)))
     assert seen is not None
     assert (seen.status, seen.capture_before) == ("voided", None)
 
@@ -311,7 +311,7 @@ def test_an_authorization_is_voided_and_twice_is_no_mistake(
     voided = replace(charge, status="voided", capture_before=None)
     assert paypal.void(change) == voided
     assert paypal.void(change) == voided
-    assert paypal.look_up(LookUp(change, charge.reference, utc_now())) == voided
+    assert paypal.look_up(ChargeLookup(change, charge.reference, utc_now())) == voided
     assert paypal.capture(a_change(request, charge.reference, "capture")) == voided
     assert book(double, charge.reference).status == "voided"
 
@@ -337,7 +337,7 @@ def test_an_unpaid_order_is_given_up_without_a_request(
     change = a_change(request, waiting.reference, "void")
     voided = replace(waiting, status="voided", redirect_url=None)
     assert paypal.void(change) == voided
-    assert paypal.look_up(LookUp(change, waiting.reference, utc_now())) == voided
+    assert paypal.look_up(ChargeLookup(change, waiting.reference, utc_now())) == voided
     assert {request.method for request in double.requests} == {"GET"}
 
 
@@ -359,7 +359,7 @@ def test_refunds_go_up_to_what_was_captured(paypal: PayPalGateway, double: Paypa
     entry = book(double, charge.reference)
     assert (entry.amount_captured, entry.amount_refunded) == (1099, 1099)
     made = a_charge(key=key_of(double, charge.reference))
-    seen = paypal.look_up(LookUp(made, charge.reference, utc_now()))
+    seen = paypal.look_up(ChargeLookup(made, charge.reference, utc_now()))
     # A refunded charge is still a captured one.
     assert seen == replace(charge, refunds=(first, rest))
     stored = double.refunds[first.reference]
@@ -381,7 +381,7 @@ def test_a_pending_refund_can_fail(paypal: PayPalGateway, double: PaypalDouble) 
     refund = paypal.refund(request)
     assert refund.status == "pending"
     double.settle_refund(refund.reference, "FAILED")
-    seen = paypal.look_up_refund(RefundLookUp(request, refund.reference, utc_now()))
+    seen = paypal.look_up_refund(RefundLookup(request, refund.reference, utc_now()))
     assert seen == replace(refund, status="failed")
 
 

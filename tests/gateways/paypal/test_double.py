@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from conformance.doubles.paypal import PaypalDouble
 from gateways.base import (
     Refused,
 )
 from gateways.paypal.client import Client
-from tests.gateways.doubles.paypal import PaypalDouble
 from tests.support.paypal import RETURN_URL
 
 

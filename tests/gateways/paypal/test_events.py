@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from gateways.base import Dispute, GatewayEvent, MethodChange, SignatureInvalid, Unknown
+from conformance.doubles.paypal import PaypalDouble
+from gateways.base import Dispute, GatewayEvent, MethodChange, OutcomeUnknown, SignatureInvalid
 from gateways.paypal import PayPalGateway
-from tests.gateways.doubles.paypal import PaypalDouble
 from tests.support.paypal import (
     Delivery,
     a_change,
@@ -159,7 +159,7 @@ def test_an_event_that_has_to_be_asked_about_waits_until_paypal_answers(
         "VAULT.PAYMENT-TOKEN.DELETED",
         "PAYMENT.CAPTURE.REFUNDED",
     ):
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             gateway.parse_webhook(*sent_event(double, kind))
     gateway.close()
 

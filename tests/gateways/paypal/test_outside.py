@@ -10,20 +10,20 @@ from urllib.parse import parse_qs
 
 import pytest
 
+from conformance.doubles.paypal import PaypalDouble
+from conformance.doubles.server import Answer
 from gateways.base import (
-    CannotTell,
     Charge,
+    ChargeLookup,
     ListedCharge,
-    LookUp,
-    NotDone,
+    NotExecuted,
+    OutcomeNotShown,
+    OutcomeUnknown,
     Refund,
-    RefundLookUp,
-    Unknown,
+    RefundLookup,
 )
 from gateways.paypal import PayPalGateway
 from gateways.paypal.disputes import PAGE
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.gateways.doubles.server import Answer
 from tests.support.paypal import (
     KEY,
     Canned,
@@ -43,7 +43,7 @@ DISPUTES = "/v1/customer/disputes"
 
 
 def read(paypal: PayPalGateway, reference: str, key: str) -> Charge:
-    query = LookUp(a_charge("token", key=key), reference, utc_now(), resend=False)
+    query = ChargeLookup(a_charge("token", key=key), reference, utc_now(), resend=False)
     charge = paypal.look_up(query)
     assert charge is not None
     return charge
@@ -108,7 +108,7 @@ def test_a_refund_of_ours_that_a_refund_from_the_dashboard_has_overtaken_never_h
 ) -> None:
     charge = captured(paypal, double)
     double.refund_outside(charge.reference, 1099)
-    assert paypal.look_up_refund(RefundLookUp(a_refund(charge), None, utc_now())) is None
+    assert paypal.look_up_refund(RefundLookup(a_refund(charge), None, utc_now())) is None
 
 
 # Captures and voids -----------------------------------------------------------------------------
@@ -152,13 +152,13 @@ def test_the_order_of_another_payment_is_not_believed(
     request = a_charge(double.vault_token(), payment_id=8)
     charge = paypal.charge(request)
     for other in (a_charge(key=request.key), a_charge(payment_id=8)):
-        with pytest.raises(CannotTell):
-            paypal.look_up(LookUp(other, charge.reference, utc_now()))
+        with pytest.raises(OutcomeNotShown):
+            paypal.look_up(ChargeLookup(other, charge.reference, utc_now()))
     change = a_change(a_charge(), charge.reference, "capture")
-    with pytest.raises(NotDone):
+    with pytest.raises(NotExecuted):
         paypal.capture(change)
-    with pytest.raises(CannotTell):
-        paypal.look_up(LookUp(change, charge.reference, utc_now()))
+    with pytest.raises(OutcomeNotShown):
+        paypal.look_up(ChargeLookup(change, charge.reference, utc_now()))
 
 
 # Disputes ---------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def listed(paypal: PayPalGateway, since: datetime | None) -> Iterator[ListedChar
 
 
 def test_paypal_lists_disputes_and_no_charges(paypal: PayPalGateway) -> None:
-    assert paypal.capabilities.reads_back
+    assert paypal.capabilities.can_retrieve
     assert paypal.capabilities.lists_disputes
     assert not paypal.capabilities.lists_charges
 
@@ -273,14 +273,14 @@ def test_a_list_that_paypal_does_not_give_is_no_empty_list(
 ) -> None:
     for answer in (error(403, "NOT_AUTHORIZED"), error(404)):
         canned.answers = [answer]
-        with pytest.raises(NotDone):
+        with pytest.raises(NotExecuted):
             asked.list_charges(None)
     for answer in (error(500), Answer(200, b"<html>")):
         canned.answers = [answer]
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             asked.list_charges(None)
     canned.answers = [LIST, error(500)]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.list_charges(None)
 
 
@@ -290,7 +290,7 @@ def test_a_link_to_a_next_page_that_is_none_is_not_followed(
 ) -> None:
     links = [{"rel": "next", "href": f"https://paypal.example/v1/disputes?{query}"}]
     canned.answers = [Answer(200, {"items": [], "links": links})]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.list_charges(None)
 
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from gateways.base import CannotTell, LookUp, RefundLookUp, Refused, Unknown
+from conformance.doubles.paypal import PaypalDouble
+from conformance.doubles.server import Answer, Request
+from gateways.base import ChargeLookup, OutcomeNotShown, OutcomeUnknown, RefundLookup, Refused
 from gateways.paypal import PayPalGateway
 from gateways.paypal.gateway import ORDER_KEYS
-from tests.gateways.doubles.paypal import PaypalDouble
-from tests.gateways.doubles.server import Answer, Request
 from tests.support.paypal import (
     Canned,
     a_change,
@@ -31,12 +31,12 @@ from tests.support.paypal import (
 MINUTES = timedelta(minutes=20)
 
 
-def late(request: Any, reference: str | None = None, age: timedelta = MINUTES) -> LookUp:
-    return LookUp(request, reference, utc_now() - age, resend=False)
+def late(request: Any, reference: str | None = None, age: timedelta = MINUTES) -> ChargeLookup:
+    return ChargeLookup(request, reference, utc_now() - age, resend=False)
 
 
-def late_refund(request: Any) -> RefundLookUp:
-    return RefundLookUp(request, None, utc_now() - MINUTES, resend=False)
+def late_refund(request: Any) -> RefundLookup:
+    return RefundLookup(request, None, utc_now() - MINUTES, resend=False)
 
 
 def changes(double: PaypalDouble) -> list[Request]:
@@ -60,7 +60,7 @@ def test_a_lost_charge_that_never_arrived_is_fenced_off(
     with pytest.raises(Refused):  # it arrives after all
         paypal.charge(request)
     assert paypal.look_up(late(request)) is None
-    assert paypal.look_up(LookUp(request, None, utc_now())) is None
+    assert paypal.look_up(ChargeLookup(request, None, utc_now())) is None
     assert [entry for entry in double.books() if entry.payment_id == 71] == []
     assert len(double.captures) == len({one["order"] for one in double.captures.values()})
 
@@ -102,7 +102,7 @@ def test_a_charge_is_not_fenced_once_paypal_may_have_forgotten_its_key(
     paypal.charge(request)
     double.pass_days(0.3)
     double.requests.clear()
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         paypal.look_up(late(request, age=ORDER_KEYS + timedelta(minutes=1)))
     assert double.requests == []
 
@@ -123,7 +123,7 @@ def test_a_fence_that_paypal_does_not_take_promises_nothing(
     asked: PayPalGateway, canned: Canned, answer: Answer
 ) -> None:
     canned.answers = [answer]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.look_up(late(a_charge("TOKEN")))
 
 
@@ -170,7 +170,7 @@ def test_a_completion_that_is_done_while_it_is_fenced_is_read(
     assert charge.status == "captured"
     for refused in (error(422, "ORDER_ALREADY_COMPLETED"), error(404), error(500)):
         canned.answers = [Answer(200, approved), refused]
-        with pytest.raises(Unknown):
+        with pytest.raises(OutcomeUnknown):
             asked.look_up(late(complete, "ORDER1"))
 
 
@@ -183,7 +183,7 @@ def test_a_completion_that_paypal_keeps_refusing_is_never_approved_again(
     with pytest.raises(Refused):
         asked.complete(complete)
     canned.answers = [Answer(201, order("APPROVED"))]
-    with pytest.raises(Unknown):
+    with pytest.raises(OutcomeUnknown):
         asked.complete(complete)
 
 
@@ -196,7 +196,7 @@ def test_a_lost_change_that_the_books_do_not_show_cannot_be_told(
 ) -> None:
     request, charge = authorized(paypal, double)
     double.requests.clear()
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         paypal.look_up(late(a_change(request, charge.reference, operation), charge.reference))
     assert changes(double) == []
     assert book(double, charge.reference).status == "authorized"
@@ -239,13 +239,13 @@ def test_a_lost_refund_is_found_in_the_books_by_its_key_or_cannot_be_told(
     charge = captured(paypal, double)
     request = a_refund(charge)
     double.requests.clear()
-    with pytest.raises(CannotTell):
+    with pytest.raises(OutcomeNotShown):
         paypal.look_up_refund(late_refund(request))
     assert changes(double) == []
     refund = paypal.refund(request)
     double.requests.clear()
     assert paypal.look_up_refund(late_refund(request)) == refund
-    with pytest.raises(CannotTell):  # of the same id, but with another key
+    with pytest.raises(OutcomeNotShown):  # of the same id, but with another key
         paypal.look_up_refund(late_refund(a_refund(charge)))
     assert changes(double) == []
     assert book(double, charge.reference).amount_refunded == 500

@@ -7,11 +7,11 @@ from datetime import timedelta
 import httpx
 import pytest
 
+from conformance.doubles.paypal import PaypalDouble
 from gateways.base import (
     SignatureInvalid,
 )
 from gateways.paypal import PayPalGateway
-from tests.gateways.doubles.paypal import PaypalDouble
 from tests.support.paypal import Delivery, built, captured, sent_event
 
 

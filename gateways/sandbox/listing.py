@@ -1,0 +1,127 @@
+"""The sandbox's books as others read them: charges with their refunds and disputes, in pages."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+import sqlalchemy as sa
+
+from gateways.base import ChargePage, ListedCharge, NotExecuted
+from gateways.sandbox import records
+from gateways.sandbox.tables import charges, disputes
+
+PAGE: Final = 200
+# Longer than a transaction of the sandbox lasts: one that began before a moment and was committed
+# after it counts as a change since then.
+LONGEST_TRANSACTION: Final = timedelta(minutes=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A charge that was made or declined, with its refunds (oldest first) and its dispute."""
+
+    charge: sa.Row[Any]
+    refunds: Sequence[sa.Row[Any]]
+    dispute: sa.Row[Any] | None
+
+    @property
+    def reference(self) -> str:
+        return str(self.charge.reference)
+
+    @property
+    def amount_refunded(self) -> int:
+        return sum(refund.amount for refund in self.refunds if refund.status == "succeeded")
+
+    @property
+    def left(self) -> int:
+        """How much of what was captured can still be refunded."""
+        reserved = sum(refund.amount for refund in self.refunds if refund.status != "failed")
+        left: int = self.charge.amount_captured - reserved
+        return left
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields of `GET /sandbox/charges`."""
+        names = ("order_id", "payment_id", "idempotency_key", "amount", "currency", "status")
+        return {
+            "reference": self.reference,
+            **{name: getattr(self.charge, name) for name in names},
+            "amount_captured": self.charge.amount_captured,
+            "amount_refunded": self.amount_refunded,
+            "refunds": [
+                {"reference": refund.reference, "amount": refund.amount, "status": refund.status}
+                for refund in self.refunds
+            ],
+            "created_at": self.charge.created_at,
+        }
+
+    def as_listed(self) -> ListedCharge:
+        return ListedCharge(
+            charge=records.charge_state(self.charge, self.refunds),
+            key=self.charge.idempotency_key,
+            payment_id=self.charge.payment_id,
+            disputes=(records.dispute_state(self.dispute, self.charge),) if self.dispute else (),
+        )
+
+
+def list_page(
+    connection: sa.Connection, *, limit: int, order_id: int | None, cursor: str | None
+) -> list[Entry]:
+    """See `SandboxGateway.page`."""
+    position = sa.tuple_(charges.c.created_at, charges.c.reference)
+    query = sa.select(*charges.c).limit(limit)
+    if order_id is not None:
+        query = query.where(charges.c.order_id == order_id)
+        query = query.order_by(charges.c.created_at, charges.c.reference)
+    else:
+        query = query.order_by(charges.c.created_at.desc(), charges.c.reference.desc())
+    if cursor is not None:
+        last = records.find_charge(connection, cursor)
+        if last is None:
+            raise LookupError
+        reached = sa.tuple_(last.created_at, last.reference)
+        query = query.where(position < reached if order_id is None else position > reached)
+    return _complete(connection, connection.execute(query).all())
+
+
+def list_changed(
+    connection: sa.Connection, since: datetime | None, cursor: str | None
+) -> ChargePage:
+    """A page of what has changed since then, in the order of the changes.
+
+    What changes while somebody reads page after page moves to the end, so it is read again.
+    """
+    position = sa.tuple_(charges.c.changed_at, charges.c.reference)
+    query = sa.select(*charges.c).order_by(charges.c.changed_at, charges.c.reference).limit(PAGE)
+    if cursor is not None:
+        query = query.where(position > sa.tuple_(*_read_cursor(cursor)))
+    elif since is not None:
+        query = query.where(charges.c.changed_at >= since - LONGEST_TRANSACTION)
+    page = _complete(connection, connection.execute(query).all())
+    last = page[-1].charge if len(page) == PAGE else None
+    return ChargePage(
+        charges=tuple(entry.as_listed() for entry in page),
+        cursor=f"{last.changed_at.isoformat()} {last.reference}" if last else None,
+    )
+
+
+def _read_cursor(cursor: str) -> tuple[datetime, str]:
+    moment, _, reference = cursor.partition(" ")
+    try:
+        return datetime.fromisoformat(moment), reference
+    except ValueError:
+        raise NotExecuted("this cursor is not one of the sandbox's") from None
+
+
+def _complete(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Entry]:
+    """Charges, with the refunds and the disputes that they have."""
+    references = [row.reference for row in rows]
+    given_back = defaultdict(list)
+    for refund in records.list_refunds(connection, references):
+        given_back[refund.charge].append(refund)
+    query = sa.select(*disputes.c).where(disputes.c.charge.in_(references))
+    disputed = {dispute.charge: dispute for dispute in connection.execute(query)}
+    return [Entry(row, given_back[row.reference], disputed.get(row.reference)) for row in rows]

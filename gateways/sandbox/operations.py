@@ -1,0 +1,205 @@
+"""What happens to money at the sandbox: charging, approving, capturing, voiding, refunding.
+
+Each function changes the books within the caller's transaction and announces the change.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
+
+from gateways.base import ChargeRequest, NotExecuted
+from gateways.sandbox import records
+from gateways.sandbox.cards import DECLINES, outcome_of
+from gateways.sandbox.tables import account, charges, disputes, refunds
+from gateways.sandbox.webhooks import announce_charge, announce_dispute, announce_refund
+
+AUTHORIZATION_LIFETIME = timedelta(days=7)  # what card schemes commonly honor
+REFUND_FAILS_AFTER = timedelta(seconds=2)  # long enough to be seen pending
+# Of the test card that is disputed.
+DISPUTE_OPENS_AFTER = timedelta(seconds=1)
+DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
+
+
+def make_charge(connection: sa.Connection, reference: str, request: ChargeRequest) -> sa.Row[Any]:
+    outcome = outcome_of(request.token)
+    if _declines_next(connection):
+        outcome = "generic_decline"
+    values: dict[str, Any] = {"status": "captured", "amount_captured": request.amount}
+    if outcome in DECLINES:
+        values = {"status": "declined"}
+    elif outcome == "requires_action":
+        page = f"/sandbox/actions/{reference}"
+        values = {
+            "status": "requires_action",
+            "redirect_url": (request.service_url or "").rstrip("/") + page,
+            "return_url": request.return_url,
+        }
+    elif not request.capture:
+        values = _authorized()
+    row = connection.execute(
+        charges.insert()
+        .values(
+            reference=reference,
+            order_id=request.order_id,
+            payment_id=request.payment_id,
+            idempotency_key=request.key,
+            amount=request.amount,
+            currency=request.currency,
+            outcome=outcome,
+            capture=request.capture,
+            **values,
+        )
+        .returning(*charges.c)
+    ).one()
+    _announce(connection, row, request.fault)
+    return row
+
+
+def _declines_next(connection: sa.Connection) -> bool:
+    """Whether somebody asked in the dashboard for this charge to be declined. It is asked once."""
+    taken = connection.execute(
+        account.update().where(account.c.decline_next).values(decline_next=False)
+    )
+    return taken.rowcount > 0
+
+
+def answer_action(connection: sa.Connection, row: sa.Row[Any], *, approve: bool) -> sa.Row[Any]:
+    """What the shopper said about a locked charge that waits for it."""
+    if not approve:
+        values: dict[str, Any] = {"status": "declined", "outcome": "authentication_failed"}
+    elif row.capture:
+        values = {"status": "captured", "amount_captured": row.amount}
+    else:
+        values = _authorized()
+    return _change(connection, row, values)
+
+
+def capture(
+    connection: sa.Connection, row: sa.Row[Any], amount: int, fault: str | None = None
+) -> sa.Row[Any]:
+    """Capture this much of a locked authorization. Raises NotExecuted."""
+    if row.status != "authorized":
+        raise NotExecuted(f"the charge is {row.status}")
+    if not 0 < amount <= row.amount:
+        raise NotExecuted("the capture is more than what is authorized")
+    return _change(connection, row, {"status": "captured", "amount_captured": amount}, fault)
+
+
+def void(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> sa.Row[Any]:
+    """Give up a locked authorization, or a charge that waits for the shopper. Raises NotExecuted."""
+    if row.status not in ("authorized", "requires_action"):
+        raise NotExecuted(f"the charge is {row.status}")
+    values = {"status": "voided", "capture_before": None, "redirect_url": None}
+    return _change(connection, row, values, fault)
+
+
+def refund(
+    connection: sa.Connection,
+    row: sa.Row[Any],
+    reference: str,
+    amount: int | None,
+    refund_id: int | None,
+    fault: str | None = None,
+) -> sa.Row[Any]:
+    """Give this much of a locked charge back; None: all that is left.
+
+    `refund_id` is the service's; None: made in the dashboard. Raises NotExecuted when it is more than
+    what is left.
+    """
+    reserved: int = connection.execute(
+        sa.select(sa.func.coalesce(sa.func.sum(refunds.c.amount), 0)).where(
+            refunds.c.charge == row.reference, refunds.c.status != "failed"
+        )
+    ).scalar_one()
+    left = row.amount_captured - reserved
+    amount = left if amount is None else amount
+    if row.status != "captured" or not 0 < amount <= left:
+        raise NotExecuted("the refund is more than what is left of the charge")
+    fails = row.outcome == "refund_fails"
+    made = connection.execute(
+        refunds.insert()
+        .values(
+            reference=reference,
+            charge=row.reference,
+            refund_id=refund_id,
+            amount=amount,
+            status="pending" if fails else "succeeded",
+            fails_at=sa.func.now() + REFUND_FAILS_AFTER if fails else None,
+        )
+        .returning(*refunds.c)
+    ).one()
+    announce_refund(connection, made, row, fault)
+    return made
+
+
+def open_dispute(
+    connection: sa.Connection,
+    row: sa.Row[Any],
+    closes_after: timedelta,
+    *,
+    told_after: timedelta | None = None,
+) -> sa.Row[Any]:
+    """Dispute a locked charge. Raises NotExecuted unless it is captured and was never disputed."""
+    if row.status != "captured":
+        raise NotExecuted(f"the charge is {row.status}")
+    dispute = connection.execute(
+        insert(disputes)
+        .values(
+            reference=new_reference("dp"),
+            charge=row.reference,
+            status="open",
+            closes_at=sa.func.now() + closes_after,
+        )
+        .on_conflict_do_nothing()
+        .returning(*disputes.c)
+    ).one_or_none()
+    if dispute is None:
+        raise NotExecuted("the charge has been disputed before")
+    announce_dispute(connection, dispute, row, delay=told_after)
+    return dispute
+
+
+def close_dispute(connection: sa.Connection, row: sa.Row[Any], *, won: bool) -> sa.Row[Any]:
+    """Decide the dispute of a locked charge. Raises NotExecuted unless it is open."""
+    dispute = connection.execute(
+        disputes.update()
+        .where(disputes.c.charge == row.reference, disputes.c.status == "open")
+        .values(status="won" if won else "lost")
+        .returning(*disputes.c)
+    ).one_or_none()
+    if dispute is None:
+        raise NotExecuted("the charge has no open dispute")
+    announce_dispute(connection, dispute, row)
+    return dispute
+
+
+def new_reference(kind: str) -> str:
+    """An id that nobody can guess: `ch_…` of a charge, `re_…` of a refund, `dp_…` of a dispute."""
+    return f"{kind}_{secrets.token_hex(12)}"
+
+
+def _change(
+    connection: sa.Connection,
+    row: sa.Row[Any],
+    values: Mapping[str, Any],
+    fault: str | None = None,
+) -> sa.Row[Any]:
+    changed = records.update_charge(connection, row.reference, **values)
+    _announce(connection, changed, fault)
+    return changed
+
+
+def _announce(connection: sa.Connection, row: sa.Row[Any], fault: str | None) -> None:
+    announce_charge(connection, row, fault)
+    if row.status == "captured" and row.outcome == "dispute":
+        open_dispute(connection, row, DISPUTE_CLOSES_AFTER, told_after=DISPUTE_OPENS_AFTER)
+
+
+def _authorized() -> dict[str, Any]:
+    return {"status": "authorized", "capture_before": sa.func.now() + AUTHORIZATION_LIFETIME}

@@ -1,0 +1,116 @@
+"""What the proof plants in the processes it runs: places to die, bad days, a guard that is missing.
+
+`PROOF_KILL_AT=<point>:<n>` kills the process the n-th time that it comes by a point; the points
+are the moments before and after each commit, and before and after each call of the gateway.
+`PROOF_BREAK=<guard>` takes a guard away (see proof/guards.py).
+
+The sandbox gateway has bad days: now and then it does not answer a question, and half of what it
+may send again it does send again, as gateways do that cannot fence a request that was lost.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import random
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any, Final
+
+from sqlalchemy.orm import Session
+
+import database
+
+UNANSWERED: Final = 0.05  # of the questions that the gateway is asked
+
+_kill_point, _, _kill_count = os.environ.get("PROOF_KILL_AT", "").partition(":")
+_lock = threading.Lock()
+_seen = 0
+_real_phase = database.phase
+
+
+def reached(point: str) -> None:
+    """Die here, without a word, if this is the place."""
+    global _seen
+    if point != _kill_point:
+        return
+    with _lock:
+        _seen += 1
+        if _seen >= int(_kill_count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def phase(session: Session) -> AbstractContextManager[Session]:
+    """`database.phase`, with a point before and after its commit, named by who called it."""
+    caller = sys._getframe(1)
+    module = caller.f_globals["__name__"].rpartition(".")[2]
+    return _phase(session, f"{module}.{caller.f_code.co_name}")
+
+
+@contextmanager
+def _phase(session: Session, name: str) -> Iterator[Session]:
+    with _real_phase(session):
+        yield session
+        session.flush()
+        reached(f"{name}.before_commit")
+    reached(f"{name}.after_commit")
+
+
+def _with_points(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def called(*arguments: Any, **named: Any) -> Any:
+        reached(f"gateway.{name}.before")
+        result = method(*arguments, **named)
+        reached(f"gateway.{name}.after")
+        return result
+
+    return called
+
+
+def _with_bad_days(gateway: Any) -> None:
+    """Make the sandbox behave like gateways over a network."""
+    from gateways.base import NotExecuted, OutcomeNotShown
+
+    look_up, look_up_refund = gateway.look_up, gateway.look_up_refund
+
+    def look_up_badly(self: Any, query: Any) -> Any:
+        if random.random() < UNANSWERED:  # noqa: S311 - no secret
+            raise OutcomeNotShown("no answer")
+        if query.resend and is_sent_again(query.key):
+            request = query.request
+            operation = getattr(request, "operation", "charge")
+            with suppress(NotExecuted):  # it was fenced, or cannot be done any more
+                return getattr(self, operation)(request)
+        return look_up(self, query)
+
+    def look_up_refund_badly(self: Any, query: Any) -> Any:
+        if query.resend and is_sent_again(query.key):
+            with suppress(NotExecuted):
+                return self.refund(query.request)
+        return look_up_refund(self, query)
+
+    gateway.look_up, gateway.look_up_refund = look_up_badly, look_up_refund_badly
+
+
+def is_sent_again(key: str) -> bool:
+    """Whether this request is one of the half."""
+    return sum(key.encode()) % 2 == 0
+
+
+def prepare() -> None:
+    """Put the points in, and take the guard out. Before anybody imports these by name."""
+    database.phase = phase  # type: ignore[assignment]
+
+    from gateways.sandbox import SandboxGateway
+
+    for name in ("charge", "capture", "void", "refund", "look_up", "look_up_refund"):
+        setattr(SandboxGateway, name, _with_points(name, getattr(SandboxGateway, name)))
+    _with_bad_days(SandboxGateway)
+    broken = os.environ.get("PROOF_BREAK")
+    if broken:
+        from proof.guards import GUARDS
+
+        GUARDS[broken].take_away()

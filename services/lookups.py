@@ -1,0 +1,370 @@
+"""Looking up what became of what nobody answered, and of what time has changed.
+
+A look-up asks, locks, then applies. What a gateway cannot tell within a day is handed to a person;
+it is never failed by a timer and never charged again to be sure.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Engine, Row
+from sqlalchemy.orm import Session
+
+import crud
+import leases
+from config import Settings
+from database import new_session, phase
+from domain.settlement import decide_unknown
+from gateways.base import Charge, Gateway, NotExecuted
+from gateways.registry import Gateways
+from leases import Lane
+from models import Payment, Refund
+from observability.logs import get_logger
+from services import payments, refunds
+from settlement import gateway_requests
+from settlement.apply import (
+    apply,
+    payment_facts,
+    request_review,
+    settle_charge,
+    settle_not_executed,
+    settle_refund,
+    settle_refund_not_executed,
+    settle_refunds,
+)
+from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, state_of
+from settlement.gateway_requests import RowSnapshot
+from settlement.transitions import ChangedBy
+
+log = get_logger()
+
+BY = ChangedBy.service("reconciler")
+REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
+REFUND_REVIEW_AFTER: Final = 14 * 24 * 3600  # seconds; banks may take ten days
+# Two minutes of look-ups, too: after an outage of ours the gateway may be away for a moment.
+REVIEW_AFTER_LOOKUPS: Final = 8
+# Look-ups at once for each gateway and lane, each with a thread.
+AT_ONCE: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
+CALLS_OF_A_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
+
+
+@dataclass(frozen=True, slots=True)
+class LookupRules:
+    """How look-ups are made. Times are in seconds."""
+
+    gateways: Gateways
+    resend_within: float  # RESEND_WITHIN
+    action_expires_after: float  # ACTION_EXPIRES_AFTER
+    access: GatewayAccess
+    lease: float  # longer than a look-up can last
+
+    @classmethod
+    def from_settings(cls, settings: Settings, gateways: Gateways) -> LookupRules:
+        return cls(
+            gateways=gateways,
+            resend_within=settings.resend_within,
+            action_expires_after=settings.action_expires_after,
+            access=GatewayAccess(gateways=gateways, lookup_after=settings.reconcile_after),
+            lease=CALLS_OF_A_LOOKUP * settings.gateway_timeout + 10,
+        )
+
+
+# What is due ------------------------------------------------------------------------------------
+
+
+def run_once(
+    engine: Engine,
+    rules: LookupRules,
+    lane: Lane,
+    gateway: str | None,
+    *,
+    stopping: Callable[[], bool] = lambda: False,
+) -> int:
+    """Look up what is due at a gateway (None: at all that are switched off), until nothing is.
+
+    Several at once, each leased by the thread that looks it up. Returns how many there were.
+    """
+    with new_session(engine) as session:
+        first = _take_due(session, rules, lane, gateway, AT_ONCE[lane])
+    if not first:
+        return 0
+
+    def drain(row: tuple[type[Payment] | type[Refund], Row[Any]]) -> int:
+        done, mine = 0, [row]
+        with new_session(engine) as session:
+            while mine and not stopping():
+                look_up(session, rules, *mine[0])
+                done += 1
+                mine = _take_due(session, rules, lane, gateway, 1)
+        return done
+
+    with ThreadPoolExecutor(len(first), thread_name_prefix=f"lookup-{gateway}") as threads:
+        return sum(threads.map(drain, first))
+
+
+def _take_due(
+    session: Session, rules: LookupRules, lane: Lane, gateway: str | None, limit: int
+) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
+    """Open payments and refunds share a lane. Which is taken first is left to chance, so that
+    neither waits for all of the other."""
+    taken: list[tuple[type[Payment] | type[Refund], Row[Any]]] = []
+    names = list(rules.gateways.by_name)
+
+    def take(model: type[Payment] | type[Refund], most: int) -> None:
+        at = (
+            leases.at_gateway(model, gateway)
+            if gateway is not None
+            else leases.at_other_gateways(model, names)
+        )
+        rows = (
+            leases.lease_due_payments(session, lane, at, limit=most, lease=rules.lease)
+            if model is Payment
+            else leases.lease_due_refunds(session, at, limit=most, lease=rules.lease)
+        )
+        taken.extend((model, row) for row in rows)
+
+    with phase(session):
+        if lane == "waiting":
+            take(Payment, limit)
+            return taken
+        models: list[type[Payment] | type[Refund]] = [Payment, Refund]
+        first, second = random.sample(models, 2)
+        take(first, -(-limit // 2))
+        if len(taken) < limit:
+            take(second, limit - len(taken))
+        if len(taken) < limit:  # what the second has left to it
+            take(first, limit - len(taken))
+    return taken
+
+
+def look_up_everything_open(
+    engine: Engine, rules: LookupRules, progress: Callable[[int], None] = lambda _: None
+) -> int:
+    """Look up once everything that a gateway may know more about, due or not.
+
+    Returns how many there were; `progress` is told so far.
+    """
+    done = 0
+    models: tuple[type[Payment] | type[Refund], ...] = (Payment, Refund)
+    limit = AT_ONCE["open"]
+    with ThreadPoolExecutor(limit, thread_name_prefix="lookup") as threads:
+        for model in models:
+            last = 0
+            while True:
+                with new_session(engine) as session, phase(session):
+                    rows = leases.lease_next_unsettled(
+                        session, model, last, limit=limit, lease=rules.lease
+                    )
+                if not rows:
+                    break
+                list(threads.map(partial(_look_up_apart, engine, rules, model), rows))
+                last = max(row.id for row in rows)
+                done += len(rows)
+                progress(done)
+    return done
+
+
+def _look_up_apart(
+    engine: Engine, rules: LookupRules, model: type[Payment] | type[Refund], row: Row[Any]
+) -> None:
+    with new_session(engine) as session:
+        look_up(session, rules, model, row)
+
+
+# One look-up ------------------------------------------------------------------------------------
+
+
+def look_up(
+    session: Session, rules: LookupRules, model: type[Payment] | type[Refund], leased: Row[Any]
+) -> None:
+    """Ask about one leased row and apply what is learned. One that fails keeps no other waiting:
+    its next look-up is set, and if it has been open for a day it is handed to a person."""
+    try:
+        (look_up_payment if model is Payment else look_up_refund)(session, rules, leased)
+    except Exception as error:
+        session.rollback()
+        log.error("lookup.failed", id=leased.id, error=type(error).__name__)
+    try:
+        with phase(session):
+            leases.finish_lookup(session, model, leased)
+        if model is Payment:
+            _review_overdue(session, leased.id)
+        else:
+            _review_overdue_refund(session, leased.id)
+    except Exception as error:  # the lease ends by itself
+        session.rollback()
+        log.error("lookup.not_finished", id=leased.id, error=type(error).__name__)
+
+
+def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
+    """Ask the gateway about one payment, or give it up if its shopper has stayed away."""
+    with phase(session):
+        seen = crud.require_payment_to_look_up(session, leased.id)
+        if (seen.status, seen.operation_key) != (leased.status, leased.operation_key):
+            return  # settled since it was leased
+        method = crud.get_charged_payment_method(session, seen.payment_method_id)
+    gateway = rules.gateways.get(seen.gateway)
+    if gateway is None:
+        log.warning("lookup.gateway_disabled", payment_id=seen.id, gateway=seen.gateway)
+        return
+    waits = seen.status == "requires_action" and seen.operation is None
+    if waits and seen.age > rules.action_expires_after:
+        _give_up(session, rules, seen)
+        return
+    can_retrieve = gateway.capabilities.can_retrieve
+    snapshot = RowSnapshot.about_payment(seen)
+    may_resend = seen.status == "pending" and seen.age < rules.resend_within
+    charge_query = gateway_requests.charge_lookup(seen, method, resend=may_resend)
+    not_executed = False
+    if seen.operation_key is not None:
+        resend = seen.open_for < rules.resend_within
+        operation_query = gateway_requests.operation_lookup(seen, resend=resend)
+        answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(operation_query))
+        not_executed = answer is None
+        if not_executed:  # then how is the charge itself?
+            answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge_query))
+    else:
+        answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge_query))
+        not_executed = answer is None
+    charge = state_of(answer)
+    if charge is None and not not_executed:
+        return  # the gateway cannot tell, or not now
+    with phase(session):
+        order, payment = payments.lock(session, seen.order_id, seen.id)
+        source = snapshot.source(payment)
+        not_executed = not_executed and payment.operation_key == seen.operation_key
+        if charge is not None:
+            outside = not_executed and source == "answer"
+            settle_charge(
+                session,
+                BY,
+                order,
+                payment,
+                charge,
+                source,
+                can_retrieve=can_retrieve,
+                not_executed=outside,
+            )
+        if not_executed and payment.operation_key == seen.operation_key:
+            settle_not_executed(session, BY, order, payment, source)
+        log.info("lookup.payment", payment_id=payment.id, status=payment.status)
+        if charge is None or charge.status != "approved" or payment.status != "pending":
+            return
+        request = gateway_requests.completion_request(payment)
+        snapshot = RowSnapshot.about_payment(payment)
+    if seen.status != "pending" or seen.open_for < rules.resend_within:
+        payments.complete(session, gateway, BY, seen.order_id, request, snapshot)
+        return
+    # Its shopper approved long ago and may have left: it is not captured any more.
+    query = gateway_requests.completion_lookup(request, seen.gateway_reference, seen.requested_at)
+    answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
+    charge = state_of(answer)
+    if charge is None and answer is not None:
+        return
+    with phase(session):
+        order, payment = payments.lock(session, seen.order_id, seen.id)
+        source = snapshot.source(payment)
+        if charge is not None:
+            settle_charge(session, BY, order, payment, charge, source, can_retrieve=can_retrieve)
+        else:
+            settle_not_executed(session, BY, order, payment, source)
+
+
+def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
+    """Ask the gateway about one refund."""
+    with phase(session):
+        seen = crud.require_refund_to_look_up(session, leased.id)
+        if seen.status != leased.status:
+            return
+        of = crud.require_payment(session, seen.payment_id, None)
+        method = crud.get_charged_payment_method(session, of.payment_method_id)
+    gateway = rules.gateways.get(seen.gateway)
+    if gateway is None:
+        log.warning("lookup.gateway_disabled", payment_id=of.id, gateway=seen.gateway)
+        return
+    if seen.origin == "gateway":
+        _look_up_refunds_of(session, gateway, of, method)
+        return
+    snapshot = RowSnapshot.refund_lookup(seen)
+    may_resend = seen.status == "pending" and seen.open_for < rules.resend_within
+    query = gateway_requests.refund_lookup(of, seen, resend=may_resend)
+    answer = call_gateway(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
+    if answer is UNKNOWN or isinstance(answer, NotExecuted):
+        return
+    with phase(session):
+        order, payment, refund = refunds.lock(session, of.order_id, of.id, seen.id)
+        source = snapshot.source(refund)
+        if answer is not None:
+            can_retrieve = gateway.capabilities.can_retrieve
+            settle_refund(
+                session, BY, order, payment, refund, answer, source, can_retrieve=can_retrieve
+            )
+        else:
+            settle_refund_not_executed(session, BY, order, payment, refund, source)
+        log.info("lookup.refund", refund_id=refund.id, status=refund.status)
+
+
+def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method: Row[Any]) -> None:
+    """A refund that was made outside has no key of ours: its charge shows what became of it."""
+    query = gateway_requests.charge_lookup(of, method)
+    snapshot = RowSnapshot.about_payment(of)
+    charge: Charge | None = state_of(
+        call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
+    )
+    if charge is None or charge.refunds is None:
+        return
+    with phase(session):
+        order, payment = payments.lock(session, of.order_id, of.id)
+        source = snapshot.source(payment)
+        settle_refunds(session, BY, order, payment, charge.refunds, source)
+
+
+def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
+    """Give up a payment whose shopper has stayed away. A gateway that has said no for a day will
+    not do it; one that did not answer may only be away."""
+    status = payments.cancel_expired_payment(session, rules.access, BY, seen.id)
+    overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
+    looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
+    if status == "requires_action" and overdue and not looked_at_lately:
+        _hand_over(session, seen)
+
+
+def _review_overdue(session: Session, payment_id: int) -> None:
+    """Hand over to a person what has been open for a day."""
+    with phase(session):
+        seen = crud.require_payment_to_look_up(session, payment_id)
+    is_open = seen.status == "pending" or seen.operation is not None
+    if is_open and not seen.needs_review and _is_overdue(seen):
+        _hand_over(session, seen)
+
+
+def _is_overdue(seen: Row[Any], patience: float = REVIEW_AFTER) -> bool:
+    return bool(seen.unreviewed_for > patience and seen.lookup_count >= REVIEW_AFTER_LOOKUPS)
+
+
+def _hand_over(session: Session, seen: Row[Any]) -> None:
+    with phase(session):
+        order, payment = payments.lock(session, seen.order_id, seen.id)
+        ours = payment_facts(order, payment)
+        if payment.status == seen.status and ours.review is None:
+            apply(session, BY, order, payment, decide_unknown(ours, overdue=True))
+
+
+def _review_overdue_refund(session: Session, refund_id: int) -> None:
+    with phase(session):
+        seen = crud.require_refund_to_look_up(session, refund_id)
+        of = crud.require_payment(session, seen.payment_id, None)
+    # One that the gateway has taken on may take its bank days.
+    patience = REVIEW_AFTER if seen.gateway_reference is None else REFUND_REVIEW_AFTER
+    if seen.status != "pending" or of.needs_review or not _is_overdue(seen, patience):
+        return
+    with phase(session):
+        order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)
+        if refund.status == "pending":
+            request_review(session, BY, order, payment, "outcome_unknown", "")

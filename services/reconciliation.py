@@ -1,0 +1,461 @@
+"""Comparing our books with a gateway's, page by page, and asking where they differ.
+
+A difference moves no money here: it makes the service look the payment up, and the answer is
+applied like any other. So what was moved in the gateway's own dashboard comes into our books
+whether or not a webhook told of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final
+
+from sqlalchemy import Engine, Row
+from sqlalchemy.orm import Session
+
+import crud
+import leases
+from database import new_session, phase
+from domain.states import ChargeStatus, PaymentStatus
+from gateways import base
+from observability.logs import get_logger
+from services import payments
+from services.lookups import LookupRules, look_up_everything_open
+from settlement import gateway_requests
+from settlement.apply import settle_charge, settle_dispute
+from settlement.gateway_calls import call_gateway, state_of
+from settlement.gateway_requests import RowSnapshot
+from settlement.transitions import ChangedBy
+
+log = get_logger()
+
+COMPARE_EVERY: Final = 120.0  # seconds; what is moved outside is here within minutes
+FIRST_WINDOW: Final = timedelta(days=7)  # of a gateway that was never compared
+# For clocks that are off, and what is written but not committed.
+OVERLAP: Final = timedelta(minutes=5)
+LEASE: Final = 600.0  # seconds; a comparison that died is begun again after them
+PAGE: Final = 500  # of our own payments
+# Where a gateway cannot list what moved, each payment is read again when it comes to these ages:
+# what is moved in its dashboard while the webhook is lost is mostly found while it is young.
+READ_AGAIN_AT: Final = [timedelta(minutes=2 * 2**number) for number in range(18)]  # half a year
+
+# How a payment's status reads in a gateway's books.
+EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[ChargeStatus]]] = {
+    "requires_action": frozenset({"requires_action"}),
+    "authorized": frozenset({"authorized"}),
+    "captured": frozenset({"captured"}),
+    "partially_refunded": frozenset({"captured"}),
+    "refunded": frozenset({"captured"}),
+    "failed": frozenset({"declined"}),
+    "voided": frozenset({"voided"}),
+    "canceled": frozenset({"voided", "declined"}),
+}
+# A gateway may forget charges that never held money; all others it must show.
+ALWAYS_LISTED: Final[frozenset[PaymentStatus]] = frozenset(
+    {"authorized", "captured", "partially_refunded", "refunded"}
+)
+
+Mismatch = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One charge in the gateway's list beside our payment, and how they differ."""
+
+    payment: Row[Any] | None
+    listed: base.ListedCharge
+    difference: Mismatch | None
+
+
+def run_once(session: Session, rules: LookupRules, name: str) -> int:
+    """Compare what moved lately at a gateway with our books, if that is due.
+
+    Returns how many pages there were.
+    """
+    gateway = rules.gateways.get(name)
+    if gateway is None or not can_compare(gateway):
+        return 0
+    with phase(session):
+        window = leases.claim_comparison(session, name, first_window=FIRST_WINDOW, lease=LEASE)
+    if window is None:
+        return 0
+    lease: datetime = window.leased_until
+    compared = 0
+    for _ in _compare_window(session, gateway, window):
+        compared += 1
+        renewed = _renew(session, name, lease)
+        if renewed is None:
+            return compared  # somebody else has it by now
+        lease = renewed
+    with phase(session):
+        leases.finish_comparison(session, name, lease, until=window.until, next_in=COMPARE_EVERY)
+    return compared
+
+
+def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -> Iterator[None]:
+    """Page by page: what the gateway lists, and of one that does not, our payments by their age."""
+    for page in list_pages(gateway, window.since - OVERLAP):
+        for one in _compare_page(session, gateway, page.charges):
+            if one.payment is not None and one.difference is not None:
+                _look_up_difference(session, gateway, one.payment, one.listed.charge)
+        yield
+    if gateway.capabilities.lists_charges:
+        return
+    for age in READ_AGAIN_AT:
+        cursor: tuple[datetime, int] | None = None
+        while True:
+            since, until = window.since - age, window.until - age
+            with phase(session):
+                cursor = leases.schedule_rereads(
+                    session, gateway.name, since, until, cursor, limit=PAGE
+                )
+            yield
+            if cursor is None:
+                break
+
+
+def _renew(session: Session, name: str, lease: datetime) -> datetime | None:
+    with phase(session):
+        return leases.renew_comparison(session, name, lease, lease=LEASE)
+
+
+def _look_up_difference(
+    session: Session, gateway: base.Gateway, payment: Row[Any], charge: base.Charge
+) -> None:
+    """Have a payment looked up that differs from the list.
+
+    No look-up of ours shows another charge for the same payment, so that one is settled at once.
+    """
+    if _is_another(payment, charge):
+        with phase(session):
+            order, locked = payments.lock(session, payment.order_id, payment.id)
+            settle_charge(session, ChangedBy.gateway(gateway.name), order, locked, charge, "hint")
+    else:
+        schedule_lookup_now(session, payment)
+
+
+def _is_another(payment: Row[Any], charge: base.Charge) -> bool:
+    return payment.gateway_reference not in (None, charge.reference, charge.replaces)
+
+
+def can_compare(gateway: base.Gateway) -> bool:
+    """Whether the gateway lists its charges, or shows each of ours when it is asked."""
+    return gateway.capabilities.lists_charges or gateway.capabilities.can_retrieve
+
+
+def schedule_lookup_now(session: Session, payment: Row[Any]) -> None:
+    """Have a payment looked up, as soon as a worker can; it may have moved since it was read."""
+    with phase(session):
+        _, locked = payments.lock(session, payment.order_id, payment.id)
+        if locked.status != "pending" and locked.operation is None:
+            leases.schedule_lookup(locked, "now")
+            session.flush()
+
+
+def compare(
+    session: Session,
+    gateway: base.Gateway,
+    since: datetime | None = None,
+    *,
+    settles: bool = False,
+    progress: Callable[[int], None] = lambda _: None,
+) -> Iterator[Mismatch]:
+    """Where our books and a gateway's differ, in what was made or changed since then.
+
+    With `settles` a payment that differs is looked up at once, and told of only if it still does.
+    `progress` is told how many charges were compared. Nothing for a gateway that cannot be
+    compared. Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
+    """
+    if not gateway.capabilities.lists_charges:
+        if settles and gateway.capabilities.can_retrieve:
+            yield from _read_ours(session, gateway, since, progress)
+        return
+    with phase(session):
+        began = crud.read_clock(session)
+    seen: set[int] = set()  # our ids, some 60 bytes each
+    for count, one in enumerate(compare_charges(session, gateway, since), 1):
+        if one.payment is not None:
+            seen.add(one.payment.id)
+        difference = one.difference
+        if difference is not None and one.payment is not None:
+            if settles:
+                difference = _settle(session, gateway, one.payment, one.listed.charge)
+            elif _is_accepted(one.payment):
+                difference = None
+        if difference is not None:
+            yield difference
+        if count % PAGE == 0:
+            progress(count)
+    for payment in _recent_payments(session, gateway, since):
+        # One that was made since the list was begun may not be in it.
+        if payment.id in seen or payment.created_at >= began or not _must_be_listed(payment):
+            continue
+        difference = {
+            "payment_id": payment.id,
+            "what": "number_of_charges",
+            "ours": payment.status,
+            "theirs": 0,
+        }
+        if settles and payment.gateway_reference is not None:
+            difference = _settle(session, gateway, payment, None) or difference
+        if not _is_accepted(payment):
+            yield difference
+
+
+def _must_be_listed(payment: Row[Any]) -> bool:
+    return payment.status in ALWAYS_LISTED and payment.operation is None
+
+
+def _read_ours(
+    session: Session,
+    gateway: base.Gateway,
+    since: datetime | None,
+    progress: Callable[[int], None],
+) -> Iterator[Mismatch]:
+    """Read each of our own payments where the gateway cannot list its charges."""
+    with phase(session):
+        since = since or crud.read_clock(session) - FIRST_WINDOW
+    count = 0
+    for payment in _recent_payments(session, gateway, since):
+        if payment.status not in ALWAYS_LISTED or payment.gateway_reference is None:
+            continue
+        difference = _settle(session, gateway, payment, None)
+        if difference is not None:
+            yield difference
+        count += 1
+        if count % 10 == 0:
+            progress(count)
+
+
+def _settle(
+    session: Session, gateway: base.Gateway, payment: Row[Any], listed: base.Charge | None
+) -> Mismatch | None:
+    """Look a payment up, and compare it with what is shown now (`listed` if that is nothing)."""
+    with phase(session):
+        payment = crud.require_payment(session, payment.id, None)
+        method = crud.get_charged_payment_method(session, payment.payment_method_id)
+    snapshot = RowSnapshot.about_payment(payment)
+    query = gateway_requests.charge_lookup(payment, method)
+    charge = state_of(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
+    if charge is not None:
+        with phase(session):
+            order, locked = payments.lock(session, payment.order_id, payment.id)
+            by = ChangedBy.gateway(gateway.name)
+            settle_charge(session, by, order, locked, charge, snapshot.source(locked))
+    with phase(session):
+        payment = crud.require_payment(session, payment.id, None)
+        refunds = crud.list_refunds_of_payments(session, [payment.id])
+    if listed is not None and _is_another(payment, listed):
+        _look_up_difference(session, gateway, payment, listed)
+        charge = listed  # which no look-up of ours shows
+    with phase(session):
+        payment = crud.require_payment(session, payment.id, None)
+    if _is_accepted(payment):
+        return None
+    shown = charge or listed
+    if shown is None:
+        return {
+            "payment_id": payment.id,
+            "what": "not_read",
+            "ours": payment.status,
+            "theirs": None,
+        }
+    return difference_of(payment, refunds, shown)
+
+
+def compare_charges(
+    session: Session, gateway: base.Gateway, since: datetime | None
+) -> Iterator[Compared]:
+    """Each charge of the gateway's list beside our payment. Disputes are written down here.
+
+    Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
+    """
+    for page in list_pages(gateway, since):
+        yield from _compare_page(session, gateway, page.charges)
+
+
+def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.ChargePage]:
+    """The pages of a gateway's list of what was made or changed since then."""
+    if not (gateway.capabilities.lists_charges or gateway.capabilities.lists_disputes):
+        return
+    cursor: str | None = None
+    while True:
+        try:
+            page = gateway.guard.run(partial(gateway.list_charges, since, cursor))
+        except base.NotExecuted as error:
+            if gateway.capabilities.lists_charges:
+                raise
+            # The account may lack the right to list disputes; events still tell of them.
+            log.warning("reconciliation.disputes_not_listed", gateway=gateway.name, why=str(error))
+            return
+        yield page
+        cursor = page.cursor
+        if cursor is None:
+            return
+
+
+def _compare_page(
+    session: Session, gateway: base.Gateway, charges: Sequence[base.ListedCharge]
+) -> Iterator[Compared]:
+    keys = [listed.key for listed in charges if listed.key is not None]
+    references = [listed.charge.reference for listed in charges]
+    with phase(session):
+        found = crud.list_payments_of_charges(session, gateway.name, keys, references)
+        by_key = {payment.gateway_key: payment for payment in found}
+        by_reference = {payment.gateway_reference: payment for payment in found}
+        refunds: dict[int, list[Row[Any]]] = {payment.id: [] for payment in found}
+        for refund in crud.list_refunds_of_payments(session, list(refunds)):
+            refunds[refund.payment_id].append(refund)
+    for listed in charges:
+        payment = by_key.get(listed.key or "") or by_reference.get(listed.charge.reference)
+        if payment is None:
+            yield Compared(None, listed, _without_payment(session, gateway, listed))
+            continue
+        if listed.disputes:
+            _save_disputes(session, gateway, payment, listed.disputes)
+        yield Compared(payment, listed, difference_of(payment, refunds[payment.id], listed.charge))
+
+
+def _without_payment(
+    session: Session, gateway: base.Gateway, listed: base.ListedCharge
+) -> Mismatch | None:
+    """A charge that is none of ours. Others may use an account over the network, too."""
+    if gateway.remote:
+        return None
+    with phase(session):
+        named = crud.find_payment(session, gateway.name, listed.payment_id, None)
+    what = "charge_without_payment" if named is None else "number_of_charges"
+    return {"payment_id": listed.payment_id, "what": what, "theirs": listed.charge.status}
+
+
+def _save_disputes(
+    session: Session, gateway: base.Gateway, payment: Row[Any], disputes: Sequence[base.Dispute]
+) -> None:
+    """Write down disputes that are new or have changed."""
+    with phase(session):
+        known = {
+            dispute.gateway_reference: dispute.status
+            for dispute in crud.list_disputes_by_reference(
+                session, gateway.name, [dispute.reference for dispute in disputes]
+            )
+        }
+    news = [dispute for dispute in disputes if known.get(dispute.reference) != dispute.status]
+    if not news:
+        return
+    with phase(session):
+        order, locked = payments.lock(session, payment.order_id, payment.id)
+        for dispute in news:
+            settle_dispute(session, ChangedBy.gateway(gateway.name), order, locked, dispute)
+
+
+def difference_of(
+    payment: Row[Any], refunds: Sequence[Row[Any]], charge: base.Charge
+) -> Mismatch | None:
+    """How a payment and a charge differ; None if they agree or an outcome is open."""
+    if payment.status == "pending" or payment.operation is not None:
+        return None  # counted as still open
+    not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
+    other = _is_another(payment, charge)
+    pairs: list[tuple[str, Any, Any]] = [
+        ("amount", payment.amount, charge.amount),
+        ("currency", payment.currency, charge.currency),
+        ("amount_captured", payment.amount_captured, charge.amount_captured),
+    ]
+    what = None
+    if not_charged or other:
+        what = ("number_of_charges", payment.status, charge.status)
+    elif charge.status not in EXPECTED_CHARGE_STATUS[payment.status]:
+        what = ("status", payment.status, charge.status)
+    else:
+        what = next((pair for pair in pairs if pair[2] is not None and pair[1] != pair[2]), None)
+    what = what or _difference_of_refunds(refunds, charge.refunds)
+    if what is None:
+        return None
+    name, ours, theirs = what
+    return {"payment_id": payment.id, "what": name, "ours": ours, "theirs": theirs}
+
+
+def _difference_of_refunds(
+    ours: Sequence[Row[Any]], theirs: Sequence[base.Refund] | None
+) -> tuple[str, Any, Any] | None:
+    """Of refunds that are settled here: one of ours that is open is looked up by itself."""
+    if theirs is None:
+        return None
+    left = {refund.gateway_reference: refund for refund in ours if refund.status != "pending"}
+    pending = [refund for refund in ours if refund.status == "pending"]
+    for state in theirs:
+        if any(state.reference == one.gateway_reference for one in pending):
+            continue
+        if any(state.refund_id == one.id for one in pending):
+            continue
+        refund = left.pop(state.reference, None)
+        if refund is None and state.status != "failed":
+            return ("refund", None, state.status)
+        if refund is not None and (refund.status, refund.amount) != (state.status, state.amount):
+            return ("refund", refund.status, state.status)
+    missing = next((refund for refund in left.values() if refund.status != "failed"), None)
+    return None if missing is None else ("refund", missing.status, None)
+
+
+def _recent_payments(
+    session: Session, gateway: base.Gateway, since: datetime | None
+) -> Iterator[Row[Any]]:
+    """Our payments at a gateway since then, newest first."""
+    after: Row[Any] | None = None
+    while True:
+        with phase(session):
+            page = crud.list_recent_payments(session, gateway.name, since, after, PAGE)
+        yield from page
+        if len(page) < PAGE:
+            return
+        after = page[-1]
+
+
+def _is_accepted(payment: Row[Any]) -> bool:
+    """Whether a person has looked at the difference and keeps it."""
+    return payment.review_state is not None and not payment.needs_review
+
+
+# The report of `cli.py reconcile` ----------------------------------------------------------------
+
+
+def reconcile(
+    engine: Engine,
+    rules: LookupRules,
+    since: datetime | None = None,
+    progress: Callable[[str, int], None] = lambda *_: None,
+) -> dict[str, Any]:
+    """Settle once everything that is open, due or not, then compare both sets of books.
+
+    `progress` is told what is done and how many of it so far.
+    """
+    with new_session(engine) as session, phase(session):
+        open_before = crud.count_open(session)
+    checked = look_up_everything_open(engine, rules, partial(progress, "looked up"))
+    mismatches: list[Mismatch] = []
+    not_compared: list[str] = []
+    with new_session(engine) as session:
+        for name, gateway in rules.gateways.by_name.items():
+            told = partial(progress, f"compared with {name}")
+            try:
+                mismatches += compare(session, gateway, since, settles=True, progress=told)
+            except base.GatewayError as error:
+                session.rollback()
+                log.warning("reconciliation.not_compared", gateway=name, why=str(error))
+                mismatches.append({"gateway": name, "what": "not_reached"})
+            if not can_compare(gateway):
+                not_compared.append(name)
+        with phase(session):
+            still_open = crud.count_open(session)
+            needs_review = crud.count_needs_review(session)
+    return {
+        "checked": checked,
+        "settled": max(0, open_before - still_open),
+        "still_open": still_open,
+        "needs_review": needs_review,
+        "mismatches": mismatches,
+        "not_compared": not_compared,  # gateways whose books cannot be read
+    }

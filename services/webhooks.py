@@ -1,0 +1,194 @@
+"""Webhooks from gateways: verified, stored once, applied once, in one transaction.
+
+An event is a hint: it goes through the same transitions as an answer does, so one that arrives
+twice, late, or before the answer it belongs to moves nothing back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from sqlalchemy import Engine, Row
+from sqlalchemy.orm import Session
+
+import crud
+import leases
+from database import new_session, phase
+from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
+from gateways.base import (
+    GatewayEvent,
+    MethodChange,
+    NotExecuted,
+    OutcomeUnknown,
+    Refund,
+    SignatureInvalid,
+)
+from gateways.registry import Gateways
+from models import Order, Payment
+from observability.logs import get_logger
+from services import payment_methods, payments
+from settlement.apply import (
+    request_review,
+    settle_charge,
+    settle_dispute,
+    settle_not_executed,
+    settle_refund,
+    settle_refunds,
+)
+from settlement.gateway_requests import OPERATIONS
+from settlement.transitions import ChangedBy
+
+log = get_logger()
+
+
+def receive(
+    session: Session, gateways: Gateways, name: str, headers: Mapping[str, str], body: bytes
+) -> None:
+    """Take a webhook. Raises NotFound for a gateway that is off, InvalidSignature, and
+    GatewayUnavailable when it has to be sent again."""
+    gateway = gateways.get(name)
+    if gateway is None:
+        raise NotFound
+    try:
+        event = gateway.parse_webhook(headers, body)
+    except SignatureInvalid as error:
+        log.warning("webhook.rejected", gateway=name, why=str(error))
+        raise InvalidSignature from None
+    except (NotExecuted, OutcomeUnknown) as error:  # it had to be asked, and did not answer
+        log.warning("webhook.unreadable", gateway=name, why=str(error))
+        raise GatewayUnavailable("The event could not be read yet; send it again") from None
+    if event.method is not None:
+        _change_methods(session, name, event, event.method)
+        return
+    with phase(session):
+        found = crud.find_payment(session, name, event.payment_id, event.reference)
+        if found is None or not _is_about(event, found):
+            log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
+            unclear = event.key is None and event.reference is not None
+            if unclear and crud.has_unreferenced_payment(session, name):
+                # It may be that one's: its answer, which will tell, is still to come.
+                raise PaymentInProgress("It may be about a payment under way; send it again")
+            if event.delivery_id is not None:  # its signature is spent, whatever it says
+                _store(session, name, event, None)
+            return  # else not stored: if it is sent again it may be known by then
+        # The locks come first: storing the event locks the payment a little, for its foreign key.
+        order, payment = payments.lock(session, found.order_id, found.id)
+        if _store(session, name, event, payment.id):
+            can_retrieve = gateway.capabilities.can_retrieve
+            _apply(
+                session, event, order, payment, ChangedBy.gateway(name), can_retrieve=can_retrieve
+            )
+
+
+def connect(engine: Engine, gateways: Gateways) -> None:
+    """Let gateways know which deliveries were taken before; see `Gateway.is_known`."""
+
+    def is_known(name: str, delivery_id: str) -> bool:
+        with new_session(engine) as session, phase(session):
+            return crud.is_known_delivery(session, name, delivery_id)
+
+    for name, gateway in gateways.by_name.items():
+        gateway.is_known = partial(is_known, name)
+
+
+def _store(session: Session, name: str, event: GatewayEvent, payment_id: int | None) -> bool:
+    """Whether it is new; what was stored is applied in the same transaction."""
+    return crud.add_gateway_event(
+        session, name, event.id, event.type, payment_id, event.delivery_id
+    )
+
+
+def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
+    """Whether it is our payment: systems that share an account have the same small ids."""
+    if event.key is not None:
+        return bool(event.key == payment.gateway_key)
+    operation = event.executed_key or event.failed_key
+    if operation is not None and operation == payment.operation_key:
+        return True  # whatever the gateway calls the charge by now
+    if event.charge is not None or event.reference is None:
+        return True  # the settlement sees to it that there is only one charge
+    return bool(event.reference == payment.gateway_reference)
+
+
+def _apply(
+    session: Session,
+    event: GatewayEvent,
+    order: Order,
+    payment: Payment,
+    by: ChangedBy,
+    *,
+    can_retrieve: bool,
+) -> None:
+    if event.executed_key is not None and _was_given_up(event.executed_key, payment):
+        # It was told as failed before: whether the money was taken is for a person to find out.
+        request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
+    elif event.charge is not None and not (event.refund is not None and payment.amount_captured):
+        charge = event.charge
+        if event.executed_key is not None and event.executed_key == payment.operation_key:
+            # The outcome of our own request, whatever the gateway calls the charge by now.
+            charge = replace(charge, replaces=payment.gateway_reference)
+        settle_charge(session, by, order, payment, charge, "hint", can_retrieve=can_retrieve)
+    if event.refund is not None and (event.charge is None or payment.amount_captured):
+        _apply_refund(session, event, event.refund, order, payment, by, can_retrieve=can_retrieve)
+    if event.dispute is not None:
+        settle_dispute(session, by, order, payment, event.dispute)
+    asked_for = OPERATIONS[payment.operation] if payment.operation is not None else None
+    if event.failed_operation is not None and event.failed_operation == asked_for:
+        settle_not_executed(session, by, order, payment, "answer")
+    if event.failed_key is not None:
+        if event.failed_key == payment.operation_key:
+            settle_not_executed(session, by, order, payment, "answer")
+        elif payment.amount_captured:  # it was done, days ago, and is undone now
+            request_review(
+                session, by, order, payment, "state_contradicts", f"{event.type} {event.id}"
+            )
+    if event.review:
+        request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
+    if event.ask:
+        leases.schedule_lookup(payment, "now")
+        for refund in crud.lock_pending_refunds(session, payment.id):
+            leases.schedule_lookup(refund, "now")
+        session.flush()
+
+
+def _apply_refund(
+    session: Session,
+    event: GatewayEvent,
+    state: Refund,
+    order: Order,
+    payment: Payment,
+    by: ChangedBy,
+    *,
+    can_retrieve: bool,
+) -> None:
+    """A refund of ours, or one that was made outside."""
+    refund = crud.lock_refund_of_state(session, payment.id, state.reference, state.refund_id)
+    if refund is not None and event.refund_key not in (None, refund.gateway_key):
+        log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
+    elif refund is not None:
+        settle_refund(session, by, order, payment, refund, state, "hint", can_retrieve=can_retrieve)
+    elif payment.amount_captured:
+        settle_refunds(session, by, order, payment, [state], "hint")
+    elif can_retrieve:  # it came before what it is about
+        leases.schedule_lookup(payment, "now")
+        session.flush()
+    else:
+        raise PaymentInProgress("The charge is not captured here yet; send it again")
+
+
+def _was_given_up(key: str, payment: Payment) -> bool:
+    """Whether a capture or void that a gateway tells as done is none that we wait for."""
+    return key != payment.operation_key and payment.status in ("authorized", "requires_action")
+
+
+def _change_methods(session: Session, name: str, event: GatewayEvent, change: MethodChange) -> None:
+    """A saved method was renewed, or removed, at the gateway; so it is here."""
+    with phase(session):
+        if _store(session, name, event, None):
+            for row in crud.list_methods_of_token(session, name, change.token):
+                payment_methods.follow_gateway(
+                    session, ChangedBy.gateway(name), row.user_id, row.id, change.details
+                )

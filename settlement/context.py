@@ -1,0 +1,111 @@
+"""Who asks for a change and under which request, and the answer that the change ends in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from pydantic import BaseModel
+from sqlalchemy.orm import Session
+
+import crud
+from domain.access import Principal
+from domain.events import Actor
+from errors import Forbidden, IdempotencyInProgress, ServiceError
+
+JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"  # RFC 9457
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A finished answer: rendered inside the transaction whose outcome it tells."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def resource(
+        cls, status: int, resource: BaseModel, location: str | None = None
+    ) -> StoredResponse:
+        headers = {"Content-Type": JSON} | ({"Location": location} if location else {})
+        return cls(status, resource.model_dump_json().encode(), headers)
+
+    @classmethod
+    def problem(cls, error: ServiceError, request_id: str) -> StoredResponse:
+        headers = {"Content-Type": PROBLEM_JSON, **error.headers}
+        return cls(error.status, error.body(request_id), headers)
+
+
+@dataclass(slots=True)
+class ClaimedKey:
+    """The Idempotency-Key of a request, and what is known of it once it is claimed."""
+
+    value: str
+    fingerprints: list[str] = field(repr=False)  # one for each FINGERPRINT_KEY, newest first
+    id: int = 0
+    owner: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """The caller of a change."""
+
+    principal: Principal
+    request_id: str
+    key: ClaimedKey | None = None
+    key_lease: float = 15.0  # how long a repeat with the same key leaves this one alone
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(type="user", id=self.principal.user_id)
+
+    def owner(self, user_id: str | None) -> str:
+        """Whose resource is created: the caller's, or the user's that the body names.
+
+        Raises Forbidden for somebody else without `orders:manage`.
+        """
+        if user_id is None or user_id == self.principal.user_id:
+            return self.principal.user_id
+        if not self.principal.manages_orders:
+            raise Forbidden("Creating for another user needs the scope orders:manage")
+        return user_id
+
+    def answer(self, session: Session, answer: StoredResponse) -> StoredResponse:
+        """End the request with this answer, in the transaction that it tells of.
+
+        Repeats with the same Idempotency-Key will get the very same one. Raises
+        IdempotencyInProgress, and so undoes the transaction, when a repeat has taken over.
+        """
+        if self.key is not None and not crud.store_response(
+            session,
+            self.key.id,
+            status=answer.status,
+            headers=answer.headers,
+            body=answer.body,
+            owner=self.key.owner,
+        ):
+            raise IdempotencyInProgress
+        return answer
+
+    def link(self, session: Session, gateway_key: str) -> None:
+        """Tie the request to the money request that it claims, in the claim's transaction."""
+        if self.key is not None and not crud.link_key(
+            session, self.key.id, self.key.owner, gateway_key=gateway_key
+        ):
+            raise IdempotencyInProgress
+
+
+def answer_waiting_requests(
+    session: Session, gateway_key: str, render: Callable[[str], StoredResponse]
+) -> None:
+    """The outcome of a money request is known: whoever repeats its request gets this answer.
+
+    `render` takes the id of the request to answer.
+    """
+    for key in crud.list_waiting_keys(session, gateway_key):
+        answer = render(key.request_id)
+        crud.store_response(
+            session, key.id, status=answer.status, headers=answer.headers, body=answer.body
+        )

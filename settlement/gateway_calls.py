@@ -1,0 +1,109 @@
+"""Asking a gateway between two transactions, and being honest when no answer comes."""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Final, Literal, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+from database import phase
+from errors import GatewayUnavailable, InvalidRequest
+from gateways.base import Gateway, NotExecuted, OutcomeUnknown
+from gateways.registry import Gateways
+from observability.logs import get_logger
+from settlement.context import StoredResponse
+
+log = get_logger()
+
+T = TypeVar("T")
+
+
+class _Unknown(enum.Enum):
+    UNKNOWN = enum.auto()
+
+
+UNKNOWN: Final = _Unknown.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayAccess:
+    """How gateways are asked on behalf of one request."""
+
+    gateways: Gateways
+    lookup_after: float  # seconds until the reconciler asks what became of it (RECONCILE_AFTER)
+    service_url: str | None = None  # where a shopper's browser reaches this service
+    fault: str | None = None  # Sandbox-Fault
+    deadline: float | None = None  # of all calls together, by time.monotonic()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long gateways may still take for this request."""
+        return None if self.deadline is None else self.deadline - time.monotonic()
+
+    def gateway(self, name: str) -> Gateway:
+        """Raises GatewayUnavailable for one that is switched off, InvalidRequest for a fault that
+        is not for the sandbox."""
+        gateway = self.gateways.get(name)
+        if gateway is None:
+            raise GatewayUnavailable(f"The gateway {name} is switched off")
+        if self.fault is not None and name != "sandbox":
+            raise InvalidRequest.of(
+                "Sandbox-Fault", "not_the_sandbox", "Only the sandbox gateway takes faults"
+            )
+        return gateway
+
+
+def call_gateway(
+    gateway: Gateway, what: str, call: Callable[[], T], seconds: float | None = None
+) -> T | NotExecuted | Literal[_Unknown.UNKNOWN]:
+    """The gateway's state, NotExecuted, or UNKNOWN, in at most so many seconds.
+
+    An exception that nobody foresaw is unknown too: by then a byte may have been sent.
+    """
+    try:
+        return gateway.guard.run(call, seconds)
+    except NotExecuted as error:
+        log.warning("gateway.not_executed", gateway=gateway.name, asked=what, why=str(error))
+        return error
+    except OutcomeUnknown as error:
+        log.warning("gateway.outcome_unknown", gateway=gateway.name, asked=what, why=str(error))
+    except Exception as error:
+        log.error(
+            "gateway.unexpected_error", gateway=gateway.name, asked=what, error=type(error).__name__
+        )
+    return UNKNOWN
+
+
+def state_of(answer: T | NotExecuted | Literal[_Unknown.UNKNOWN] | None) -> T | None:
+    """The gateway's state, if it told one."""
+    return None if answer is UNKNOWN or isinstance(answer, NotExecuted) else answer
+
+
+@dataclass(slots=True)
+class Outcome:
+    """The answer of a settled request."""
+
+    answer: StoredResponse
+
+
+@contextmanager
+def settling(session: Session, unknown: StoredResponse) -> Iterator[Outcome]:
+    """The transaction that settles a request.
+
+    When the database is gone by now, the outcome is as unknown to the caller as if the gateway
+    had not answered: it is asked again later, by the reconciler.
+    """
+    outcome = Outcome(unknown)
+    try:
+        with phase(session):
+            yield outcome
+    except SQLAlchemyError as error:
+        log.error("payment.settlement_failed", error=type(error).__name__)
+        session.rollback()
+        outcome.answer = unknown

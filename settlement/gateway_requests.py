@@ -1,0 +1,173 @@
+"""What a gateway is asked, built from stored rows only, so every repeat is identical.
+
+And what the row was when it was asked: that decides what the answer is worth.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from sqlalchemy import Row
+
+from domain.settlement import Source
+from domain.states import PaymentOperation
+from gateways.base import (
+    ChangeRequest,
+    ChargeLookup,
+    ChargeOperation,
+    ChargeRequest,
+    RefundLookup,
+    RefundRequest,
+)
+from models import Payment, Refund
+
+# To a gateway, a payment that is canceled with its order is one that is voided.
+OPERATIONS: Final[dict[PaymentOperation, ChargeOperation]] = {
+    "capture": "capture",
+    "void": "void",
+    "cancel": "void",
+}
+
+
+def charge_request(
+    payment: Payment | Row[Any],
+    method: Row[Any],
+    *,
+    service_url: str | None = None,
+    fault: str | None = None,
+) -> ChargeRequest:
+    """The charge that this payment is. The last two are for the sandbox, which repeats nothing."""
+    return ChargeRequest(
+        key=payment.gateway_key,
+        payment_id=payment.id,
+        order_id=payment.order_id,
+        amount=payment.amount,
+        currency=payment.currency,
+        token=method.gateway_token,
+        capture=payment.capture_method == "automatic",
+        return_url=payment.return_url or "",
+        customer=method.gateway_customer,
+        off_session=payment.off_session,
+        service_url=service_url,
+        fault=fault,
+    )
+
+
+def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> ChangeRequest:
+    """The capture or void that is claimed on this payment."""
+    assert payment.operation is not None
+    assert payment.operation_key is not None
+    assert payment.operation_amount is not None
+    assert payment.gateway_reference is not None
+    return ChangeRequest(
+        operation=OPERATIONS[payment.operation],
+        key=payment.operation_key,
+        reference=payment.gateway_reference,
+        payment_id=payment.id,
+        amount=payment.operation_amount,
+        currency=payment.currency,
+        charged=payment.amount,
+        capture=payment.capture_method == "automatic",
+        fault=fault,
+    )
+
+
+def completion_request(
+    payment: Payment | Row[Any], returned: Mapping[str, str] | None = None
+) -> ChangeRequest:
+    """To go on with a charge that its shopper has approved; part of the charge, so with its key."""
+    assert payment.gateway_reference is not None
+    return ChangeRequest(
+        operation="complete",
+        key=payment.gateway_key,
+        reference=payment.gateway_reference,
+        payment_id=payment.id,
+        amount=payment.amount,
+        currency=payment.currency,
+        charged=payment.amount,
+        capture=payment.capture_method == "automatic",
+        returned=returned or {},
+    )
+
+
+def refund_request(
+    payment: Payment | Row[Any], refund: Refund | Row[Any], fault: str | None = None
+) -> RefundRequest:
+    assert payment.gateway_reference is not None
+    return RefundRequest(
+        key=refund.gateway_key,
+        reference=payment.gateway_reference,
+        payment_id=payment.id,
+        refund_id=refund.id,
+        amount=refund.amount,
+        currency=refund.currency,
+        reason=refund.reason,
+        fault=fault,
+    )
+
+
+def charge_lookup(
+    payment: Payment | Row[Any], method: Row[Any], *, resend: bool = False
+) -> ChargeLookup:
+    """What became of the charge? `resend`: whether it may be sent again to find out."""
+    request = charge_request(payment, method)
+    return ChargeLookup(request, payment.gateway_reference, payment.created_at, resend)
+
+
+def operation_lookup(payment: Payment | Row[Any], *, resend: bool = False) -> ChargeLookup:
+    """What became of the capture or void that is claimed?"""
+    request = operation_request(payment)
+    return ChargeLookup(request, payment.gateway_reference, payment.requested_at, resend)
+
+
+def completion_lookup(
+    request: ChangeRequest, reference: str, requested_at: datetime
+) -> ChargeLookup:
+    """What became of a completion that must not be sent again?"""
+    return ChargeLookup(request, reference, requested_at, resend=False)
+
+
+def refund_lookup(payment: Row[Any], refund: Row[Any], *, resend: bool = False) -> RefundLookup:
+    """What became of the refund?"""
+    request = refund_request(payment, refund)
+    return RefundLookup(request, refund.gateway_reference, refund.created_at, resend)
+
+
+# The columns that change when a row moves, or when somebody begins to look it up (`next_lookup_at`).
+TRACKED_PAYMENT_COLUMNS: Final = (
+    "status",
+    "operation_key",
+    "gateway_reference",
+    "amount_captured",
+    "amount_refunded",
+    "refund_reserved",
+    "check_at",
+)
+TRACKED_REFUND_COLUMNS: Final = ("status", "gateway_reference", "check_at")
+
+
+@dataclass(frozen=True, slots=True)
+class RowSnapshot:
+    """What a row was when its gateway was asked about it.
+
+    An answer about a row that has moved since is old news, and so is one about a row that
+    somebody else has begun to look up: that look-up may have sent the request where we could not.
+    """
+
+    row: Mapping[str, Any]
+
+    @classmethod
+    def about_payment(cls, payment: Payment | Row[Any]) -> RowSnapshot:
+        return cls({name: getattr(payment, name) for name in TRACKED_PAYMENT_COLUMNS})
+
+    @classmethod
+    def refund_lookup(cls, refund: Refund | Row[Any]) -> RowSnapshot:
+        return cls({name: getattr(refund, name) for name in TRACKED_REFUND_COLUMNS})
+
+    def source(self, locked: Payment | Refund) -> Source:
+        """What the answer is worth, now that the row is locked again."""
+        moved = any(getattr(locked, name) != value for name, value in self.row.items())
+        return "hint" if moved else "answer"

@@ -1,0 +1,166 @@
+"""One mechanism for all writes: the same Idempotency-Key is the same request, done once.
+
+The key is claimed in a transaction of its own. The answer is stored in the transaction that it
+tells of, so a crash leaves either both or neither; a request that led to a gateway is tied to its
+claim there, and answered when that is settled, by whichever process settles it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from sqlalchemy import Row
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.orm import Session
+
+import crud
+import schemas
+from database import phase, repeat
+from errors import (
+    CardNumberNotAllowed,
+    FieldError,
+    IdempotencyInProgress,
+    IdempotencyKeyInvalid,
+    IdempotencyKeyReused,
+    ServiceError,
+)
+from observability.card_numbers import holds_card_number
+from settlement.context import CallContext, ClaimedKey, StoredResponse
+
+_KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
+REPLAYED = {"Idempotent-Replayed": "true"}
+
+
+def read_key(
+    values: Sequence[str], method: str, path: str, body: Any, keys: Sequence[bytes]
+) -> ClaimedKey | None:
+    """The key of a request from its header's values.
+
+    Raises IdempotencyKeyInvalid, and CardNumberNotAllowed for one that would be kept.
+
+    The fingerprint is keyed (`keys`: FINGERPRINT_KEY), because a body may hold a card number. It
+    leaves out the CVC: whoever knew the key and the rest of the body would need a thousand tries.
+    """
+    if not values:
+        return None
+    if len(values) > 1 or not _KEY.fullmatch(values[0]) or not values[0].strip():
+        raise IdempotencyKeyInvalid
+    if holds_card_number(values[0]):
+        raise CardNumberNotAllowed(
+            errors=[
+                FieldError(
+                    field="Idempotency-Key",
+                    code=CardNumberNotAllowed.code,
+                    message="This holds a card number; use a random key",
+                )
+            ]
+        )
+    value = json.dumps(_without_cvc(body), sort_keys=True, separators=(",", ":"))
+    request = f"idempotency\n{method}\n{path}\n{value}".encode()
+    return ClaimedKey(
+        values[0], [hmac.new(key, request, hashlib.sha256).hexdigest() for key in keys]
+    )
+
+
+def _without_cvc(body: Any) -> Any:
+    details = body.get("details") if isinstance(body, dict) else None
+    if not isinstance(details, dict):
+        return body
+    return body | {"details": {name: details[name] for name in details if name != "cvc"}}
+
+
+def run(
+    session: Session, context: CallContext, work: Callable[[], StoredResponse]
+) -> StoredResponse:
+    """Do the work once, whoever repeats it. Raises what the work raises, IdempotencyKeyReused
+    and IdempotencyInProgress."""
+    key = context.key
+    if key is None:
+        return repeat(session, work)
+    with phase(session):
+        known = _claim(session, context, key)
+        if known is not None:
+            return _replay(session, known)
+    session.info.pop("committed", None)  # the claim; the work itself may still be repeated
+    try:
+        answer = repeat(session, work)
+    except ServiceError as error:
+        if not error.stored_for_replay:
+            _release(session, key)
+            raise
+        with phase(session):
+            return context.answer(session, StoredResponse.problem(error, context.request_id))
+    except Exception:
+        _release(session, key)
+        raise
+    with phase(session):
+        # The outcome may have become known to another process first, and been told in its words.
+        stored = crud.get_stored_response(session, key.id)
+        if stored is None:
+            crud.release_key(session, key.id, key.owner)
+    return answer if stored is None else _stored(stored)
+
+
+def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] | None:
+    """Own the key; or the row of one that is answered, or whose outcome is open."""
+    user_id = context.principal.user_id
+    row = crud.claim_key(
+        session,
+        user_id,
+        key.value,
+        fingerprint=key.fingerprints[0],
+        request_id=context.request_id,
+        seconds=context.key_lease,
+    )
+    if row is None:
+        row = crud.lock_key(session, user_id, key.value)
+        if row is None:  # released between the two statements
+            raise IdempotencyInProgress
+        if row.fingerprint not in key.fingerprints:
+            raise IdempotencyKeyReused
+        if row.status is not None:
+            return row
+        if row.owned:
+            raise IdempotencyInProgress
+        if row.gateway_key is not None:
+            return row
+        row = crud.take_over_key(session, row.id, context.key_lease)
+    key.id, key.owner = row.id, row.owner
+    return None
+
+
+def _replay(session: Session, row: Row[Any]) -> StoredResponse:
+    answer = _stored(row) if row.status is not None else _present(session, row)
+    return StoredResponse(answer.status, answer.body, answer.headers | REPLAYED)
+
+
+def _present(session: Session, row: Row[Any]) -> StoredResponse:
+    """202 with the state as it is now: the outcome is still open."""
+    refund = crud.get_refund_of_key(session, row.gateway_key)
+    if refund is not None:
+        return StoredResponse.resource(202, schemas.Refund.model_validate(refund))
+    payment = crud.get_payment_of_key(session, row.gateway_key)
+    if payment is None:
+        raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
+    if payment.operation_key == row.gateway_key and payment.operation == "cancel":
+        order = crud.require_order(session, payment.order_id, None)
+        return StoredResponse.resource(202, schemas.Order.model_validate(order))
+    return StoredResponse.resource(202, schemas.Payment.model_validate(payment))
+
+
+def _stored(row: Row[Any]) -> StoredResponse:
+    return StoredResponse(row.status, bytes(row.body), dict(row.headers or {}))
+
+
+def _release(session: Session, key: ClaimedKey) -> None:
+    session.rollback()
+    try:
+        with phase(session):
+            crud.release_key(session, key.id, key.owner)
+    except SQLAlchemyError:
+        session.rollback()  # the database is gone; ownership ends by itself

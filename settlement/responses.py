@@ -1,0 +1,82 @@
+"""What the requests for money are told once their outcome is decided, and while it is open."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import schemas
+from domain.states import PaymentOperation
+from errors import GatewayUnavailable, InvalidStatusTransition, PaymentDeclined
+from models import Order, Payment, Refund
+from settlement.context import StoredResponse
+
+NOT_CHARGED: Final = "not_charged"  # the failure code of a charge that never happened
+
+
+def charge_response(payment: Payment, request_id: str) -> StoredResponse:
+    """For the request that opened this payment."""
+    if payment.status == "failed" and payment.failure is not None:
+        failure = payment.failure
+        if failure["code"] == NOT_CHARGED:
+            not_charged = GatewayUnavailable(
+                failure["message"],
+                payment_id=payment.id,
+                retryable=failure.get("retryable", True),
+            )
+            return StoredResponse.problem(not_charged, request_id)
+        declined = PaymentDeclined(
+            failure["message"],
+            decline_code=failure["decline_code"],
+            payment_id=payment.id,
+            retryable=failure.get("retryable", False),
+        )
+        return StoredResponse.problem(declined, request_id)
+    shown = schemas.Payment.model_validate(payment)
+    status = 202 if payment.status == "pending" else 201
+    return StoredResponse.resource(status, shown, f"/payments/{payment.id}")
+
+
+def operation_response(
+    order: Order, payment: Payment, operation: PaymentOperation, amount: int, request_id: str
+) -> StoredResponse:
+    """For the request for a capture of `amount`, a void, or a cancellation, once it is decided."""
+    if payment.status in ("authorized", "requires_action"):  # surely it was not done
+        problem = GatewayUnavailable(
+            "The gateway did not do it; the payment is as it was", payment_id=payment.id
+        )
+        return StoredResponse.problem(problem, request_id)
+    if operation == "capture":
+        done = payment.amount_captured == amount
+    else:
+        done = payment.status in ("voided", "canceled")
+    if not done:
+        moved = InvalidStatusTransition(
+            f"The payment is {payment.status}", current_status=payment.status, allowed_statuses=[]
+        )
+        return StoredResponse.problem(moved, request_id)
+    shown: schemas.Out = (
+        schemas.Order.model_validate(order)
+        if operation == "cancel"
+        else schemas.Payment.model_validate(payment)
+    )
+    return StoredResponse.resource(200, shown)
+
+
+def refund_response(refund: Refund) -> StoredResponse:
+    """For the request for a refund. One that the gateway works on is made all the same."""
+    location = f"/payments/{refund.payment_id}/refunds/{refund.id}"
+    status = 202 if refund.gateway_reference is None else 201
+    return StoredResponse.resource(status, schemas.Refund.model_validate(refund), location)
+
+
+def refund_not_made_response(
+    payment: Payment, refund: Refund, request_id: str, *, refused: bool
+) -> StoredResponse:
+    """For the request for a refund that surely was never made."""
+    problem = GatewayUnavailable(
+        "The gateway did not do it; nothing was refunded",
+        payment_id=payment.id,
+        refund_id=refund.id,
+        retryable=not refused,
+    )
+    return StoredResponse.problem(problem, request_id)

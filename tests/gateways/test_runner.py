@@ -1,0 +1,99 @@
+"""The conformance kit: it passes who keeps the contract, and finds who does not."""
+
+from __future__ import annotations
+
+import io
+import uuid
+from dataclasses import replace
+
+import pytest
+
+from config import ConfigurationError
+from conformance.runner import check
+from conformance.targets import StripeTarget
+from gateways.base import Charge, ChargeLookup, ChargeRequest, NotExecuted, Refund, RefundRequest
+from gateways.stripe import StripeGateway
+
+
+class CarelessGateway(StripeGateway):
+    """Asks again under another key: what a lost answer then costs."""
+
+    def charge(self, request: ChargeRequest) -> Charge:
+        return super().charge(replace(request, key=str(uuid.uuid4())))
+
+
+class HastyGateway(StripeGateway):
+    """Takes silence for a no."""
+
+    def look_up(self, query: ChargeLookup) -> Charge | None:
+        return None if query.reference is None else super().look_up(query)
+
+
+class GenerousGateway(StripeGateway):
+    """Takes every refund for made."""
+
+    def refund(self, request: RefundRequest) -> Refund:
+        try:
+            return super().refund(request)
+        except NotExecuted:
+            raise
+        except Exception:
+            return Refund(f"re_{request.key}", "succeeded", request.amount, request.currency)
+
+
+class CarelessBench(StripeTarget):
+    gateway = f"{__name__}:CarelessGateway"
+
+
+class HastyBench(StripeTarget):
+    gateway = f"{__name__}:HastyGateway"
+
+
+class GenerousBench(StripeTarget):
+    gateway = f"{__name__}:GenerousGateway"
+
+
+def run(module: str, words: str) -> tuple[bool, str]:
+    out = io.StringIO()
+    report = check(module, words, out)
+    return report.holds, out.getvalue()
+
+
+def test_an_adapter_that_keeps_the_contract_holds() -> None:
+    holds, told = run("stripe", "charge with drop after")
+    assert holds, told
+    assert "1 holds" in told
+
+
+@pytest.mark.parametrize(
+    ("bench", "words"),
+    [
+        ("CarelessBench", "charge with drop after"),
+        ("HastyBench", "charge with drop after"),
+        ("GenerousBench", "refund with drop before"),
+    ],
+)
+def test_an_adapter_that_breaks_it_fails(target: str, words: str) -> None:
+    holds, told = run(f"{__name__}:{target}", words)
+    assert not holds, told
+    assert "FAILED" in told
+
+
+def test_nothing_that_applies_is_no_success() -> None:
+    holds, told = run("sandbox", "html")
+    assert not holds
+    assert "1 not applicable" in told
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "told"),
+    [
+        ("no.such.module", "", "cannot be loaded"),
+        ("conformance.scenarios", "", "0 benches"),
+        (__name__, "", "3 benches"),
+        ("stripe", "no such words", "no scenario"),
+    ],
+)
+def test_a_mistake_says_what_to_do(module: str, words: str, told: str) -> None:
+    with pytest.raises(ConfigurationError, match=told):
+        check(module, words, io.StringIO())

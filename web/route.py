@@ -1,0 +1,248 @@
+"""How every endpoint is run: who is calling comes first, then the body, then one worker thread.
+
+Endpoints are plain functions. The one thread that runs an endpoint also gives its database
+connection back, before the answer is serialized.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import time
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, TypeVar
+
+import anyio.to_thread
+from anyio import CapacityLimiter
+from anyio.lowlevel import RunVar
+from fastapi import Depends, Header, Request, Response
+from fastapi.routing import APIRoute
+from sqlalchemy.orm import Session
+
+from auth import CurrentUser, authenticate
+from config import Settings
+from database import POOL_SIZE, phase, repeat
+from errors import InvalidRequest, NotFound
+from gateways.registry import Gateways
+from gateways.sandbox import SandboxGateway, parse_fault
+from settlement import idempotency
+from settlement.context import CallContext, StoredResponse
+from settlement.gateway_calls import GatewayAccess
+from web.json_body import StrictRequest
+
+# Threads that use the database: as many as it has connections, so none waits for another.
+DATABASE_THREADS = POOL_SIZE
+# Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
+# stalls takes nothing from the requests that only read.
+# One gateway's guard takes 120 of them at most (see gateways/guard.py), so two may stall at once.
+GATEWAY_THREADS = 256
+# Threads for whoever shows no token: strangers may wait for each other, and nobody waits for them.
+PUBLIC_THREADS = 2
+
+Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
+# What is checked before an endpoint runs, and before a stored answer of it is repeated.
+PERMISSIONS: dict[Callable[..., Any], Callable[..., None]] = {}
+
+# A limiter belongs to its event loop.
+_limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("limiters")
+
+
+class ServiceRoute(APIRoute):
+    """A route for callers with a token."""
+
+    public = False
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        if not inspect.iscoroutinefunction(endpoint):
+            endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _lane(endpoint)))
+        super().__init__(path, endpoint, **options)
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def authenticated(request: Request) -> Response:
+            strict = StrictRequest(request.scope, request.receive)
+            if not self.public:
+                await authenticate(strict)
+            if self.body_field is not None:
+                await strict.read_json()
+            return await handle(strict)
+
+        return authenticated
+
+
+class PublicRoute(ServiceRoute):
+    """A route for everybody."""
+
+    public = True
+
+
+def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
+    """Let `check` say first whether the caller may call this endpoint at all.
+
+    The token that repeats a request may have fewer scopes than the one that made it. `check` takes
+    arguments of the endpoint by their names, and raises NotFound or Forbidden.
+    """
+
+    def register(endpoint: Endpoint) -> Endpoint:
+        PERMISSIONS[endpoint] = check
+        return endpoint
+
+    return register
+
+
+_PUBLIC = ("public", PUBLIC_THREADS)
+
+
+def _lane(endpoint: Callable[..., Any]) -> tuple[str, int]:
+    """Which threads an endpoint runs on, and how many there are."""
+    parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
+    waits_for_gateway = any(
+        parameter.annotation in (GatewaysDep, GatewayAccessDep) for parameter in parameters
+    )
+    return ("gateways", GATEWAY_THREADS) if waits_for_gateway else ("database", DATABASE_THREADS)
+
+
+def _in_thread(
+    endpoint: Callable[..., Any], kind: str, threads: int
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    @functools.wraps(endpoint)
+    async def run(**arguments: Any) -> Any:
+        return await anyio.to_thread.run_sync(
+            functools.partial(_call, endpoint, arguments), limiter=limiter(kind, threads)
+        )
+
+    return run
+
+
+def limiter(kind: str, threads: int) -> CapacityLimiter:
+    """The threads that requests of this kind share."""
+    try:
+        limiters = _limiters.get()
+    except LookupError:
+        _limiters.set(limiters := {})
+    if kind not in limiters:
+        limiters[kind] = CapacityLimiter(threads)
+    return limiters[kind]
+
+
+def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
+    session: Session | None = arguments.get("session")
+    context: CallContext | None = arguments.get("context")
+    work = functools.partial(endpoint, **arguments)
+    if session is None:
+        return work()
+    try:
+        if context is None:
+            result = repeat(session, work)
+        else:
+            _check_permission(session, endpoint, arguments)
+            result = idempotency.run(session, context, work)
+    finally:
+        session.close()
+    return _response(result) if isinstance(result, StoredResponse) else result
+
+
+def _check_permission(
+    session: Session, endpoint: Callable[..., Any], arguments: dict[str, Any]
+) -> None:
+    check = PERMISSIONS.get(endpoint)
+    if check is not None:
+        with phase(session):
+            check(**{name: arguments[name] for name in inspect.signature(check).parameters})
+        session.info.pop("committed", None)  # nothing was written: the work may be repeated
+
+
+def _response(answer: StoredResponse) -> Response:
+    return Response(answer.body, answer.status, answer.headers)
+
+
+def service_url(request: Request) -> str:
+    """Where a browser reaches this service, with a slash at its end.
+
+    PUBLIC_URL, or else the address that this connection came in at: never what the caller says.
+    """
+    settings: Settings = request.app.state.settings
+    if settings.public_url is not None:
+        return settings.public_url.rstrip("/") + "/"
+    host, port = request.scope.get("server") or (settings.host, settings.port)
+    if port is None:  # a Unix socket has a path only
+        host, port = settings.host, settings.port
+    return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
+
+
+async def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+async def _gateways(request: Request) -> Gateways:
+    gateways: Gateways = request.app.state.gateways
+    return gateways
+
+
+async def _sandbox(request: Request) -> SandboxGateway:
+    sandbox = request.app.state.gateways.get("sandbox")
+    if not isinstance(sandbox, SandboxGateway):
+        raise NotFound("The sandbox gateway is switched off")
+    return sandbox
+
+
+async def _context(
+    request: Request,
+    user: CurrentUser,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            description="Makes POST and PUT safe to repeat: the same key is the same request.",
+        ),
+    ] = None,
+) -> CallContext:
+    settings: Settings = request.app.state.settings
+    request_id = request.scope["state"]["request_id"]
+    if idempotency_key is None or request.method not in ("POST", "PUT"):
+        return CallContext(user, request_id)
+    assert isinstance(request, StrictRequest)
+    key = idempotency.read_key(
+        request.headers.getlist("idempotency-key"),
+        request.method,
+        request.url.path,
+        request.value,
+        settings.fingerprint_keys,
+    )
+    # Longer than any honest request takes; see settlement/idempotency.py for one that does not end.
+    return CallContext(user, request_id, key, settings.gateway_timeout + 5)
+
+
+async def _access(
+    request: Request,
+    sandbox_fault: Annotated[
+        str | None,
+        Header(
+            description="Development only: what the sandbox gateway does wrong this time, such as "
+            "`timeout_after_charge`.",
+        ),
+    ] = None,
+) -> GatewayAccess:
+    settings: Settings = request.app.state.settings
+    fault = parse_fault(sandbox_fault) if sandbox_fault is not None else None
+    if sandbox_fault is not None and (settings.production or fault is None):
+        raise InvalidRequest.of(
+            "Sandbox-Fault",
+            "fault",
+            "Not in production" if settings.production else "The sandbox knows no such fault",
+        )
+    return GatewayAccess(
+        gateways=request.app.state.gateways,
+        lookup_after=settings.reconcile_after,
+        service_url=service_url(request),
+        fault=fault,
+        deadline=time.monotonic() + settings.gateway_timeout,
+    )
+
+
+SettingsDep = Annotated[Settings, Depends(_settings)]
+GatewaysDep = Annotated[Gateways, Depends(_gateways)]
+SandboxDep = Annotated[SandboxGateway, Depends(_sandbox)]
+CallContextDep = Annotated[CallContext, Depends(_context)]
+GatewayAccessDep = Annotated[GatewayAccess, Depends(_access)]
