@@ -42,8 +42,8 @@ from routers import (
     sandbox_dashboard,
     webhooks,
 )
-from services import webhooks
 from services.lookups import LookupRules
+from services.webhooks import connect_gateways
 from web import docs_page, exception_handlers
 from workers.loop import Workers
 from workers.roles import Resources
@@ -149,7 +149,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
-    webhooks.connect(app.state.engine, app.state.gateways)
+    connect_gateways(app.state.engine, app.state.gateways)
     app.state.lookup_rules = LookupRules.from_settings(settings, app.state.gateways)
     workers = Workers(
         Resources(app.state.engine, app.state.gateways, app.state.lookup_rules, settings)

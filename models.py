@@ -273,9 +273,13 @@ class Payment(Base):
     # Pending and succeeded refunds, kept by a trigger on `refunds`.
     refund_reserved: Mapped[int] = mapped_column(server_default=text("0"))
     # When the gateway is asked what became of it; NULL when nothing is open.
-    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    next_lookup_at: Mapped[datetime | None]
-    lookup_count: Mapped[int] = mapped_column(server_default=text("0"))
+    requested_at: Mapped[datetime] = mapped_column(
+        "asked_at", key="requested_at", server_default=func.now()
+    )
+    next_lookup_at: Mapped[datetime | None] = mapped_column("check_at", key="next_lookup_at")
+    lookup_count: Mapped[int] = mapped_column(
+        "checks", key="lookup_count", server_default=text("0")
+    )
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
@@ -348,13 +352,13 @@ class Payment(Base):
         Index(
             "ix_payments_lookup_open",
             "gateway",
-            "check_at",
+            "next_lookup_at",
             postgresql_where=text(OPEN_PAYMENT),
         ),
         Index(
             "ix_payments_lookup_waiting",
             "gateway",
-            "check_at",
+            "next_lookup_at",
             postgresql_where=text(
                 "check_at IS NOT NULL AND status <> 'pending' AND operation IS NULL"
             ),
@@ -389,9 +393,13 @@ class Refund(Base):
     amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
     reason: Mapped[str | None] = mapped_column(String(500))
-    requested_at: Mapped[datetime] = mapped_column(server_default=func.now())
-    next_lookup_at: Mapped[datetime | None]
-    lookup_count: Mapped[int] = mapped_column(server_default=text("0"))
+    requested_at: Mapped[datetime] = mapped_column(
+        "asked_at", key="requested_at", server_default=func.now()
+    )
+    next_lookup_at: Mapped[datetime | None] = mapped_column("check_at", key="next_lookup_at")
+    lookup_count: Mapped[int] = mapped_column(
+        "checks", key="lookup_count", server_default=text("0")
+    )
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
@@ -411,7 +419,7 @@ class Refund(Base):
         Index(
             "ix_refunds_lookup",
             "gateway",
-            "check_at",
+            "next_lookup_at",
             postgresql_where=text("check_at IS NOT NULL"),
         ),
         Index("ix_refunds_open", "id", postgresql_where=text(OPEN_REFUND)),

@@ -1,7 +1,8 @@
 """The conformance kit: the contract suite against anybody's adapter, without a test framework.
 
-`python cli.py gateway check MODULE` calls `check`. The module has one `Target` (see `target.py`), or
-it is named as `module:Class`; `stripe`, `paypal`, `adyen` and `sandbox` are those of this service.
+`python cli.py gateway check MODULE` calls `check`. The module has one `Target` (see `target.py`),
+or it is named as `module:Class`; `stripe`, `paypal`, `adyen` and `sandbox` are those of this
+service.
 """
 
 from __future__ import annotations

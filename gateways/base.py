@@ -94,7 +94,8 @@ MAX_URL = 4096
 
 
 def _require_text(text: str | None, most: int = MAX_TEXT) -> None:
-    """Raises OutcomeUnknown for what no id or word can be, and no database can hold, whoever sent it."""
+    """Raises OutcomeUnknown for what no id or word can be, and no database can hold, whoever sent
+    it."""
     if text is not None and not (0 < len(text) <= most and text.isprintable()):
         raise OutcomeUnknown("an answer with a text that cannot be one")
 
@@ -395,7 +396,8 @@ class Guard(Protocol):
     """What stands between us and a gateway: limits of time and number, repeats, a breaker."""
 
     def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """Make the call, in at most so many seconds. Raises what it raises, NotExecuted or OutcomeUnknown."""
+        """Make the call, in at most so many seconds. Raises what it raises, NotExecuted or
+        OutcomeUnknown."""
 
     def close(self) -> None:
         """Take no more calls."""
@@ -447,8 +449,8 @@ class Gateway(ABC):
     def save_method(self, request: MethodRequest) -> SavedMethod:
         """Exchange what the shopper gave for a token.
 
-        Raises MethodDeclined, MethodInvalid, NotExecuted or OutcomeUnknown. A token nobody uses is harmless,
-        so an unknown outcome may simply be tried again.
+        Raises MethodDeclined, MethodInvalid, NotExecuted or OutcomeUnknown. A token nobody uses is
+        harmless, so an unknown outcome may simply be tried again.
         """
 
     @abstractmethod
@@ -467,14 +469,16 @@ class Gateway(ABC):
     def capture(self, request: ChangeRequest) -> Charge:
         """Capture `amount` of an authorization and release the rest.
 
-        A gateway that only answers "received" returns `processing`. Raises NotExecuted or OutcomeUnknown.
+        A gateway that only answers "received" returns `processing`. Raises NotExecuted or
+        OutcomeUnknown.
         """
 
     @abstractmethod
     def void(self, request: ChangeRequest) -> Charge:
         """Give up an authorization, or a charge that waits for the shopper.
 
-        A gateway that only answers "received" returns `processing`. Raises NotExecuted or OutcomeUnknown.
+        A gateway that only answers "received" returns `processing`. Raises NotExecuted or
+        OutcomeUnknown.
         """
 
     @abstractmethod

@@ -65,8 +65,8 @@ class GatewayGuard:
         )
 
     def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """Make the call. Raises what it raises; NotExecuted when it was not made at all; OutcomeUnknown when
-        it did not end in time."""
+        """Make the call. Raises what it raises; NotExecuted when it was not made at all;
+        OutcomeUnknown when it did not end in time."""
         budget = self._timeout if seconds is None else min(seconds, self._timeout)
         deadline = time.monotonic() + budget
         attempts = Retrying(

@@ -1,7 +1,8 @@
 """HTTP for adapters without an SDK: one request, and which of its failures leave no doubt.
 
-Whatever fails before the first byte of the request was sent is `RetryLater`; everything after that is
-`OutcomeUnknown`. Whole answers below 500 go back to the adapter, which knows its gateway's words.
+Whatever fails before the first byte of the request was sent is `RetryLater`; everything after that
+is `OutcomeUnknown`. Whole answers below 500 go back to the adapter, which knows its gateway's
+words.
 """
 
 from __future__ import annotations
@@ -69,8 +70,8 @@ class Transport:
         form: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,
     ) -> Reply:
-        """Raises RetryLater when nothing was sent, or for 429; OutcomeUnknown for everything but a whole JSON
-        answer below 300 or between 400 and 499."""
+        """Raises RetryLater when nothing was sent, or for 429; OutcomeUnknown for everything but a
+        whole JSON answer below 300 or between 400 and 499."""
         status, answered, content = fetch(
             self._client,
             self._timeout,
@@ -99,7 +100,8 @@ def fetch(
 ) -> tuple[int, Mapping[str, str], bytes]:
     """The status, headers and body of a whole answer, in about so many seconds.
 
-    Raises RetryLater when nothing was sent; OutcomeUnknown when something was and no whole answer came.
+    Raises RetryLater when nothing was sent; OutcomeUnknown when something was and no whole answer
+    came.
     """
     deadline, content = time.monotonic() + seconds, bytearray()
     try:

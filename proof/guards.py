@@ -61,7 +61,7 @@ def _claim_before_call() -> None:
                 yield session
 
     _replace(payments, phase=uncommitted)
-    _replace(calling, phase=all_at_once)
+    _replace(gateway_calls, phase=all_at_once)
 
 
 def _stored_key() -> None:
@@ -84,14 +84,14 @@ def _unknown_is_open() -> None:
     from services import payments, refunds
     from settlement import gateway_calls
 
-    ask = gateway_calls.ask
+    call = gateway_calls.call_gateway
 
     def hasty(*arguments: Any) -> Any:
-        answer = ask(*arguments)
+        answer = call(*arguments)
         return NotExecuted("no answer") if answer is gateway_calls.UNKNOWN else answer
 
-    _replace(payments, ask=hasty)
-    _replace(refunds, ask=hasty)
+    _replace(payments, call_gateway=hasty)
+    _replace(refunds, call_gateway=hasty)
 
 
 def _idempotency() -> None:
@@ -127,7 +127,7 @@ def _refund_reservation() -> None:
 def _reconciler() -> None:
     from services import lookups
 
-    _replace(reconcile, run_once=lambda *_, **__: 0)
+    _replace(lookups, run_once=lambda *_, **__: 0)
 
 
 def _resend_window() -> None:
@@ -137,16 +137,16 @@ def _resend_window() -> None:
     from services.lookups import LookupRules
     from settlement import gateway_calls
 
-    ask, real = gateway_calls.ask, LookupRules.from_settings
+    call, real = gateway_calls.call_gateway, LookupRules.from_settings
 
     def lost(gateway: Any, what: str, *arguments: Any) -> Any:
-        return gateway_calls.UNKNOWN if what == "charge" else ask(gateway, what, *arguments)
+        return gateway_calls.UNKNOWN if what == "charge" else call(gateway, what, *arguments)
 
     def for_ever(*arguments: Any) -> LookupRules:
         return dataclasses.replace(real(*arguments), resend_within=math.inf)
 
-    _replace(payments, ask=lost)
-    _replace(plants, is_sent_again=lambda _: True)
+    _replace(payments, call_gateway=lost)
+    _replace(fault_injection, is_sent_again=lambda _: True)
     _replace(LookupRules, from_settings=for_ever)
 
 
@@ -159,7 +159,7 @@ def _action_expiry() -> None:
 def _outside_books() -> None:
     from services import reconciliation
 
-    _replace(comparison, run_once=lambda *_, **__: 0)
+    _replace(reconciliation, run_once=lambda *_, **__: 0)
 
 
 def _outside_refund_once() -> None:

@@ -447,7 +447,7 @@ def complete(
 
 def require_supported_amount(gateway: Gateway, amount: int | None, currency: str) -> None:
     """Raises OperationNotSupported for what this gateway cannot move, such as 10.50 HUF."""
-    why = gateway.require_supported_amount(amount, currency) if amount is not None else None
+    why = gateway.unsupported_amount_reason(amount, currency) if amount is not None else None
     if why is not None:
         raise OperationNotSupported(why)
 

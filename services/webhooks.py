@@ -83,7 +83,7 @@ def receive(
             )
 
 
-def connect(engine: Engine, gateways: Gateways) -> None:
+def connect_gateways(engine: Engine, gateways: Gateways) -> None:
     """Let gateways know which deliveries were taken before; see `Gateway.is_known`."""
 
     def is_known(name: str, delivery_id: str) -> bool:

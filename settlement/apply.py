@@ -70,7 +70,7 @@ def payment_facts(
         operation=payment.operation,
         operation_amount=payment.operation_amount,
         order=order.status,
-        request_review=payment.review_reason if payment.needs_review else None,
+        review=payment.review_reason if payment.needs_review else None,
         can_retrieve=can_retrieve,
         not_executed=not_executed,
     )

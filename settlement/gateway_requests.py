@@ -136,7 +136,8 @@ def refund_lookup(payment: Row[Any], refund: Row[Any], *, resend: bool = False) 
     return RefundLookup(request, refund.gateway_reference, refund.created_at, resend)
 
 
-# The columns that change when a row moves, or when somebody begins to look it up (`next_lookup_at`).
+# The columns that change when a row moves, or when somebody begins to look it up
+# (`next_lookup_at`).
 TRACKED_PAYMENT_COLUMNS: Final = (
     "status",
     "operation_key",

@@ -60,9 +60,9 @@ def due(shop: Shop, *payments: dict[str, Any]) -> None:
         age(shop, payment, 0)
 
 
-def lookups(shop: Shop, payment: dict[str, Any]) -> int:
+def count_lookups(shop: Shop, payment: dict[str, Any]) -> int:
     (row,) = sql(shop.engine, "SELECT checks FROM payments WHERE id = :id", id=payment["id"])
-    count: int = row.lookup_count
+    count: int = row.checks
     return count
 
 
@@ -102,7 +102,7 @@ def test_five_thousand_look_ups_of_one_payment_keep_no_other_waiting(
         run_once(quiet, gateways)
         assert quiet.status(fine) == ("captured", "paid")
         assert quiet.payment(refunded)["status"] == "refunded"
-        assert lookups(quiet, hopeless) == 5001
+        assert count_lookups(quiet, hopeless) == 5001
         report = reconciliation.reconcile(quiet.engine, rules(gateways))
         assert report["still_open"] == 1
 

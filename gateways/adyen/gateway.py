@@ -259,7 +259,8 @@ class AdyenGateway(Gateway):
     def _modify(
         self, what: str, request: ChangeRequest | RefundRequest, body: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Ask for a change of a payment. Raises NotExecuted while Adyen's reference is not known."""
+        """Ask for a change of a payment. Raises NotExecuted while Adyen's reference is not
+        known."""
         if references.is_ours(request.reference):
             raise NotExecuted("Adyen has not told its reference of the payment yet")
         payment = quote(request.reference, safe="")

@@ -73,8 +73,8 @@ def charge_of(answer: Mapping[str, Any], expected: Expected) -> Charge:
     """The charge that an answer to /payments or /payments/details shows.
 
     Until a payment is decided Adyen may not have given it the reference that it will have, so
-    ours stands in until then. Raises OutcomeUnknown for an answer that lacks what it needs, or is about
-    another payment.
+    ours stands in until then. Raises OutcomeUnknown for an answer that lacks what it needs, or is
+    about another payment.
     """
     result, reference = text(answer, "resultCode"), text(answer, "pspReference")
     if result is None or answer.get("merchantReference", expected.reference) != expected.reference:

@@ -60,14 +60,16 @@ class Client:
         return self._call("GET", path, {}, None)
 
     def find(self, path: str) -> Mapping[str, Any] | None:
-        """None: PayPal knows no such thing, or it is another account's. Raises NotExecuted, OutcomeUnknown."""
+        """None: PayPal knows no such thing, or it is another account's. Raises NotExecuted,
+        OutcomeUnknown."""
         try:
             return self.get(path)
         except NotFound:
             return None
 
     def patch(self, path: str, changes: Sequence[Mapping[str, Any]]) -> None:
-        """Change an object, by JSON Patch. Raises Rejected, NotFound, NotExecuted or OutcomeUnknown."""
+        """Change an object, by JSON Patch. Raises Rejected, NotFound, NotExecuted or
+        OutcomeUnknown."""
         self._call("PATCH", path, {}, changes)
 
     def post(

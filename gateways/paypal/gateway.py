@@ -472,8 +472,8 @@ class PayPalGateway(Gateway):
         return charge_of_order(order, self._now())
 
     def _read_order(self, reference: str, payment_id: int) -> Order:
-        """Raises OutcomeNotShown for the order of another payment: we may have been told a reference
-        by an event that is not PayPal's."""
+        """Raises OutcomeNotShown for the order of another payment: we may have been told a
+        reference by an event that is not PayPal's."""
         order = read_order(self.client.get(f"{ORDERS}/{_path_id(reference)}"))
         if order.payment_id != payment_id:
             raise OutcomeNotShown("the order is of another payment")

@@ -61,7 +61,8 @@ def _exchange_setup_token(client: Client, token: str) -> Object:
 
 
 def _saved_method(answer: Object) -> SavedMethod:
-    """Raises MethodInvalid for a card in the vault, OutcomeUnknown for an answer that is no token."""
+    """Raises MethodInvalid for a card in the vault, OutcomeUnknown for an answer that is no
+    token."""
     token, source = plain_id(answer.get("id")), answer.get("payment_source")
     if token is None or not isinstance(source, Mapping):
         raise OutcomeUnknown("an answer without a payment token")

@@ -92,7 +92,8 @@ def capture(
 
 
 def void(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> sa.Row[Any]:
-    """Give up a locked authorization, or a charge that waits for the shopper. Raises NotExecuted."""
+    """Give up a locked authorization, or a charge that waits for the shopper. Raises
+    NotExecuted."""
     if row.status not in ("authorized", "requires_action"):
         raise NotExecuted(f"the charge is {row.status}")
     values = {"status": "voided", "capture_before": None, "redirect_url": None}
@@ -109,8 +110,8 @@ def refund(
 ) -> sa.Row[Any]:
     """Give this much of a locked charge back; None: all that is left.
 
-    `refund_id` is the service's; None: made in the dashboard. Raises NotExecuted when it is more than
-    what is left.
+    `refund_id` is the service's; None: made in the dashboard. Raises NotExecuted when it is more
+    than what is left.
     """
     reserved: int = connection.execute(
         sa.select(sa.func.coalesce(sa.func.sum(refunds.c.amount), 0)).where(

@@ -111,7 +111,8 @@ def connect(api_key: str, base_url: str, wire: Wire) -> stripe.StripeClient:
 def ask(call: Callable[[], stripe.StripeObject]) -> Fields:
     """Make one request of the SDK; the object it answers with, as plain data.
 
-    Raises NotExecuted, OutcomeUnknown, or one of their kinds above, and never an exception of the SDK.
+    Raises NotExecuted, OutcomeUnknown, or one of their kinds above, and never an exception of the
+    SDK.
     """
     try:
         return call().to_dict()

@@ -350,7 +350,8 @@ class StripeGateway(Gateway):
             )
 
     def _fence_change(self, request: ChangeRequest | RefundRequest) -> None:
-        """Write into the charge what stands there. Raises KeySpent, NotExecuted or OutcomeUnknown."""
+        """Write into the charge what stands there. Raises KeySpent, NotExecuted or
+        OutcomeUnknown."""
         ask(
             lambda: self._stripe.payment_intents.update(
                 request.reference,

@@ -1,6 +1,7 @@
 """What Stripe's objects say, in the words of the contract. Nothing here asks Stripe.
 
-An object without a field that is needed is no answer at all: every reader raises OutcomeUnknown then.
+An object without a field that is needed is no answer at all: every reader raises OutcomeUnknown
+then.
 """
 
 from __future__ import annotations

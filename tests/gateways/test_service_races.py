@@ -337,7 +337,7 @@ def test_a_charge_of_what_was_given_up_goes_to_a_person_at_once(adyen: Harness) 
     assert adyen.relay.post(event).status_code == 200
     adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
     (row,) = sql(adyen, "SELECT check_at FROM payments WHERE id = :id", id=payment["id"])
-    assert row.next_lookup_at is None
+    assert row.check_at is None
     mark = f'"payment-{payment["id"]}-'.encode()
     assert len([one for one in adyen.proxy.log if mark in one.body]) == 1
 
