@@ -25,7 +25,7 @@ from domain.states import ReviewResolution
 from errors import ServiceError
 from gateways.registry import Gateways
 from observability import logs
-from services import invariants as invariant_checks
+from services import audit as invariant_checks
 from services import reconciliation, reviews
 from services.lookups import LookupRules
 from settlement.transitions import ChangedBy

@@ -2,17 +2,18 @@
 
 The only place that turns "soon" or "at expiry" into a time, always by the database's clock. A
 row that is taken is leased: for as long as its look-up may last nobody else takes it, and when
-the look-up has ended the next one is set by how many there were.
-"""
+the look-up has ended the next one is set by how many there were."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, cast
 
 from sqlalchemy import (
+    BigInteger,
     ColumnElement,
     CompoundSelect,
     DateTime,
@@ -21,7 +22,9 @@ from sqlalchemy import (
     Table,
     Text,
     and_,
+    any_,
     case,
+    delete,
     false,
     func,
     literal,
@@ -40,7 +43,7 @@ from sqlalchemy.orm import Session, object_session
 from database import seconds_from_now, wake_after_commit
 from domain.settlement import NextLookup
 from domain.states import CAPTURED_PAYMENT_STATUSES
-from models import Comparison, Payment, Refund
+from models import Comparison, GatewayEvent, IdempotencyKey, Payment, Refund
 
 Lane = Literal["open", "waiting"]
 
@@ -55,6 +58,7 @@ MAX_DOUBLINGS: Final = 20  # the power of two stays a number however often it is
 COMPARISONS = cast(Table, Comparison.__table__)
 PAYMENTS = cast(Table, Payment.__table__)
 REFUNDS = cast(Table, Refund.__table__)
+GATEWAY_EVENTS = cast(Table, GatewayEvent.__table__)
 
 
 # When next --------------------------------------------------------------------------------------
@@ -346,3 +350,163 @@ def schedule_rereads(
     if taken.first() is not None:
         wake_after_commit(session)
     return (page[-1].created_at, page[-1].id) if len(page) == limit else None
+
+
+# Idempotency keys ---------------------------------------------------------------------------------
+
+
+KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
+
+KEYS = cast(Table, IdempotencyKey.__table__)
+KEY_COLUMNS = list(KEYS.c)
+
+# A key whose outcome is open does not expire: taken anew, it would move the money again.
+_HAS_EXPIRED = and_(
+    KEYS.c.created_at < func.now() - KEY_TTL,
+    or_(KEYS.c.status.is_not(None), KEYS.c.gateway_key.is_(None)),
+)
+
+
+def claim_key(
+    session: Session, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
+) -> Row[Any] | None:
+    """Own a key that is new or has expired. None when it is known."""
+    fresh: dict[str, Any] = {
+        "fingerprint": fingerprint,
+        "owner": secrets.token_hex(16),
+        "owned_until": seconds_from_now(seconds),
+        "gateway_key": None,
+        "request_id": request_id,
+        "status": None,
+        "headers": None,
+        "body": None,
+        "created_at": func.now(),
+    }
+    return session.execute(
+        upsert(KEYS)
+        .values(user_id=user_id, key=key, **fresh)
+        .on_conflict_do_update(
+            index_elements=["user_id", "key"],
+            set_=fresh,
+            where=_HAS_EXPIRED,
+        )
+        .returning(*KEY_COLUMNS)
+    ).one_or_none()
+
+
+def lock_key(session: Session, user_id: str, key: str) -> Row[Any] | None:
+    """The key, locked, with `owned`: whether somebody works on it right now."""
+    return session.execute(
+        select(*[*KEY_COLUMNS, (KEYS.c.owned_until > func.now()).label("owned")])
+        .where(KEYS.c.user_id == user_id, KEYS.c.key == key)
+        .with_for_update()
+    ).one_or_none()
+
+
+def take_over_key(session: Session, key_id: int, seconds: float) -> Row[Any]:
+    """Own a key whose owner is gone."""
+    return session.execute(
+        update(KEYS)
+        .where(KEYS.c.id == key_id)
+        .values(owner=secrets.token_hex(16), owned_until=seconds_from_now(seconds))
+        .returning(*KEY_COLUMNS)
+    ).one()
+
+
+def link_key(session: Session, key_id: int, owner: str, *, gateway_key: str) -> bool:
+    """Remember the money request that this one led to. False when the key has another owner."""
+    linked = session.execute(
+        update(KEYS)
+        .where(KEYS.c.id == key_id, KEYS.c.owner == owner)
+        .values(gateway_key=gateway_key)
+        .returning(KEYS.c.id)
+    )
+    return linked.one_or_none() is not None
+
+
+def list_waiting_keys(session: Session, gateway_key: str) -> Sequence[Row[Any]]:
+    """The keys that wait for the outcome of this money request."""
+    return session.execute(
+        select(*KEY_COLUMNS).where(KEYS.c.gateway_key == gateway_key, KEYS.c.status.is_(None))
+    ).all()
+
+
+def get_stored_response(session: Session, key_id: int) -> Row[Any] | None:
+    """The answer that is stored under a key, or None."""
+    return session.execute(
+        select(*[KEYS.c.status, KEYS.c.body, KEYS.c.headers]).where(
+            KEYS.c.id == key_id, KEYS.c.status.is_not(None)
+        )
+    ).one_or_none()
+
+
+def store_response(
+    session: Session,
+    key_id: int,
+    *,
+    status: int,
+    headers: Mapping[str, str],
+    body: bytes,
+    owner: str | None = None,
+) -> bool:
+    """Keep the answer. False when it has one already, or when the key has another owner."""
+    query = update(KEYS).where(KEYS.c.id == key_id, KEYS.c.status.is_(None))
+    if owner is not None:
+        query = query.where(KEYS.c.owner == owner)
+    stored = session.execute(
+        query.values(status=status, headers=dict(headers), body=body).returning(KEYS.c.id)
+    )
+    return stored.one_or_none() is not None
+
+
+def release_key(session: Session, key_id: int, owner: str) -> None:
+    """Stop working on a request: forget it if nothing came of it, else leave it to its repeats."""
+    session.execute(
+        delete(KEYS).where(
+            KEYS.c.id == key_id,
+            KEYS.c.owner == owner,
+            KEYS.c.gateway_key.is_(None),
+            KEYS.c.status.is_(None),
+        )
+    )
+    session.execute(
+        update(KEYS)
+        .where(KEYS.c.id == key_id, KEYS.c.owner == owner)
+        .values(owned_until=func.now())
+    )
+
+
+def delete_expired_keys(session: Session, limit: int) -> int:
+    """Forget keys that have expired."""
+    return delete_oldest(session, KEYS, _HAS_EXPIRED, limit)
+
+
+# Retention ----------------------------------------------------------------------------------------
+
+
+def delete_oldest(session: Session, table: Table, is_old: ColumnElement[bool], limit: int) -> int:
+    """Delete rows that are old, the oldest first, at most so many; return how many.
+
+    Others skip what is taken (SKIP LOCKED), so any number of workers may do this at once.
+    """
+    oldest = (
+        select(table.c.id)
+        .where(is_old)
+        .order_by(table.c.created_at)
+        .limit(limit)
+        .with_for_update(skip_locked=True)
+    )
+    # As an array it is read once; in a join it may be read again, and the limit with it.
+    ids = func.array(oldest.scalar_subquery(), type_=ARRAY(BigInteger))
+    deleted = session.execute(delete(table).where(table.c.id == any_(ids)).returning(table.c.id))
+    return len(deleted.all())
+
+
+def delete_old_gateway_events(session: Session, days: int, limit: int) -> int:
+    """Forget events that are older than any repeat of them: the oldest, at most so many.
+
+    Each was applied in the transaction that stored it. An event that did come again would be
+    applied again, and, as a hint, move nothing back.
+    """
+    is_old = GATEWAY_EVENTS.c.created_at < func.now() - func.make_interval(0, 0, 0, days)
+    return delete_oldest(session, GATEWAY_EVENTS, is_old, limit)

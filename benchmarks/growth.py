@@ -32,8 +32,8 @@ import leases
 import postgres_server
 import schemas
 from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
-from crud.invariants import INVARIANTS
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
+from invariants import INVARIANTS, find_violations
 from models import Payment, Refund
 
 # Pages that a statement may touch.
@@ -267,17 +267,19 @@ def background(engine: sa.Engine) -> Iterator[Probe]:
     )
     yield Probe("sandbox: what time does", A_POLL, lambda _: sandbox.tick())
     yield Probe("sandbox: webhooks due", A_POLL, lambda _: sandbox.due_webhooks())
-    yield Probe("reap keys", A_REAPED_BATCH, lambda session: crud.delete_expired_keys(session, 500))
+    yield Probe(
+        "reap keys", A_REAPED_BATCH, lambda session: leases.delete_expired_keys(session, 500)
+    )
     yield Probe(
         "reap gateway events",
         A_REAPED_BATCH,
-        lambda session: crud.delete_old_gateway_events(session, 90, 500),
+        lambda session: leases.delete_old_gateway_events(session, 90, 500),
     )
     yield Probe("reap sandbox", A_REAPED_BATCH, lambda _: delete_leftovers(engine, 30, 500))
 
 
 def windows(engine: sa.Engine) -> Iterator[Probe]:
-    yield Probe("window", A_WINDOW, lambda session: list(crud.find_violations(session)))
+    yield Probe("window", A_WINDOW, lambda session: list(find_violations(session)))
 
 
 def comparisons(engine: sa.Engine) -> Iterator[Probe]:

@@ -25,7 +25,7 @@ from config import load_settings
 from conformance.doubles.server import BookEntry
 from conformance.fault_proxy import FOLLOWED, Exchange, Fault, FaultProxy, Relay
 from conformance.target import NotApplicable, Step, Target
-from services import invariants
+from services import audit
 
 T = TypeVar("T")
 
@@ -290,7 +290,7 @@ class Harness:
 
     def _broken_invariants(self) -> list[dict[str, Any]]:
         with database.new_session(self.engine) as session:
-            return invariants.check(session, self.app.state.gateways)
+            return audit.check(session, self.app.state.gateways)
 
     def _check_keys(self) -> None:
         """Every money request carries our stored key, and a repeat is the same to the byte."""

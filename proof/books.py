@@ -14,7 +14,7 @@ from config import Settings
 from gateways.registry import Gateways
 from proof.report import Report
 from proof.shoppers import Ledger
-from services import invariants
+from services import audit
 
 # What has not come to its end, or waits for longer than it may.
 OPEN: Final = """
@@ -97,7 +97,7 @@ class Books:
                 rows = connection.execute(sa.text(query)).mappings()
                 found += [{"invariant": name, **row} for row in rows]
         with database.new_session(self._engine) as session:
-            return found + invariants.check(session, self._gateways)
+            return found + audit.check(session, self._gateways)
 
     def read(self, ledger: Ledger, report: Report) -> None:
         """Report everything that is wrong now, and hold what was answered against the books."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
-import crud
+import leases
 from domain.access import Principal
 from domain.events import Actor
 from errors import Forbidden, IdempotencyInProgress, ServiceError
@@ -78,7 +78,7 @@ class CallContext:
         Repeats with the same Idempotency-Key will get the very same one. Raises
         IdempotencyInProgress, and so undoes the transaction, when a repeat has taken over.
         """
-        if self.key is not None and not crud.store_response(
+        if self.key is not None and not leases.store_response(
             session,
             self.key.id,
             status=answer.status,
@@ -91,7 +91,7 @@ class CallContext:
 
     def link(self, session: Session, gateway_key: str) -> None:
         """Tie the request to the money request that it claims, in the claim's transaction."""
-        if self.key is not None and not crud.link_key(
+        if self.key is not None and not leases.link_key(
             session, self.key.id, self.key.owner, gateway_key=gateway_key
         ):
             raise IdempotencyInProgress
@@ -104,8 +104,8 @@ def answer_waiting_requests(
 
     `render` takes the id of the request to answer.
     """
-    for key in crud.list_waiting_keys(session, gateway_key):
+    for key in leases.list_waiting_keys(session, gateway_key):
         answer = render(key.request_id)
-        crud.store_response(
+        leases.store_response(
             session, key.id, status=answer.status, headers=answer.headers, body=answer.body
         )

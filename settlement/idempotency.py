@@ -19,6 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import crud
+import leases
 import schemas
 from database import phase, repeat
 from errors import (
@@ -100,16 +101,16 @@ def run(
         raise
     with phase(session):
         # The outcome may have become known to another process first, and been told in its words.
-        stored = crud.get_stored_response(session, key.id)
+        stored = leases.get_stored_response(session, key.id)
         if stored is None:
-            crud.release_key(session, key.id, key.owner)
+            leases.release_key(session, key.id, key.owner)
     return answer if stored is None else _stored(stored)
 
 
 def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] | None:
     """Own the key; or the row of one that is answered, or whose outcome is open."""
     user_id = context.principal.user_id
-    row = crud.claim_key(
+    row = leases.claim_key(
         session,
         user_id,
         key.value,
@@ -118,7 +119,7 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] 
         seconds=context.key_lease,
     )
     if row is None:
-        row = crud.lock_key(session, user_id, key.value)
+        row = leases.lock_key(session, user_id, key.value)
         if row is None:  # released between the two statements
             raise IdempotencyInProgress
         if row.fingerprint not in key.fingerprints:
@@ -129,7 +130,7 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] 
             raise IdempotencyInProgress
         if row.gateway_key is not None:
             return row
-        row = crud.take_over_key(session, row.id, context.key_lease)
+        row = leases.take_over_key(session, row.id, context.key_lease)
     key.id, key.owner = row.id, row.owner
     return None
 
@@ -161,6 +162,6 @@ def _release(session: Session, key: ClaimedKey) -> None:
     session.rollback()
     try:
         with phase(session):
-            crud.release_key(session, key.id, key.owner)
+            leases.release_key(session, key.id, key.owner)
     except SQLAlchemyError:
         session.rollback()  # the database is gone; ownership ends by itself

@@ -14,9 +14,9 @@ import crud
 import database
 from benchmarks.dataset import OPEN_PAYMENTS, fill
 from benchmarks.growth import Line, measure, table
-from crud.invariants import INVARIANTS
 from gateways.registry import Gateways
-from services import invariants
+from invariants import INVARIANTS, find_violations
+from services import audit
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +82,7 @@ def test_every_window_of_the_invariants_is_checked(grown: sa.Engine) -> None:
             name: session.scalar(sa.text(f"SELECT count(*) FROM {name}"))
             for name in ("orders", "payments", "refunds", "payment_methods")
         }
-        checked = list(crud.find_violations(session, window=3_000))
+        checked = list(find_violations(session, window=3_000))
     assert {step.table: step.rows for step in checked} == counts
     assert len([step for step in checked if step.table == "orders"]) == 20_000 // 3_000 + 1
     assert [step.violations for step in checked] == [{}] * len(checked)
@@ -101,7 +101,7 @@ def test_a_violation_in_the_last_window_is_reported_once_with_few_of_its_rows(
         connection.execute(sa.text("UPDATE orders SET last_sequence = 99 WHERE id % 400 = 0"))
     try:
         with database.new_session(grown) as session:
-            found = invariants.check(session, Gateways([]), lambda *step: steps.append(step))
+            found = audit.check(session, Gateways([]), lambda *step: steps.append(step))
     finally:
         with grown.begin() as connection:
             connection.execute(
@@ -126,6 +126,6 @@ def test_rows_of_orders_that_are_not_there_are_checked_too(grown: sa.Engine) -> 
                 "(SELECT id FROM payments WHERE status = 'captured' ORDER BY id DESC LIMIT 2)"
             )
         )
-        found = [step.violations for step in crud.find_violations(session)]
+        found = [step.violations for step in find_violations(session)]
         session.rollback()
     assert [987654321] in [step.get("one_live_payment_per_order") for step in found]

@@ -16,8 +16,8 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
-import crud
 import database
+import leases
 import main
 import schemas
 from config import Settings
@@ -637,7 +637,7 @@ def test_a_retry_does_what_died_right_after_it_claimed_its_key(
     claim = context_of(settings, sub, "", write, key).key
     assert claim is not None
     with database.new_session(engine) as session, database.phase(session):
-        crud.claim_key(
+        leases.claim_key(
             session,
             sub,
             key,

@@ -14,13 +14,12 @@ import sqlalchemy as sa
 from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
-import crud
 import database
 from config import Settings
-from crud.invariants import INVARIANTS
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
+from invariants import INVARIANTS, find_violations
 from leases import MAX_PAUSE
 from services import reconciliation
 from tests.conftest import ROOT
@@ -419,7 +418,7 @@ def drop_guards(connection: sa.Connection) -> None:
 def violations(session: Session) -> dict[str, list[int]]:
     """The ids of offending rows, by invariant, in windows that are smaller than what is there."""
     found: dict[str, list[int]] = {}
-    for checked in crud.find_violations(session, window=3):
+    for checked in find_violations(session, window=3):
         for name, ids in checked.violations.items():
             found[name] = [*found.get(name, []), *ids]
     return found

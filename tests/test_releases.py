@@ -20,9 +20,9 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 import auth
-import crud
 import database
 from config import load_settings
+from invariants import find_violations
 from tests.conftest import ROOT, card, order
 from tests.processes import Service, copy_sources, run, wait_for
 from tests.releases.capture import PARAMETER, capture
@@ -140,7 +140,7 @@ def test_what_the_previous_release_has_written_is_migrated_while_it_goes_on(
     recording.replay(url, first=half)
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with database.new_session(engine) as session:
-        assert [step.violations for step in crud.find_violations(session)] == [{}] * 4
+        assert [step.violations for step in find_violations(session)] == [{}] * 4
 
 
 @pytest.mark.parametrize("statement", CONTRACTS)

@@ -20,7 +20,7 @@ from hypothesis.stateful import (
 )
 
 import database
-from services import invariants
+from services import audit
 from tests.support.shop import (
     ACTION,
     INSUFFICIENT,
@@ -299,7 +299,7 @@ class Model(RuleBasedStateMachine):
                 assert [refund["amount"] for refund in entry["refunds"]] == payment.refunds
             assert len(self.shop.events(order.id)) == order.events
         with database.new_session(self.shop.engine) as session:
-            assert invariants.check(session, self.app.state.gateways) == []
+            assert audit.check(session, self.app.state.gateways) == []
 
 
 def refused(answer: httpx.Response, status: int, code: str, **members: Any) -> None:

@@ -14,7 +14,6 @@ from functools import partial
 import sqlalchemy
 from sqlalchemy.orm import Session
 
-import crud
 import leases
 from config import Settings
 from database import autocommit, new_session, phase
@@ -93,14 +92,14 @@ def run_sandbox(resources: Resources) -> int:
 def reap_keys(resources: Resources) -> int:
     """Forget Idempotency-Keys past their time."""
     with resources.session() as session, phase(session):
-        return crud.delete_expired_keys(session, limit=REAPED)
+        return leases.delete_expired_keys(session, limit=REAPED)
 
 
 def reap_gateway_events(resources: Resources) -> int:
     """Forget events of gateways that none of them sends again."""
     with resources.session() as session, phase(session):
         days = resources.settings.retention_gateway_events_days
-        return crud.delete_old_gateway_events(session, days, limit=REAPED)
+        return leases.delete_old_gateway_events(session, days, limit=REAPED)
 
 
 def reap_sandbox(resources: Resources) -> int:

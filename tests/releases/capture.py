@@ -25,7 +25,7 @@ import database
 import main
 from config import Settings, load_settings
 from gateways.registry import Gateways
-from services import invariants, lookups, reconciliation
+from services import audit, lookups, reconciliation
 from services.lookups import LookupRules
 from tests.conftest import card, order
 from tests.support.shop import ACTION, DECLINED, DISPUTED, REFUND_FAILS, VISA, serve, webhook
@@ -167,7 +167,7 @@ class Store:
     def close_the_books(self) -> None:
         reconciliation.reconcile(self._engine, self._rules)
         with self._resources.session() as session:
-            invariants.check(session, self._resources.gateways)
+            audit.check(session, self._resources.gateways)
 
 
 def payment_methods(store: Store) -> None:

@@ -20,7 +20,7 @@ from config import Settings, load_settings
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
-from services import invariants, lookups, reconciliation
+from services import audit, lookups, reconciliation
 from services.lookups import LookupRules
 from tests.conftest import ROOT
 from tests.support.shop import (
@@ -80,7 +80,7 @@ def quiet(
     report = reconciliation.reconcile(shop.engine, rules(gateways))
     assert (report["still_open"], report["mismatches"]) == (0, [])
     with database.new_session(shop.engine) as session:
-        assert invariants.check(session, gateways) == []
+        assert audit.check(session, gateways) == []
 
 
 @pytest.fixture

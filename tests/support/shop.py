@@ -25,7 +25,7 @@ from domain.settlement import Source
 from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway, sign
-from services import invariants, payments
+from services import audit, payments
 from settlement import apply
 from settlement.transitions import ChangedBy
 from tests.conftest import card, order
@@ -124,7 +124,7 @@ def invariants_hold(engine: sa.Engine, app: FastAPI) -> Iterator[None]:
     yield
     settle(engine)
     with database.new_session(engine) as session:
-        assert invariants.check(session, app.state.gateways) == []
+        assert audit.check(session, app.state.gateways) == []
 
 
 @dataclass

@@ -7,9 +7,9 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-import crud
 from database import phase
 from gateways.registry import Gateways
+from invariants import MOST_SHOWN, find_violations
 from services.reconciliation import compare
 
 
@@ -32,7 +32,7 @@ def check(
 def _in_our_books(session: Session, tell: Callable[[str, int], None]) -> list[dict[str, Any]]:
     """Each window is a transaction of its own, so none is open for long."""
     found: dict[str, list[int]] = {}
-    windows = crud.find_violations(session)
+    windows = find_violations(session)
     while True:
         with phase(session):
             checked = next(windows, None)
@@ -40,5 +40,5 @@ def _in_our_books(session: Session, tell: Callable[[str, int], None]) -> list[di
             break
         tell(f"{checked.table} checked", checked.rows)
         for name, ids in checked.violations.items():
-            found[name] = [*found.get(name, []), *ids][: crud.MOST_SHOWN]
+            found[name] = [*found.get(name, []), *ids][:MOST_SHOWN]
     return [{"invariant": name, "ids": ids} for name, ids in found.items()]

@@ -1,0 +1,889 @@
+"""The repository: every resource's rows, by small functions that flush and never commit.
+
+`get_x` returns a row or None, `require_x` a row or raises NotFound, `lock_x` holds the row until
+the transaction ends.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Exists,
+    Row,
+    ScalarSelect,
+    Select,
+    any_,
+    case,
+    exists,
+    func,
+    insert,
+    literal,
+    or_,
+    select,
+    text,
+    tuple_,
+    update,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, TEXT
+from sqlalchemy.dialects.postgresql import insert as upsert
+from sqlalchemy.orm import Session
+
+import schemas
+from database import age, seconds_from_now
+from domain.events import Actor, EventType
+from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, OrderStatus, RefundOrigin
+from errors import NotFound
+from models import (
+    LISTS_ALL,
+    LISTS_BY_ONE_FILTER,
+    OPEN_PAYMENT,
+    OPEN_REFUND,
+    Dispute,
+    Event,
+    GatewayEvent,
+    Order,
+    Payment,
+    PaymentMethod,
+    Refund,
+)
+from schemas import MAX_ID
+
+METHOD_COLUMNS = PaymentMethod.__table__.c
+ORDER_COLUMNS = Order.__table__.c
+PAYMENT_COLUMNS = Payment.__table__.c
+REFUND_COLUMNS = Refund.__table__.c
+DISPUTE_COLUMNS = Dispute.__table__.c
+EVENT_COLUMNS = Event.__table__.c
+
+
+# Pages --------------------------------------------------------------------------------------------
+
+
+def is_id(value: int | None) -> bool:
+    """Whether a row can have this id; PostgreSQL refuses to compare with larger numbers."""
+    return value is not None and 0 < value <= MAX_ID
+
+
+def page_of(
+    session: Session, query: Select[Any], key: Any, page: schemas.Page
+) -> Sequence[Row[Any]]:
+    """One page, newest first, and one row more when there is a next page (keyset pagination)."""
+    cursor = _read_cursor(page)
+    if cursor is not None:
+        query = query.where(key < cursor)
+    return session.execute(query.order_by(key.desc()).limit(page.limit + 1)).all()
+
+
+def page_by_time(
+    session: Session,
+    query: Select[Any],
+    table: Any,
+    page: schemas.Page,
+    *,
+    filters: int,
+    user_id: str | None,
+    before: datetime | None = None,
+) -> Sequence[Row[Any]]:
+    """One page, newest first: by time, and by id where times are the same.
+
+    Ids alone would not do: transactions end in another order than they begin, and clocks are set
+    back. The cursor is the id of the last row that was shown, one of this user if one is given.
+    `before` is where the list begins: a page begins there or at its cursor, whichever is earlier.
+    `filters` is how many of the columns that have an index `query` compares (see `models`).
+    """
+    time, key = table.c.created_at, table.c.id
+    cursor = _read_cursor(page)
+    if cursor is not None:
+        last = table.alias("last").c
+        last_time, last_key = last.created_at, last.id
+        if before is not None:  # ids begin at 1: what is under (before, 0) is what is before it
+            last_time = func.least(last.created_at, before)
+            last_key = case((last.created_at < before, last.id), else_=literal(0, BigInteger))
+        if user_id is not None:  # a cursor of somebody else tells nothing of when that was
+            last_time = case((last.user_id == user_id, last_time))
+        place = select(last_time, last_key).where(last.id == cursor).scalar_subquery()
+        query = query.where(tuple_(time, key) < place)
+    elif before is not None:
+        query = query.where(time < before)
+    if filters <= 1:
+        condition = LISTS_BY_ONE_FILTER if filters else LISTS_ALL
+        query = query.where(text(f"{table.name}.{condition}"))
+    query = query.order_by(time.desc(), key.desc()).limit(page.limit + 1)
+    return session.execute(query).all()
+
+
+def _read_cursor(page: schemas.Page) -> int | None:
+    return None if page.cursor is None else min(int(page.cursor), MAX_ID)
+
+
+# Payment methods ----------------------------------------------------------------------------------
+
+
+# Reads bypass the ORM's identity map: a row is read once, shown and forgotten.
+
+
+def lock_user(session: Session, user_id: str) -> None:
+    """Let one transaction at a time change which methods a user has, and which is the default.
+
+    There is no row to lock for a user who has none yet. The lock ends with the transaction.
+    """
+    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(user_id, 0))))
+
+
+def find_payment_method(
+    session: Session, user_id: str, fingerprints: Sequence[str]
+) -> Row[Any] | None:
+    """The user's active method with one of these fingerprints."""
+    return session.execute(
+        select(METHOD_COLUMNS.id).where(
+            METHOD_COLUMNS.user_id == user_id,
+            METHOD_COLUMNS.fingerprint.in_(fingerprints),
+            METHOD_COLUMNS.is_active,
+        )
+    ).first()
+
+
+def create_payment_method(session: Session, **values: Any) -> PaymentMethod | None:
+    """Insert a method; None when the user already has an active one with its fingerprint."""
+    return session.scalar(
+        upsert(PaymentMethod).values(**values).on_conflict_do_nothing().returning(PaymentMethod)
+    )
+
+
+def get_payment_method(session: Session, method_id: int, reader: str | None) -> Row[Any] | None:
+    """An active method that the reader may see."""
+    if not is_id(method_id):
+        return None
+    query = select(*METHOD_COLUMNS).where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.is_active)
+    if reader is not None:
+        query = query.where(METHOD_COLUMNS.user_id == reader)
+    return session.execute(query).one_or_none()
+
+
+def require_payment_method(session: Session, method_id: int, reader: str | None) -> Row[Any]:
+    row = get_payment_method(session, method_id, reader)
+    if row is None:
+        raise NotFound
+    return row
+
+
+def is_method_of(method_id: int, user_id: str) -> Exists:
+    """The condition that a method, active or not, is this user's. It is looked up once."""
+    return exists().where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.user_id == user_id)
+
+
+def get_charged_payment_method(session: Session, method_id: int) -> Row[Any]:
+    """The method of a payment, whether or not its user has removed it since."""
+    return session.execute(select(*METHOD_COLUMNS).where(METHOD_COLUMNS.id == method_id)).one()
+
+
+def get_gateway_customer(session: Session, user_id: str, gateway: str) -> str | None:
+    """What this gateway calls this user, by the latest method that it told us of."""
+    return session.scalar(
+        select(METHOD_COLUMNS.gateway_customer)
+        .where(
+            METHOD_COLUMNS.user_id == user_id,
+            METHOD_COLUMNS.gateway == gateway,
+            METHOD_COLUMNS.gateway_customer.is_not(None),
+        )
+        .order_by(METHOD_COLUMNS.id.desc())
+        .limit(1)
+    )
+
+
+def is_token_of_another(session: Session, gateway: str, token: str, user_id: str) -> bool:
+    """Whether another user has, or had, a method with this token."""
+    found = session.scalar(
+        select(METHOD_COLUMNS.id)
+        .where(
+            METHOD_COLUMNS.gateway == gateway,
+            METHOD_COLUMNS.gateway_token == token,
+            METHOD_COLUMNS.user_id != user_id,
+        )
+        .limit(1)
+    )
+    return found is not None
+
+
+def list_methods_of_token(session: Session, gateway: str, token: str) -> Sequence[Row[Any]]:
+    """The active methods behind a gateway's token."""
+    return session.execute(
+        select(*METHOD_COLUMNS).where(
+            METHOD_COLUMNS.gateway == gateway,
+            METHOD_COLUMNS.gateway_token == token,
+            METHOD_COLUMNS.is_active,
+        )
+    ).all()
+
+
+def get_default_payment_method(session: Session, user_id: str) -> Row[Any] | None:
+    return session.execute(
+        select(*METHOD_COLUMNS).where(
+            METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active, METHOD_COLUMNS.is_default
+        )
+    ).one_or_none()
+
+
+def lock_payment_method(session: Session, method_id: int, user_id: str) -> PaymentMethod:
+    """The user's active method. Raises NotFound."""
+    method = session.scalar(
+        select(PaymentMethod)
+        .where(
+            PaymentMethod.id == method_id,
+            PaymentMethod.user_id == user_id,
+            PaymentMethod.is_active,
+        )
+        .with_for_update()
+    )
+    if method is None:
+        raise NotFound
+    return method
+
+
+def list_payment_methods(
+    session: Session, query: schemas.PaymentMethodQuery, user_id: str
+) -> Sequence[Row[Any]]:
+    rows = select(*METHOD_COLUMNS).where(
+        METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active
+    )
+    return page_of(session, rows, METHOD_COLUMNS.id, query)
+
+
+def clear_default_payment_method(session: Session, user_id: str) -> PaymentMethod | None:
+    """Take the default away from the method that has it, and return that method."""
+    return session.scalar(
+        update(PaymentMethod)
+        .where(PaymentMethod.user_id == user_id, PaymentMethod.is_active, PaymentMethod.is_default)
+        .values(is_default=False)
+        .returning(PaymentMethod)
+    )
+
+
+def promote_newest_payment_method(session: Session, user_id: str) -> PaymentMethod | None:
+    """Make the user's newest active method the default one."""
+    newest = (
+        select(func.max(METHOD_COLUMNS.id))
+        .where(METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active)
+        .scalar_subquery()
+    )
+    return session.scalar(
+        update(PaymentMethod)
+        .where(PaymentMethod.id == newest)
+        .values(is_default=True)
+        .returning(PaymentMethod)
+    )
+
+
+# Orders -------------------------------------------------------------------------------------------
+
+
+def create_order(
+    session: Session, data: schemas.OrderCreate, *, user_id: str, currency: str
+) -> Order | None:
+    """Insert an order; None when its payment method is not an active one of the same user."""
+    values: dict[str, Any] = {
+        "user_id": user_id,
+        "product_id": data.product_id,
+        "quantity": data.quantity,
+        "total_amount": data.total_amount,
+        "currency": currency,
+        "payment_method_id": data.payment_method_id,
+        "metadata_": data.metadata,
+        "last_sequence": 1,  # the event of its creation, written right after
+    }
+    if data.payment_method_id is not None:
+        method = get_payment_method(session, data.payment_method_id, user_id)
+        if method is None:
+            return None
+    return session.scalar(insert(Order).values(values).returning(Order))
+
+
+def get_order(session: Session, order_id: int, reader: str | None) -> Row[Any] | None:
+    if not is_id(order_id):
+        return None
+    query = select(*ORDER_COLUMNS).where(ORDER_COLUMNS.id == order_id)
+    if reader is not None:
+        query = query.where(ORDER_COLUMNS.user_id == reader)
+    return session.execute(query).one_or_none()
+
+
+def require_order(session: Session, order_id: int, reader: str | None) -> Row[Any]:
+    row = get_order(session, order_id, reader)
+    if row is None:
+        raise NotFound
+    return row
+
+
+def lock_order(session: Session, order_id: int, reader: str | None = None) -> Order:
+    """The order, locked. Payments and refunds are only ever locked after it. Raises NotFound."""
+    query = select(Order).where(Order.id == order_id)
+    if reader is not None:
+        query = query.where(Order.user_id == reader)
+    order = (
+        session.scalar(query.with_for_update().execution_options(populate_existing=True))
+        if is_id(order_id)
+        else None
+    )
+    if order is None:
+        raise NotFound
+    return order
+
+
+def list_orders(
+    session: Session, query: schemas.OrderQuery, user_id: str | None
+) -> Sequence[Row[Any]]:
+    """The orders of one user, or of everybody."""
+    rows = select(*ORDER_COLUMNS)
+    if query.status is not None:
+        rows = rows.where(ORDER_COLUMNS.status == query.status)
+    if query.created_after is not None:
+        rows = rows.where(ORDER_COLUMNS.created_at > query.created_after)
+    if query.payment_method_id is not None:
+        if not is_id(query.payment_method_id):
+            return []
+        rows = rows.where(ORDER_COLUMNS.payment_method_id == query.payment_method_id)
+        if user_id is not None:  # all orders of a method are its user's
+            rows = rows.where(is_method_of(query.payment_method_id, user_id))
+    elif user_id is not None:
+        rows = rows.where(ORDER_COLUMNS.user_id == user_id)
+    of_one = user_id is not None or query.payment_method_id is not None
+    return page_by_time(
+        session,
+        rows,
+        Order.__table__,
+        query,
+        filters=of_one + (query.status is not None),
+        user_id=user_id,
+        before=query.created_before,
+    )
+
+
+def set_order_status(session: Session, order: Order, status: OrderStatus) -> None:
+    """Move a locked order; the event that tells of it has the order's next sequence number."""
+    order.status = status
+    order.last_sequence += 1
+    session.flush()
+
+
+# Payments -----------------------------------------------------------------------------------------
+
+
+ANSWER_IS_DUE = 3600  # seconds in which a look-up finds nearly every charge
+
+
+def open_payment(
+    session: Session,
+    order: Order,
+    method: Row[Any],
+    *,
+    capture_method: CaptureMethod,
+    return_url: str,
+    off_session: bool,
+    lookup_after: float,
+) -> Payment | None:
+    """Claim the one live payment that an order can have; None when it has one already.
+
+    `lookup_after`: seconds until the gateway is asked what became of it, if nobody settled it.
+    """
+    return session.scalar(
+        upsert(Payment)
+        .values(
+            order_id=order.id,
+            user_id=order.user_id,
+            payment_method_id=method.id,
+            gateway=method.gateway,
+            gateway_key=str(uuid.uuid4()),
+            amount=order.total_amount,
+            currency=order.currency,
+            capture_method=capture_method,
+            return_url=return_url,
+            off_session=off_session,
+            next_lookup_at=seconds_from_now(lookup_after),
+        )
+        .on_conflict_do_nothing()
+        .returning(Payment)
+    )
+
+
+def require_payment_to_look_up(session: Session, payment_id: int) -> Row[Any]:
+    """The payment, with its ages in seconds by the database's clock: `age` of the charge,
+    `open_for` of the request that is open, `unreviewed_for` since that or since a person's last
+    look, and `reviewed_ago` since the latter.
+    """
+    looked_at = func.greatest(PAYMENT_COLUMNS.requested_at, PAYMENT_COLUMNS.reviewed_at)
+    return session.execute(
+        select(
+            *[
+                *PAYMENT_COLUMNS,
+                age(PAYMENT_COLUMNS.created_at).label("age"),
+                age(PAYMENT_COLUMNS.requested_at).label("open_for"),
+                age(looked_at).label("unreviewed_for"),
+                age(PAYMENT_COLUMNS.reviewed_at).label("reviewed_ago"),
+            ]
+        ).where(PAYMENT_COLUMNS.id == payment_id)
+    ).one()
+
+
+def get_live_payment(session: Session, order_id: int) -> Row[Any] | None:
+    """The payment of this order that holds, took or may yet take money."""
+    return session.execute(
+        select(*PAYMENT_COLUMNS).where(
+            PAYMENT_COLUMNS.order_id == order_id,
+            PAYMENT_COLUMNS.status.not_in(DEAD_PAYMENT_STATUSES),
+        )
+    ).one_or_none()
+
+
+def get_payment(session: Session, payment_id: int, reader: str | None) -> Row[Any] | None:
+    if not is_id(payment_id):
+        return None
+    query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.id == payment_id)
+    if reader is not None:
+        query = query.where(PAYMENT_COLUMNS.user_id == reader)
+    return session.execute(query).one_or_none()
+
+
+def require_payment(session: Session, payment_id: int, reader: str | None) -> Row[Any]:
+    row = get_payment(session, payment_id, reader)
+    if row is None:
+        raise NotFound
+    return row
+
+
+def lock_payment(session: Session, payment_id: int) -> Payment:
+    """The payment, locked; its order was locked before it. Raises NotFound."""
+    payment = session.scalar(
+        select(Payment)
+        .where(Payment.id == payment_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if payment is None:
+        raise NotFound
+    return payment
+
+
+def list_payments(
+    session: Session, query: schemas.PaymentQuery, user_id: str | None
+) -> Sequence[Row[Any]]:
+    """The payments of one user, or of everybody."""
+    rows = select(*PAYMENT_COLUMNS)
+    filters = 0
+    if user_id is not None:
+        rows = rows.where(PAYMENT_COLUMNS.user_id == user_id)
+        filters += 1
+    if query.status is not None:
+        rows = rows.where(PAYMENT_COLUMNS.status == query.status)
+        filters += 1
+    if query.order_id is not None:
+        if not is_id(query.order_id):
+            return []
+        rows = rows.where(PAYMENT_COLUMNS.order_id == query.order_id)
+        filters += 2  # an order has few payments, and
+    if query.needs_review is True:  # few need a review: these indexes do, whatever else is asked
+        rows = rows.where(PAYMENT_COLUMNS.needs_review)
+        filters += 2
+    elif query.needs_review is False:
+        rows = rows.where(~PAYMENT_COLUMNS.needs_review)
+    return page_by_time(session, rows, Payment.__table__, query, filters=filters, user_id=user_id)
+
+
+def find_payment(
+    session: Session, gateway: str, payment_id: int | None, reference: str | None
+) -> Row[Any] | None:
+    """The payment that a gateway means: by our id if it knows it, or else by its reference."""
+    if payment_id is None and reference is None:
+        return None  # NULL would match payments whose reference we have not heard yet
+    query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.gateway == gateway)
+    if payment_id is not None:
+        query = query.where(PAYMENT_COLUMNS.id == payment_id)
+    else:
+        query = query.where(PAYMENT_COLUMNS.gateway_reference == reference)
+    return session.execute(query).one_or_none()
+
+
+def is_other_payments_reference(session: Session, payment: Payment, reference: str) -> bool:
+    """Whether another payment at the same gateway has this reference."""
+    found = find_payment(session, payment.gateway, None, reference)
+    return found is not None and found.id != payment.id
+
+
+def has_unreferenced_payment(session: Session, gateway: str) -> bool:
+    """Whether this gateway has been asked for a charge whose reference we have not heard yet."""
+    found = session.scalar(
+        select(PAYMENT_COLUMNS.id)
+        .where(
+            PAYMENT_COLUMNS.status == "pending",
+            PAYMENT_COLUMNS.gateway == gateway,
+            PAYMENT_COLUMNS.gateway_reference.is_(None),
+            # One that is never found must not let events be refused for ever.
+            PAYMENT_COLUMNS.created_at > seconds_from_now(-ANSWER_IS_DUE),
+        )
+        .limit(1)
+    )
+    return found is not None
+
+
+def get_payment_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
+    """The payment whose charge, capture or void carries this key."""
+    return session.execute(
+        select(*PAYMENT_COLUMNS).where(
+            or_(
+                PAYMENT_COLUMNS.gateway_key == gateway_key,
+                PAYMENT_COLUMNS.operation_key == gateway_key,
+            )
+        )
+    ).one_or_none()
+
+
+def count_open(session: Session, at_most: int | None = None) -> int:
+    """Payments and refunds whose outcome is not known: asked, and not answered.
+
+    Of each at most so many are counted, and only those are read.
+    """
+    payments = select(PAYMENT_COLUMNS.id).where(text(OPEN_PAYMENT)).limit(at_most)
+    refunds = select(Refund.id).where(text(OPEN_REFUND)).limit(at_most)
+    return session.scalar(select(_number_of(payments) + _number_of(refunds))) or 0
+
+
+def count_needs_review(session: Session, at_most: int | None = None) -> int:
+    rows = select(PAYMENT_COLUMNS.id).where(PAYMENT_COLUMNS.needs_review).limit(at_most)
+    return session.scalar(select(_number_of(rows))) or 0
+
+
+def _number_of(rows: Select[Any]) -> ScalarSelect[int]:
+    return select(func.count()).select_from(rows.subquery()).scalar_subquery()
+
+
+# Refunds ------------------------------------------------------------------------------------------
+
+
+def open_refund(
+    session: Session,
+    payment: Payment,
+    *,
+    amount: int,
+    reason: str | None,
+    lookup_after: float,
+    origin: RefundOrigin = "service",
+) -> Refund:
+    """Reserve the amount. The payment is locked, and the caller has checked what is left of it;
+    a trigger and a CHECK refuse more than was captured all the same."""
+    refund = session.scalars(
+        insert(Refund)
+        .values(
+            payment_id=payment.id,
+            gateway=payment.gateway,
+            gateway_key=str(uuid.uuid4()),
+            amount=amount,
+            currency=payment.currency,
+            reason=reason,
+            origin=origin,
+            next_lookup_at=seconds_from_now(lookup_after),
+        )
+        .returning(Refund)
+    ).one()
+    session.refresh(payment, ["refund_reserved"])
+    return refund
+
+
+def get_blocking_dispute(session: Session, payment_id: int) -> int | None:
+    """The id of a dispute of this payment that is open or lost: its money goes back, or may."""
+    return session.scalar(
+        select(Dispute.id)
+        .where(Dispute.payment_id == payment_id, Dispute.status.in_(("open", "lost")))
+        .order_by(Dispute.id.desc())
+        .limit(1)
+    )
+
+
+def lock_refund(session: Session, refund_id: int, payment_id: int) -> Refund | None:
+    """The refund, locked, if it is one of this payment."""
+    return session.scalar(
+        select(Refund)
+        .where(
+            Refund.id == (refund_id if is_id(refund_id) else None), Refund.payment_id == payment_id
+        )
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+
+
+def lock_refund_of_state(
+    session: Session, payment_id: int, reference: str, refund_id: int | None
+) -> Refund | None:
+    """The refund of this payment that its gateway means, locked: the one that it calls so, or
+    else the one whose id of ours it shows."""
+    named = session.scalar(
+        select(Refund)
+        .where(Refund.payment_id == payment_id, Refund.gateway_reference == reference)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    )
+    if named is not None or refund_id is None:
+        return named
+    return lock_refund(session, refund_id, payment_id)
+
+
+def lock_pending_refunds(session: Session, payment_id: int) -> Sequence[Refund]:
+    """The refunds of this payment that are not settled, locked."""
+    return session.scalars(
+        select(Refund)
+        .where(Refund.payment_id == payment_id, Refund.status == "pending")
+        .order_by(Refund.id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).all()
+
+
+def require_refund(session: Session, payment_id: int, refund_id: int) -> Row[Any]:
+    row = session.execute(
+        select(*REFUND_COLUMNS).where(
+            REFUND_COLUMNS.id == (refund_id if is_id(refund_id) else None),
+            REFUND_COLUMNS.payment_id == payment_id,
+        )
+    ).one_or_none()
+    if row is None:
+        raise NotFound
+    return row
+
+
+def require_refund_to_look_up(session: Session, refund_id: int) -> Row[Any]:
+    """The refund, with its ages in seconds; see `require_payment_to_look_up`."""
+    looked_at = func.greatest(REFUND_COLUMNS.requested_at, PAYMENT_COLUMNS.reviewed_at)
+    return session.execute(
+        select(
+            *[
+                *REFUND_COLUMNS,
+                age(REFUND_COLUMNS.requested_at).label("open_for"),
+                age(looked_at).label("unreviewed_for"),
+            ]
+        )
+        .join(PAYMENT_COLUMNS.id.table, PAYMENT_COLUMNS.id == REFUND_COLUMNS.payment_id)
+        .where(REFUND_COLUMNS.id == refund_id)
+    ).one()
+
+
+def get_refund_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
+    return session.execute(
+        select(*REFUND_COLUMNS).where(REFUND_COLUMNS.gateway_key == gateway_key)
+    ).one_or_none()
+
+
+def list_refunds(session: Session, payment_id: int, page: schemas.Page) -> Sequence[Row[Any]]:
+    rows = select(*REFUND_COLUMNS).where(REFUND_COLUMNS.payment_id == payment_id)
+    return page_of(session, rows, REFUND_COLUMNS.id, page)
+
+
+# Disputes -----------------------------------------------------------------------------------------
+
+
+def save_dispute(
+    session: Session,
+    *,
+    payment_id: int,
+    gateway: str,
+    gateway_reference: str,
+    status: str,
+    amount: int,
+    currency: str,
+    reason: str,
+    evidence_due_at: datetime | None = None,
+) -> Dispute | None:
+    """Write down a dispute; None when it is known to be so, or closed, already.
+
+    A later `evidence_due_at` is kept in any case; an earlier one is old news, for gateways
+    only prolong it.
+    """
+    created: Dispute | None = session.scalar(
+        upsert(Dispute)
+        .values(
+            payment_id=payment_id,
+            gateway=gateway,
+            gateway_reference=gateway_reference,
+            status=status,
+            amount=amount,
+            currency=currency,
+            reason=reason,
+            evidence_due_at=evidence_due_at,
+        )
+        .on_conflict_do_nothing()
+        .returning(Dispute)
+    )
+    if created is not None:
+        return created
+    dispute = session.scalars(
+        select(Dispute)
+        .where(Dispute.gateway == gateway, Dispute.gateway_reference == gateway_reference)
+        .with_for_update()
+        .execution_options(populate_existing=True)
+    ).one()
+    due_at = dispute.evidence_due_at
+    if evidence_due_at is not None and (due_at is None or evidence_due_at > due_at):
+        dispute.evidence_due_at = evidence_due_at
+    closes = status not in ("open", dispute.status)  # a won one may be lost, none is reopened
+    if closes:
+        dispute.status = status
+    session.flush()
+    return dispute if closes else None
+
+
+def require_dispute(session: Session, dispute_id: int) -> Row[Any]:
+    """The dispute, with its payment's order. Raises NotFound."""
+    row = session.execute(
+        _with_order().where(DISPUTE_COLUMNS.id == (dispute_id if is_id(dispute_id) else None))
+    ).one_or_none()
+    if row is None:
+        raise NotFound
+    return row
+
+
+def list_disputes(session: Session, query: schemas.DisputeQuery) -> Sequence[Row[Any]]:
+    """Disputes, each with its payment's order."""
+    rows = _with_order()
+    if query.payment_id is not None:
+        if not is_id(query.payment_id):
+            return []
+        rows = rows.where(DISPUTE_COLUMNS.payment_id == query.payment_id)
+    if query.status is not None:
+        rows = rows.where(DISPUTE_COLUMNS.status == query.status)
+    return page_of(session, rows, DISPUTE_COLUMNS.id, query)
+
+
+def _with_order() -> Select[Any]:
+    return select(*DISPUTE_COLUMNS, Payment.order_id).join(
+        Payment, Payment.id == DISPUTE_COLUMNS.payment_id
+    )
+
+
+# Events -------------------------------------------------------------------------------------------
+
+
+def add_event(
+    session: Session,
+    event_type: EventType,
+    *,
+    user_id: str,
+    actor: Actor,
+    request_id: str | None,
+    data: dict[str, Any],
+    order: Order | None = None,
+) -> None:
+    """Write an event into the transaction of the change it tells of.
+
+    With an order, which the caller has locked, its sequence is the order's `last_sequence`: the
+    change that it tells of has counted it up, and so the two are one UPDATE.
+    """
+    session.execute(
+        insert(Event).values(
+            type=event_type,
+            user_id=user_id,
+            order_id=order.id if order is not None else None,
+            sequence=order.last_sequence if order is not None else None,
+            actor=actor,
+            request_id=request_id,
+            data=data,
+        )
+    )
+
+
+def list_order_events(session: Session, order_id: int, page: schemas.Page) -> Sequence[Row[Any]]:
+    """The order's history; its sequence is the cursor."""
+    rows = select(*EVENT_COLUMNS).where(EVENT_COLUMNS.order_id == order_id)
+    return page_of(session, rows, EVENT_COLUMNS.sequence, page)
+
+
+# Events of gateways -------------------------------------------------------------------------------
+
+
+def add_gateway_event(
+    session: Session,
+    gateway: str,
+    event_id: str,
+    event_type: str,
+    payment_id: int | None,
+    delivery_id: str | None = None,
+) -> bool:
+    """Store an event; False when it was stored before, or came in a delivery that was."""
+    stored = session.scalar(
+        upsert(GatewayEvent)
+        .values(
+            gateway=gateway,
+            event_id=event_id,
+            delivery_id=delivery_id,
+            type=event_type,
+            payment_id=payment_id,
+        )
+        .on_conflict_do_nothing()
+        .returning(GatewayEvent.id)
+    )
+    return stored is not None
+
+
+def is_known_delivery(session: Session, gateway: str, delivery_id: str) -> bool:
+    """Whether an event of this delivery was stored."""
+    query = select(GatewayEvent.id).where(
+        GatewayEvent.gateway == gateway, GatewayEvent.delivery_id == delivery_id
+    )
+    return session.scalar(query) is not None
+
+
+# What is read to compare both books ---------------------------------------------------------------
+
+
+def read_clock(session: Session) -> datetime:
+    """The time by the database's clock."""
+    now: datetime = session.execute(select(func.now())).scalar_one()
+    return now
+
+
+def list_payments_of_charges(
+    session: Session, gateway: str, keys: Sequence[str], references: Sequence[str]
+) -> Sequence[Row[Any]]:
+    """The payments that charges in a gateway's list are, by our key or its reference."""
+    return session.execute(
+        select(*PAYMENT_COLUMNS).where(
+            PAYMENT_COLUMNS.gateway == gateway,
+            or_(
+                PAYMENT_COLUMNS.gateway_key == any_(literal(list(keys), ARRAY(TEXT))),
+                PAYMENT_COLUMNS.gateway_reference == any_(literal(list(references), ARRAY(TEXT))),
+            ),
+        )
+    ).all()
+
+
+def list_refunds_of_payments(session: Session, payment_ids: Sequence[int]) -> Sequence[Row[Any]]:
+    return session.execute(
+        select(*REFUND_COLUMNS).where(REFUND_COLUMNS.payment_id.in_(payment_ids))
+    ).all()
+
+
+def list_disputes_by_reference(
+    session: Session, gateway: str, references: Sequence[str]
+) -> Sequence[Row[Any]]:
+    return session.execute(
+        select(*DISPUTE_COLUMNS).where(
+            DISPUTE_COLUMNS.gateway == gateway, DISPUTE_COLUMNS.gateway_reference.in_(references)
+        )
+    ).all()
+
+
+def list_recent_payments(
+    session: Session, gateway: str, since: datetime | None, after: Row[Any] | None, limit: int
+) -> Sequence[Row[Any]]:
+    """A page of this gateway's payments since then, newest first, after the last one seen."""
+    query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.gateway == gateway)
+    if since is not None:
+        query = query.where(PAYMENT_COLUMNS.created_at >= since)
+    if after is not None:
+        place = tuple_(after.created_at, after.id)
+        query = query.where(tuple_(PAYMENT_COLUMNS.created_at, PAYMENT_COLUMNS.id) < place)
+    # By time, as the index of a gateway's payments is: by id the newest of all would be walked
+    # through, and a gateway that was switched off long ago has none among them.
+    newest = (PAYMENT_COLUMNS.created_at.desc(), PAYMENT_COLUMNS.id.desc())
+    return session.execute(query.order_by(*newest).limit(limit)).all()
