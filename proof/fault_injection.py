@@ -1,8 +1,7 @@
-"""What the proof plants in the processes it runs: places to die, bad days, a guard that is missing.
+"""What the proof puts into the processes it runs: places to die, and bad days.
 
 `PROOF_KILL_AT=<point>:<n>` kills the process the n-th time that it comes by a point; the points
 are the moments before and after each commit, and before and after each call of the gateway.
-`PROOF_BREAK=<guard>` takes a guard away (see proof/guards.py).
 
 The sandbox gateway has bad days: now and then it does not answer a question, and half of what it
 may send again it does send again, as gateways do that cannot fence a request that was lost.
@@ -101,7 +100,7 @@ def is_sent_again(key: str) -> bool:
 
 
 def prepare() -> None:
-    """Put the points in, and take the guard out. Before anybody imports these by name."""
+    """Put the points in. Before anybody imports these by name."""
     database.phase = phase  # type: ignore[assignment]
 
     from gateways.sandbox import SandboxGateway
@@ -109,8 +108,3 @@ def prepare() -> None:
     for name in ("charge", "capture", "void", "refund", "look_up", "look_up_refund"):
         setattr(SandboxGateway, name, _with_points(name, getattr(SandboxGateway, name)))
     _with_bad_days(SandboxGateway)
-    broken = os.environ.get("PROOF_BREAK")
-    if broken:
-        from proof.guards import GUARDS
-
-        GUARDS[broken].take_away()

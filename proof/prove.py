@@ -36,17 +36,17 @@ POINTS: Final = [
     f"{step}.{moment}"
     for step in (
         "payments._claim",
-        "payments.carry_out",
+        "payments.execute_claimed",
         "payments._operate",
-        "calling.settling",
+        "gateway_calls.settling",
         "refunds.refund",
         "orders.create",
         "idempotency.run",
-        "reconcile._take_due",
-        "reconcile.look_up",
-        "reconcile.look_up_payment",
-        "reconcile.look_up_refund",
-        "inbox.receive",
+        "lookups._take_due",
+        "lookups.look_up",
+        "lookups.look_up_payment",
+        "lookups.look_up_refund",
+        "webhooks.receive",
     )
     for moment in ("before_commit", "after_commit")
 ] + [
@@ -57,7 +57,11 @@ POINTS: Final = [
 # What is only done when time has passed.
 LATE_POINTS: Final = [
     f"{step}.{moment}"
-    for step in ("payments.give_up_expired", "comparison.run_once", "comparison.look_up_now")
+    for step in (
+        "payments.cancel_expired_payment",
+        "reconciliation.run_once",
+        "reconciliation.schedule_lookup_now",
+    )
     for moment in ("before_commit", "after_commit")
 ]
 AT_RANDOM, DATABASE = "at a random moment", "PostgreSQL"

@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 
 from proof.fault_injection import prepare
+from proof.guards import take_away_named
 
 
 def main(port: int) -> None:
     prepare()
+    take_away_named()
 
     import uvicorn
 
