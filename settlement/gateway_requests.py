@@ -145,9 +145,9 @@ TRACKED_PAYMENT_COLUMNS: Final = (
     "amount_captured",
     "amount_refunded",
     "refund_reserved",
-    "check_at",
+    "next_lookup_at",
 )
-TRACKED_REFUND_COLUMNS: Final = ("status", "gateway_reference", "check_at")
+TRACKED_REFUND_COLUMNS: Final = ("status", "gateway_reference", "next_lookup_at")
 
 
 @dataclass(frozen=True, slots=True)

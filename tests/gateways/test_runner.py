@@ -66,7 +66,7 @@ def test_an_adapter_that_keeps_the_contract_holds() -> None:
 
 
 @pytest.mark.parametrize(
-    ("bench", "words"),
+    ("target", "words"),
     [
         ("CarelessBench", "charge with drop after"),
         ("HastyBench", "charge with drop after"),
