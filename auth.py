@@ -175,7 +175,8 @@ def mint(
 
 async def authenticate(request: Request) -> Principal:
     """The caller of this request, verified once however often it is asked for."""
-    known: Principal | None = getattr(request.state, "principal", None)
+    state: dict[str, Any] = request.scope["state"]
+    known: Principal | None = state.get("principal")
     if known is not None:
         return known
     headers = request.headers.getlist("authorization")
@@ -183,7 +184,7 @@ async def authenticate(request: Request) -> Principal:
         raise Unauthenticated("The Authorization header must be sent once, not several times.")
     verifier: TokenVerifier = request.app.state.verifier
     principal = await verifier.verify(headers[0] if headers else None)
-    request.state.principal = principal
+    state["principal"] = principal
     return principal
 
 
@@ -196,11 +197,12 @@ bearer = HTTPBearer(
 )
 
 
-async def _current_user(
+def _current_user(
     request: Request,
-    _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)],
+    _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None,
 ) -> Principal:
-    return await authenticate(request)
+    principal: Principal = request.scope["state"]["principal"]  # the route has authenticated it
+    return principal
 
 
 CurrentUser = Annotated[Principal, Depends(_current_user)]

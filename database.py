@@ -265,7 +265,7 @@ def _wait(connection: Any) -> None:
         poll.poll(None if left is None else left * 1000)
 
 
-async def get_session(request: Request) -> Session:
+def get_session(request: Request) -> Session:
     """A session that has no connection until its first statement.
 
     The route that ran the endpoint closes it, in the same thread (see web/route.py).

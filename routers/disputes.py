@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Query, Request
 
 import crud
 import schemas
@@ -29,14 +28,13 @@ router = APIRouter(prefix="/disputes", tags=["Disputes"], route_class=ServiceRou
 )
 def list_disputes(
     request: Request,
-    response: Response,
     session: SessionDep,
     user: CurrentUser,
     query: Annotated[schemas.DisputeQuery, Query()],
-) -> Sequence[Any]:
+) -> Any:
     """Newest first. Needs the scope `payments:manage`."""
     require_scope(user, PAYMENTS_MANAGE)
-    return next_page(request, response, crud.list_disputes(session, query), query)
+    return next_page(request, crud.list_disputes(session, query), query)
 
 
 @router.get(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request
 
 import crud
 import schemas
@@ -78,14 +77,13 @@ def create_order(
 )
 def list_orders(
     request: Request,
-    response: Response,
     session: SessionDep,
     user: CurrentUser,
     query: Annotated[schemas.OrderQuery, Query()],
-) -> Sequence[Any]:
+) -> Any:
     """Newest first. One's own; with `orders:manage` everyone's, or those of `user_id`."""
     rows = crud.list_orders(session, query, owner_filter(query.user_id, user.orders_visible_to))
-    return next_page(request, response, rows, query)
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -136,13 +134,12 @@ def set_order_status(
 )
 def list_order_events(
     request: Request,
-    response: Response,
     session: SessionDep,
     user: CurrentUser,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
-) -> Sequence[Any]:
+) -> Any:
     """Newest first: what happened, when, who did it, and under which request."""
     crud.require_order(session, order_id, user.orders_visible_to)
     rows = crud.list_order_events(session, order_id, query)
-    return next_page(request, response, rows, query, key="sequence")
+    return next_page(request, rows, query, key="sequence")

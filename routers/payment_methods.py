@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request
 
 import crud
 import schemas
@@ -107,17 +106,16 @@ def create_payment_method(
 )
 def list_payment_methods(
     request: Request,
-    response: Response,
     session: SessionDep,
     user: CurrentUser,
     query: Annotated[schemas.PaymentMethodQuery, Query()],
-) -> Sequence[Any]:
+) -> Any:
     """One's own active methods; with `orders:manage` those of the user in `user_id`."""
     user_id = owner_filter(query.user_id, user.orders_visible_to)
     if user_id is None:
         raise InvalidRequest.of("user_id", "missing", "Name the user whose methods to list")
     rows = crud.list_payment_methods(session, query, user_id)
-    return next_page(request, response, rows, query)
+    return next_page(request, rows, query)
 
 
 @router.get(

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, Query, Request, Response
+from fastapi import APIRouter, Body, Query, Request
 
 import crud
 import fields
@@ -107,17 +106,16 @@ def pay_order(
 )
 def list_order_payments(
     request: Request,
-    response: Response,
     session: SessionDep,
     user: CurrentUser,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
-) -> Sequence[Any]:
+) -> Any:
     """Newest first: every attempt, the declined ones too."""
     order = crud.require_order(session, order_id, user.payments_visible_to)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
     rows = crud.list_payments(session, of_order, user.payments_visible_to)
-    return next_page(request, response, rows, query)
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -129,14 +127,13 @@ def list_order_payments(
 )
 def list_payments(
     request: Request,
-    response: Response,
     session: SessionDep,
     user: CurrentUser,
     query: Annotated[schemas.PaymentQuery, Query()],
-) -> Sequence[Any]:
+) -> Any:
     """Newest first. One's own; with `orders:manage` or `payments:manage` everyone's."""
     rows = crud.list_payments(session, query, owner_filter(query.user_id, user.payments_visible_to))
-    return next_page(request, response, rows, query)
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -311,16 +308,15 @@ def review_payment(
 )
 def list_refunds(
     request: Request,
-    response: Response,
     session: SessionDep,
     user: CurrentUser,
     payment_id: Id,
     query: Annotated[schemas.Page, Query()],
-) -> Sequence[Any]:
+) -> Any:
     """Newest first."""
     crud.require_payment(session, payment_id, user.payments_visible_to)
     rows = crud.list_refunds(session, payment_id, query)
-    return next_page(request, response, rows, query)
+    return next_page(request, rows, query)
 
 
 @router.get(

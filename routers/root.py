@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
-from fastapi.responses import RedirectResponse
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic import BaseModel, Field
 
 from web.problems import problems
@@ -36,12 +36,11 @@ class Index(BaseModel):
         **problems(public=True),
     },
 )
-async def get_index(request: Request, response: Response) -> Any:
+async def get_index(request: Request) -> Any:
     """The name and the version of the service, and the paths of its documentation."""
     if _takes_html(request):
         return RedirectResponse(DOCS, headers=BY_ACCEPT)
-    response.headers.update(BY_ACCEPT)
-    return Index(
+    index = Index(
         name=request.app.title,
         version=request.app.version,
         docs=DOCS,
@@ -49,6 +48,7 @@ async def get_index(request: Request, response: Response) -> Any:
         openapi="/openapi.json",
         errors="/errors",
     )
+    return JSONResponse(index.model_dump(), headers=BY_ACCEPT)
 
 
 def _takes_html(request: Request) -> bool:

@@ -80,7 +80,6 @@ TITLES = {
 )
 def list_charges(
     request: Request,
-    response: Response,
     user: CurrentUser,
     sandbox: SandboxDep,
     query: Annotated[schemas.SandboxQuery, Query()],
@@ -98,7 +97,7 @@ def list_charges(
         raise InvalidRequest.of(
             "cursor", "cursor", "Use the cursor of a `Link` header, unchanged"
         ) from None
-    shown = next_page(request, response, entries, query, key="reference")
+    shown = next_page(request, entries, query, key="reference")
     return [entry.as_dict() for entry in shown]
 
 

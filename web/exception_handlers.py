@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, TimeoutError
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Scope
 
 from errors import (
     BodyTooLarge,
@@ -26,7 +25,6 @@ from errors import (
     UnsupportedMediaType,
 )
 from observability.logs import get_logger
-from settlement.context import StoredResponse
 from web.json_body import field_name
 
 log = get_logger()
@@ -61,17 +59,27 @@ _UNAVAILABLE = ("08", "57P", "53", "42P01", "42703")
 _TOO_SLOW = ("57014", "55P03", "40001", "40P01")  # statement or lock timeout, given up thrice
 
 
-def install(app: FastAPI) -> None:
-    app.add_exception_handler(ServiceError, _service_error)
-    app.add_exception_handler(RequestValidationError, _validation_error)
-    app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(DBAPIError, _database_error)
-    app.add_exception_handler(TimeoutError, _pool_timeout)
-
-
-def problem_response(error: ServiceError, request_id: str) -> Response:
-    answer = StoredResponse.problem(error, request_id)
-    return Response(answer.body, answer.status, answer.headers)
+def problem_of(scope: Scope, error: Exception) -> ServiceError | None:
+    """What an exception that left an endpoint means for the caller; None if nobody foresaw it."""
+    if isinstance(error, ServiceError):
+        return error
+    if isinstance(error, RequestValidationError):
+        return _validation_problem(error)
+    if isinstance(error, HTTPException):
+        return _http_problem(scope, error)
+    if isinstance(error, DBAPIError):
+        problem = database_problem(error)
+        log.error(
+            "database.error",
+            kind=type(error.orig).__name__,
+            sqlstate=getattr(error.orig, "pgcode", None),
+            answered=problem.code,
+        )
+        return problem
+    if isinstance(error, TimeoutError):
+        log.error("database.pool_exhausted")
+        return Overloaded()
+    return None
 
 
 def database_problem(error: DBAPIError) -> ServiceError:
@@ -85,20 +93,10 @@ def database_problem(error: DBAPIError) -> ServiceError:
     return InternalError()
 
 
-def _answer(request: Request, error: ServiceError) -> Response:
-    return problem_response(error, request.scope["state"]["request_id"])
-
-
-async def _service_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, ServiceError)
-    return _answer(request, error)
-
-
-async def _validation_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestValidationError)
+def _validation_problem(error: RequestValidationError) -> ServiceError:
     problems = error.errors()
     if any(problem["loc"][0] == "path" for problem in problems):
-        return _answer(request, NotFound())  # an id that no row can have
+        return NotFound()  # an id that no row can have
     errors = [
         FieldError(
             field=_field((*problem["loc"], *_named(problem))),
@@ -109,48 +107,29 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     ]
     holds_card_number = any(error["code"] == CardNumberNotAllowed.code for error in errors)
     kind = CardNumberNotAllowed if holds_card_number else InvalidRequest
-    return _answer(request, kind(errors=errors))
+    return kind(errors=errors)
 
 
-async def _http_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
+def _http_problem(scope: Scope, error: HTTPException) -> ServiceError:
     kind = BY_STATUS.get(error.status_code, InternalError)
     headers = dict(error.headers or {})
     if kind is MethodNotAllowed:
-        headers["Allow"] = ", ".join(_allowed(request))
-        if request.method == "OPTIONS":
-            return Response(status_code=204, headers=headers)
-    return _answer(request, kind(headers=headers))
+        headers["Allow"] = ", ".join(_allowed(scope))
+    return kind(headers=headers)
 
 
-def _allowed(request: Request) -> list[str]:
+def _allowed(scope: Scope) -> list[str]:
     """Every method that the path takes; the framework names those of one route."""
-    routes = request.app.router.routes
     methods = [
         method
         for method in METHODS
         if any(
-            route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
+            route.matches({**scope, "method": method})[0] is Match.FULL
+            for route in scope["app"].router.routes
         )
     ]
-    return ["HEAD", *methods] if "GET" in methods else methods  # see middleware/strict_http.py
-
-
-async def _database_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, DBAPIError)
-    problem = database_problem(error)
-    log.error(
-        "database.error",
-        kind=type(error.orig).__name__,
-        sqlstate=getattr(error.orig, "pgcode", None),
-        answered=problem.code,
-    )
-    return _answer(request, problem)
-
-
-async def _pool_timeout(request: Request, error: Exception) -> Response:
-    log.error("database.pool_exhausted")
-    return _answer(request, Overloaded())
+    # See middleware/request_layer.py for HEAD.
+    return ["HEAD", *methods] if "GET" in methods else methods
 
 
 def _named(problem: dict[str, Any]) -> list[str]:

@@ -26,6 +26,7 @@ class StrictRequest(Request):
     """A request whose JSON is refused when two readers could understand it differently."""
 
     value: Any = None
+    has_value = False
 
     async def read_json(self) -> None:
         """Read the body, if there is one.
@@ -40,10 +41,7 @@ class StrictRequest(Request):
         media_type = declared[0].split(";")[0].strip().lower() if len(declared) == 1 else ""
         if media_type != "application/json":
             raise UnsupportedMediaType
-        self.value = loads(body)
-
-    async def json(self) -> Any:
-        return self.value
+        self.value, self.has_value = loads(body), True
 
 
 def loads(body: bytes) -> Any:

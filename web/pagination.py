@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
-from fastapi import Path, Request, Response
+from fastapi import Path, Request
 from pydantic import BeforeValidator
 
 import schemas
 from errors import Forbidden
-
-T = TypeVar("T")
 
 
 def _id(value: Any) -> int:
@@ -26,19 +25,23 @@ def _id(value: Any) -> int:
 Id = Annotated[int, BeforeValidator(_id), Path(examples=[1])]
 
 
+@dataclass(frozen=True, slots=True)
+class ListPage:
+    """One page of a list, and the headers that lead to the next one."""
+
+    rows: Sequence[Any]
+    headers: Mapping[str, str]
+
+
 def next_page(
-    request: Request,
-    response: Response,
-    rows: Sequence[T],
-    page: schemas.Page,
-    key: str = "id",
-) -> Sequence[T]:
+    request: Request, rows: Sequence[Any], page: schemas.Page, key: str = "id"
+) -> ListPage:
     """The rows of this page; a `Link` header leads to the next one (RFC 8288)."""
     shown = rows[: page.limit]
-    if len(rows) > page.limit:
-        query = {**request.query_params, "cursor": str(getattr(shown[-1], key))}
-        response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
-    return shown
+    if len(rows) <= page.limit:
+        return ListPage(shown, {})
+    query = {**request.query_params, "cursor": str(getattr(shown[-1], key))}
+    return ListPage(shown, {"Link": f'<{request.url.path}?{urlencode(query)}>; rel="next"'})
 
 
 def owner_filter(user_id: str | None, visible: str | None) -> str | None:

@@ -16,8 +16,10 @@ import anyio.to_thread
 from anyio import CapacityLimiter
 from anyio.lowlevel import RunVar
 from fastapi import Depends, Header, Request, Response
+from fastapi.exceptions import ResponseValidationError
 from fastapi.routing import APIRoute
 from sqlalchemy.orm import Session
+from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
@@ -25,10 +27,13 @@ from database import POOL_SIZE, phase, repeat
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
+from middleware.request_layer import send_answer
 from settlement import idempotency
-from settlement.context import CallContext, StoredResponse
+from settlement.context import JSON, CallContext, StoredResponse
 from settlement.gateway_calls import GatewayAccess
+from web.arguments import Arguments
 from web.json_body import StrictRequest
+from web.pagination import ListPage
 
 # Threads that use the database: as many as it has connections, so none waits for another.
 DATABASE_THREADS = POOL_SIZE
@@ -48,27 +53,30 @@ _limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("limiters")
 
 
 class ServiceRoute(APIRoute):
-    """A route for callers with a token."""
+    """A route for callers with a token.
+
+    FastAPI matches the path and writes the document. What it would find out about the endpoint's
+    parameters with each request is found out once, here.
+    """
 
     public = False
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        if not inspect.iscoroutinefunction(endpoint):
-            endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _lane(endpoint)))
         super().__init__(path, endpoint, **options)
+        self._arguments = Arguments(self.dependant)
+        is_async = inspect.iscoroutinefunction(endpoint)
+        lane = _PUBLIC if self.public else _lane(endpoint)
+        self._run = endpoint if is_async else _in_thread(endpoint, *lane)
+        self.app = self._answer
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def authenticated(request: Request) -> Response:
-            strict = StrictRequest(request.scope, request.receive)
-            if not self.public:
-                await authenticate(strict)
-            if self.body_field is not None:
-                await strict.read_json()
-            return await handle(strict)
-
-        return authenticated
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = StrictRequest(scope, receive)
+        if not self.public:
+            await authenticate(request)
+        if self.body_field is not None:
+            await request.read_json()
+        result = await self._run(**self._arguments.of(request))
+        await _send(self, request, result, send)
 
 
 class PublicRoute(ServiceRoute):
@@ -140,7 +148,7 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
             result = idempotency.run(session, context, work)
     finally:
         session.close()
-    return _response(result) if isinstance(result, StoredResponse) else result
+    return result
 
 
 def _check_permission(
@@ -153,8 +161,24 @@ def _check_permission(
         session.info.pop("committed", None)  # nothing was written: the work may be repeated
 
 
-def _response(answer: StoredResponse) -> Response:
-    return Response(answer.body, answer.status, answer.headers)
+async def _send(route: APIRoute, request: Request, result: Any, send: Send) -> None:
+    """Answer with what an endpoint returned: a stored response, a response, or a resource."""
+    if isinstance(result, StoredResponse):
+        await send_answer(result.status, result.headers, result.body, send)
+        return
+    if isinstance(result, Response):
+        await result(request.scope, request.receive, send)
+        return
+    headers = {"Content-Type": JSON}
+    if isinstance(result, ListPage):
+        headers.update(result.headers)
+        result = result.rows
+    field = route.response_field
+    assert field is not None
+    value, errors = field.validate(result, {}, loc=("response",))
+    if errors:
+        raise ResponseValidationError(errors)
+    await send_answer(route.status_code or 200, headers, field.serialize_json(value), send)
 
 
 def service_url(request: Request) -> str:
@@ -171,24 +195,24 @@ def service_url(request: Request) -> str:
     return f"http://[{host}]:{port}/" if ":" in host else f"http://{host}:{port}/"
 
 
-async def _settings(request: Request) -> Settings:
+def _settings(request: Request) -> Settings:
     settings: Settings = request.app.state.settings
     return settings
 
 
-async def _gateways(request: Request) -> Gateways:
+def _gateways(request: Request) -> Gateways:
     gateways: Gateways = request.app.state.gateways
     return gateways
 
 
-async def _sandbox(request: Request) -> SandboxGateway:
+def _sandbox(request: Request) -> SandboxGateway:
     sandbox = request.app.state.gateways.get("sandbox")
     if not isinstance(sandbox, SandboxGateway):
         raise NotFound("The sandbox gateway is switched off")
     return sandbox
 
 
-async def _context(
+def _context(
     request: Request,
     user: CurrentUser,
     idempotency_key: Annotated[
@@ -214,7 +238,7 @@ async def _context(
     return CallContext(user, request_id, key, settings.gateway_timeout + 5)
 
 
-async def _access(
+def _access(
     request: Request,
     sandbox_fault: Annotated[
         str | None,

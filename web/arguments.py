@@ -1,0 +1,71 @@
+"""The arguments of an endpoint, from a request: what FastAPI declares, resolved without its solver.
+
+An endpoint takes ids from the path, one query model, one body model, and dependencies: plain
+functions of the request, of headers, and of each other.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+from urllib.parse import parse_qsl
+
+from fastapi.dependencies.models import Dependant
+from fastapi.exceptions import RequestValidationError
+from fastapi.security.base import SecurityBase
+
+from web.json_body import StrictRequest
+
+
+class Arguments:
+    """How the arguments of one endpoint are found."""
+
+    def __init__(self, dependant: Dependant) -> None:
+        self._request_name = dependant.request_param_name
+        self._path = [(field.name, field.alias, field) for field in dependant.path_params]
+        self._query = [(field.name, field) for field in dependant.query_params]
+        self._body = [(field.name, field) for field in dependant.body_params]
+        self._headers = [
+            (field.name, field.alias.replace("_", "-")) for field in dependant.header_params
+        ]
+        self._dependencies = [
+            (each.name, each.call, Arguments(each))
+            for each in dependant.dependencies
+            if not isinstance(each.call, SecurityBase)  # only there to be documented
+        ]
+
+    def of(self, request: StrictRequest) -> dict[str, Any]:
+        """Raises RequestValidationError, and what the dependencies raise."""
+        return self._values(request, {})
+
+    def _values(self, request: StrictRequest, solved: dict[Any, Any]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        errors: list[Any] = []
+        for name, call, arguments in self._dependencies:
+            if call not in solved:
+                solved[call] = call(**arguments._values(request, solved))
+            values[name] = solved[call]
+        for name, alias, field in self._path:
+            values[name], wrong = field.validate(
+                request.path_params[alias], {}, loc=("path", alias)
+            )
+            errors += wrong
+        for name, field in self._query:
+            sent = request.scope["query_string"]
+            pairs = parse_qsl(sent.decode("latin-1"), keep_blank_values=True) if sent else ()
+            values[name], wrong = field.validate(dict(pairs), {}, loc=("query",))
+            errors += wrong
+        for name, header in self._headers:
+            values[name] = request.headers.get(header)
+        for name, field in self._body:
+            if not request.has_value:
+                if field.field_info.is_required():
+                    errors.append({"type": "missing", "loc": ("body",), "msg": ""})
+                values[name] = field.default
+            else:
+                values[name], wrong = field.validate(request.value, {}, loc=("body",))
+                errors += wrong
+        if errors:
+            raise RequestValidationError(errors)
+        if self._request_name is not None:
+            values[self._request_name] = request
+        return values
