@@ -11,8 +11,8 @@ import crud
 import schemas
 from auth import CurrentUser, require_scope
 from database import SessionDep
-from domain.access import PAYMENTS_MANAGE
 from errors import Forbidden, InvalidRequest
+from permissions import PAYMENTS_MANAGE
 from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import ServiceRoute

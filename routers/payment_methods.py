@@ -19,6 +19,7 @@ from errors import (
     InvalidRequest,
     PaymentMethodDeclined,
 )
+from permissions import EVERYONE
 from services import payment_methods
 from web.pagination import Id, next_page, owner_filter
 from web.permissions import require_owner
@@ -114,7 +115,7 @@ def list_payment_methods(
 ) -> Sequence[Any]:
     """One's own active methods; with `orders:manage` those of the user in `user_id`."""
     user_id = owner_filter(query.user_id, user.orders_visible_to)
-    if user_id is None:
+    if user_id is EVERYONE:
         raise InvalidRequest.of("user_id", "missing", "Name the user whose methods to list")
     rows = crud.list_payment_methods(session, query, user_id)
     return next_page(request, response, rows, query)

@@ -13,9 +13,9 @@ import crud
 import schemas
 from auth import CurrentUser, require_scope
 from database import SessionDep, phase
-from domain.access import PAYMENTS_MANAGE
 from domain.money import format_money
 from errors import Forbidden, InvalidRequest, NotFound
+from permissions import EVERYONE, PAYMENTS_MANAGE
 from services import lookups
 from services.payments import RETURN_PAGE
 from web.pagination import next_page
@@ -127,7 +127,7 @@ def answer_action(
     if row is None:
         raise NotFound
     with phase(session):
-        payment = crud.get_payment(session, row.payment_id, None)
+        payment = crud.get_payment(session, row.payment_id, EVERYONE)
     if payment is not None:
         lookups.look_up_payment(session, request.app.state.lookup_rules, payment)
     if row.return_url and row.return_url != f"{service_url(request)}{RETURN_PAGE}":

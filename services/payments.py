@@ -41,6 +41,7 @@ from gateways.base import (
     Refused,
 )
 from models import Order, Payment
+from permissions import EVERYONE
 from settlement import gateway_requests
 from settlement.apply import (
     record_action_required,
@@ -235,7 +236,7 @@ def cancel_expired_payment(
     Returns what the payment is then; None if its gateway did not say.
     """
     with phase(session):
-        found = crud.require_payment(session, payment_id, None)
+        found = crud.require_payment(session, payment_id, EVERYONE)
         order, payment = lock(session, found.order_id, payment_id)
         if payment.status != "requires_action" or payment.operation is not None:
             return None
@@ -252,7 +253,7 @@ def _operate(
     amount: int | None,
 ) -> StoredResponse:
     with phase(session):  # claim
-        found = crud.require_payment(session, payment_id, None)
+        found = crud.require_payment(session, payment_id, EVERYONE)
         order, payment = lock(session, found.order_id, payment_id)
         claim = claim_operation(session, access, order, payment, operation, amount)
         context.link(session, claim.request.key)
@@ -415,7 +416,7 @@ def confirm(
                 if payment.status == "pending" and snapshot.source(payment) == "answer":
                     record_action_required(session, by, order, payment, page)
     with phase(session):
-        shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
+        shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, EVERYONE))
         if shown.status == "pending":
             return StoredResponse.resource(202, shown)  # a repeat asks again
         return context.answer(session, StoredResponse.resource(200, shown))

@@ -15,6 +15,7 @@ from errors import (
 )
 from gateways.base import NotExecuted, Refused
 from models import Order, Payment, Refund
+from permissions import EVERYONE
 from services.payments import require_supported_amount
 from settlement import gateway_requests
 from settlement.apply import settle_refund, settle_refund_not_executed
@@ -39,7 +40,7 @@ def refund(
     shopper's bank gives the money back, or may yet do so, unless that is what the caller wants.
     """
     with phase(session):  # claim: the amount is reserved before the gateway hears of it
-        found = crud.require_payment(session, payment_id, None)
+        found = crud.require_payment(session, payment_id, EVERYONE)
         order = crud.lock_order(session, found.order_id)
         payment = crud.lock_payment(session, payment_id)
         gateway = access.gateway(payment.gateway)

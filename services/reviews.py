@@ -25,6 +25,7 @@ from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
 from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
 from gateways import base
 from models import Order, Payment
+from permissions import EVERYONE
 from services import payments
 from settlement.apply import apply, apply_refund, payment_facts, refund_facts, settle_refund
 from settlement.context import CallContext, StoredResponse
@@ -69,7 +70,7 @@ def resolve(
 def _resolve(
     session: Session, by: ChangedBy, payment_id: int, data: schemas.ReviewCreate
 ) -> schemas.Payment:
-    found = crud.require_payment(session, payment_id, None)
+    found = crud.require_payment(session, payment_id, EVERYONE)
     order, payment = payments.lock(session, found.order_id, payment_id)
     if not payment.needs_review:
         raise InvalidStatusTransition(

@@ -9,9 +9,9 @@ from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 import leases
-from domain.access import Principal
 from domain.events import Actor
 from errors import Forbidden, IdempotencyInProgress, ServiceError
+from permissions import Principal
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"  # RFC 9457

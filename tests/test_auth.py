@@ -29,8 +29,8 @@ from structlog.testing import CapturingLogger
 
 import auth
 from config import ConfigurationError, Settings
-from domain.access import Principal
 from errors import Forbidden, Overloaded, ServiceError, Unauthenticated
+from permissions import Principal
 
 SECRET = "a-secret-of-this-test-and-of-nothing-else"
 NOW = 1_900_000_000.0

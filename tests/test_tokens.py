@@ -19,9 +19,9 @@ from fastapi.routing import iter_route_contexts
 
 import auth
 from config import Settings
-from domain.access import Principal
 from errors import Unauthenticated
 from main import create_app
+from permissions import Principal
 from tests.conftest import Api, card, order
 from tests.support.shop import Shop, bearer, problem, shop
 from web.route import PERMISSIONS, ServiceRoute

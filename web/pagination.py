@@ -12,6 +12,7 @@ from pydantic import BeforeValidator
 
 import schemas
 from errors import Forbidden
+from permissions import EVERYONE, VisibleTo
 
 T = TypeVar("T")
 
@@ -41,12 +42,13 @@ def next_page(
     return shown
 
 
-def owner_filter(user_id: str | None, visible: str | None) -> str | None:
-    """Whose rows a list shows; None is everyone's.
+def owner_filter(user_id: str | None, visible_to: VisibleTo) -> VisibleTo:
+    """Whose rows a list shows: those of the user whom the query names, or all that are visible.
 
-    `user_id` is what the query asks for, `visible` the one user whose rows the caller may see,
-    or None for every user's. Raises Forbidden for somebody else's.
+    Raises Forbidden for a user whose rows are not.
     """
-    if user_id is not None and visible is not None and user_id != visible:
+    if user_id is None:
+        return visible_to
+    if visible_to not in (EVERYONE, user_id):
         raise Forbidden("Listing another user's resources needs the scope orders:manage")
-    return user_id if user_id is not None else visible
+    return user_id

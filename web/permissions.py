@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from auth import require_scope
-from domain.access import PAYMENTS_MANAGE
+from permissions import PAYMENTS_MANAGE
 from settlement.context import CallContext
 
 
