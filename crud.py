@@ -320,15 +320,13 @@ def require_order(session: Session, order_id: int, visible_to: VisibleTo) -> Row
     return row
 
 
-def lock_order(session: Session, order_id: int, visible_to: VisibleTo = EVERYONE) -> Order:
+def lock_order(session: Session, order_id: int) -> Order:
     """The order, locked. Payments and refunds are only ever locked after it. Raises NotFound."""
-    query = select(Order).where(Order.id == order_id)
-    if visible_to is not EVERYONE:
-        query = query.where(Order.user_id == visible_to)
-    order = (
-        session.scalar(query.with_for_update().execution_options(populate_existing=True))
-        if is_id(order_id)
-        else None
+    order = session.scalar(
+        select(Order)
+        .where(Order.id == order_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
     )
     if order is None:
         raise NotFound

@@ -1,4 +1,4 @@
-"""Path ids, pages, and whose rows a list shows: what all resources share in their addresses."""
+"""Path ids and pages: what all resources share in their addresses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,6 @@ from fastapi import Path, Request, Response
 from pydantic import BeforeValidator
 
 import schemas
-from errors import Forbidden
-from permissions import EVERYONE, VisibleTo
 
 T = TypeVar("T")
 
@@ -40,15 +38,3 @@ def next_page(
         query = {**request.query_params, "cursor": str(getattr(shown[-1], key))}
         response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
     return shown
-
-
-def owner_filter(user_id: str | None, visible_to: VisibleTo) -> VisibleTo:
-    """Whose rows a list shows: those of the user whom the query names, or all that are visible.
-
-    Raises Forbidden for a user whose rows are not.
-    """
-    if user_id is None:
-        return visible_to
-    if visible_to not in (EVERYONE, user_id):
-        raise Forbidden("Listing another user's resources needs the scope orders:manage")
-    return user_id
