@@ -24,6 +24,7 @@ import database
 import schemas
 from gateways import sandbox
 from models import Base
+from permissions import EVERYONE
 from tests.support.paths import ROOT
 from tests.support.processes import HANG
 
@@ -262,7 +263,7 @@ def test_every_foreign_key_has_an_index_that_begins_with_its_column(
 
 def pages() -> Iterator[Any]:
     """Every list as the service asks for it: by whom, and narrowed by what."""
-    page, everyone = schemas.Page(cursor="1000"), None
+    page = schemas.Page(cursor="1000")
     orders, payments = schemas.OrderQuery, schemas.PaymentQuery
     yield pytest.param(
         lambda session: crud.list_payment_methods(
@@ -273,22 +274,22 @@ def pages() -> Iterator[Any]:
     yield pytest.param(lambda session: crud.list_order_events(session, 1, page), id="order events")
     yield pytest.param(lambda session: crud.list_refunds(session, 1, page), id="refunds")
     for user, narrowed in itertools.product(
-        (everyone, "alice"), ({}, {"status": "paid"}, {"payment_method_id": 1})
+        (EVERYONE, "alice"), ({}, {"status": "paid"}, {"payment_method_id": 1})
     ):
         yield pytest.param(
             lambda session, user=user, narrowed=narrowed: crud.list_orders(
                 session, orders(cursor="1000", **narrowed), user
             ),
-            id=f"orders of {user or 'everyone'} {narrowed}",
+            id=f"orders of {user} {narrowed}",
         )
     for user, narrowed in itertools.product(
-        (everyone, "alice"), ({}, {"status": "captured"}, {"order_id": 1}, {"needs_review": True})
+        (EVERYONE, "alice"), ({}, {"status": "captured"}, {"order_id": 1}, {"needs_review": True})
     ):
         yield pytest.param(
             lambda session, user=user, narrowed=narrowed: crud.list_payments(
                 session, payments(cursor="1000", **narrowed), user
             ),
-            id=f"payments of {user or 'everyone'} {narrowed}",
+            id=f"payments of {user} {narrowed}",
         )
 
 

@@ -21,12 +21,14 @@ from sqlalchemy.orm import Session
 import crud
 import database
 import schemas
+from permissions import EVERYONE, VisibleTo
 from tests.support.clients import Api
 
 BEGIN = datetime(2026, 3, 1, tzinfo=timezone.utc)
 USERS = ("ann", "bob")
 STATUSES = ("pending", "paid", "canceled")
 ROWS = 240
+SEEN_BY: tuple[VisibleTo, ...] = (EVERYONE, *USERS)
 TIMES = (None, BEGIN + timedelta(seconds=5), BEGIN + timedelta(seconds=14))
 
 
@@ -97,11 +99,11 @@ def all_pages(read: Callable[..., Sequence[Any]], limit: int) -> list[int]:
         cursor = str(found[-1])
 
 
-def orders(session: Session, user: str | None, **query: Any) -> Sequence[Any]:
+def orders(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
     return crud.list_orders(session, schemas.OrderQuery(**query), user)
 
 
-def payments(session: Session, user: str | None, **query: Any) -> Sequence[Any]:
+def payments(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
     return crud.list_payments(session, schemas.PaymentQuery(**query), user)
 
 
@@ -121,12 +123,12 @@ def test_orders_with_any_filters_are_those_that_fit_and_each_once(
 ) -> None:
     rows = all_orders(session)
     for user, status, method, after, before in product(
-        (None, *USERS), (None, "paid"), (None, 1), TIMES, TIMES
+        SEEN_BY, (None, "paid"), (None, 1), TIMES, TIMES
     ):
         fitting = [
             row
             for row in rows
-            if (user is None or row.user_id == user)
+            if (user is EVERYONE or row.user_id == user)
             and (status is None or row.status == status)
             and (method is None or row.payment_method_id == method)
             and (after is None or row.created_at > after)
@@ -151,12 +153,12 @@ def test_payments_with_any_filters_are_those_that_fit_and_each_once(
 ) -> None:
     rows = session.execute(sa.text("SELECT * FROM payments")).all()
     for user, status, order, review in product(
-        (None, *USERS), (None, "failed"), (None, 3), (None, True, False)
+        SEEN_BY, (None, "failed"), (None, 3), (None, True, False)
     ):
         fitting = [
             row
             for row in rows
-            if (user is None or row.user_id == user)
+            if (user is EVERYONE or row.user_id == user)
             and (status is None or row.status == status)
             and (order is None or row.order_id == order)
             and (review is None or row.needs_review == review)
@@ -195,7 +197,9 @@ def test_a_cursor_from_beyond_the_end_leads_to_where_the_list_begins(session: Se
     rows = all_orders(session)
     before = BEGIN + timedelta(seconds=5)
     newest = newest_first(rows)[0]
-    shown = orders(session, None, limit=200, cursor=str(newest), created_before=before.isoformat())
+    shown = orders(
+        session, EVERYONE, limit=200, cursor=str(newest), created_before=before.isoformat()
+    )
     assert [row.id for row in shown] == newest_first(
         [row for row in rows if row.created_at < before]
     )

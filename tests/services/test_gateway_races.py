@@ -31,6 +31,7 @@ from gateways.base import (
     RefundRequest,
     RetryLater,
 )
+from permissions import EVERYONE
 from services import lookups
 
 
@@ -125,7 +126,7 @@ def test_a_stale_look_up_asks_nothing(stripe: Harness) -> None:
         stripe.proxy.disarm()
         payment = stripe.settled(payment_id)
         with phase(session):
-            row = crud.require_payment(session, payment_id, None)
+            row = crud.require_payment(session, payment_id, EVERYONE)
         asked = len(stripe.proxy.log)
         stale: Any = SimpleNamespace(**{**row._mapping, "status": "pending"})  # as it was read once
         lookups.look_up_payment(session, stripe.app.state.lookup_rules, stale)

@@ -21,11 +21,11 @@ import leases
 import main
 import schemas
 from config import Settings
-from domain.access import PAYMENTS_MANAGE, Principal
 from errors import IdempotencyInProgress, IdempotencyKeyInvalid
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
+from permissions import PAYMENTS_MANAGE, Principal
 from services import orders, payments, refunds
 from settlement import idempotency
 from settlement.context import CallContext, ClaimedKey, StoredResponse

@@ -21,8 +21,8 @@ from pydantic import TypeAdapter
 import auth
 import main
 from config import Settings, load_settings
-from domain.access import Principal
 from errors import catalog
+from permissions import Principal
 from web import docs_page
 
 PAGES = ["/docs", "/redoc"]
