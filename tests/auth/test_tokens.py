@@ -22,6 +22,7 @@ from errors import Unauthenticated
 from permissions import Principal
 from tests.support.clients import Api
 from tests.support.factories import card, order
+from tests.support.shop import Shop, problem
 
 SECRET = "a-secret-of-this-test-and-of-nothing-else"
 ALPHABET = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
