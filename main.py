@@ -101,7 +101,6 @@ def create_app(
         _include(app, module.router)
     if "sandbox" in settings.gateway_names:
         _include(app, sandbox.router)
-        _include(app, sandbox.pages)
         if not settings.production:
             _include(app, sandbox_dashboard.router)
     docs_page.install(app, settings)

@@ -8,9 +8,8 @@ from fastapi import APIRouter, Query, Request
 
 import crud
 import schemas
-from auth import CurrentUser, require_scope
+from auth import CurrentUser
 from database import SessionDep
-from domain.access import PAYMENTS_MANAGE
 from errors import Forbidden, InvalidRequest
 from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
@@ -33,7 +32,7 @@ def list_disputes(
     query: Annotated[schemas.DisputeQuery, Query()],
 ) -> Any:
     """Newest first. Needs the scope `payments:manage`."""
-    require_scope(user, PAYMENTS_MANAGE)
+    user.require("list_disputes")
     return next_page(request, crud.list_disputes(session, query), query)
 
 
@@ -46,5 +45,5 @@ def list_disputes(
 )
 def get_dispute(session: SessionDep, user: CurrentUser, dispute_id: Id) -> Any:
     """Defend it at the gateway, before `evidence_due_at`. Needs the scope `payments:manage`."""
-    require_scope(user, PAYMENTS_MANAGE)
+    user.require("get_dispute")
     return crud.require_dispute(session, dispute_id)

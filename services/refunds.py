@@ -35,11 +35,11 @@ def refund(
     """Refund a captured payment, what is left of it or `amount`.
 
     201 when the gateway made it, or works on it; 202 when its outcome is not known yet.
-    Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition; PaymentDisputed when the
-    shopper's bank gives the money back, or may yet do so, unless that is what the caller wants.
+    Raises NotFound, Forbidden, AmountExceedsRemaining, InvalidStatusTransition; PaymentDisputed
+    when the shopper's bank gives the money back, or may yet do so, unless the caller wants that.
     """
     with phase(session):  # claim: the amount is reserved before the gateway hears of it
-        found = crud.require_payment(session, payment_id, None)
+        found = context.require_payment(session, "refund_payment", payment_id)
         order = crud.lock_order(session, found.order_id)
         payment = crud.lock_payment(session, payment_id)
         gateway = access.gateway(payment.gateway)

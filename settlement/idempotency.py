@@ -31,6 +31,7 @@ from errors import (
     ServiceError,
 )
 from observability.card_numbers import holds_card_number
+from permissions import EVERYONE
 from settlement.context import CallContext, ClaimedKey, StoredResponse
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
@@ -149,7 +150,7 @@ def _present(session: Session, row: Row[Any]) -> StoredResponse:
     if payment is None:
         raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
     if payment.operation_key == row.gateway_key and payment.operation == "cancel":
-        order = crud.require_order(session, payment.order_id, None)
+        order = crud.require_order(session, payment.order_id, EVERYONE)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))
     return StoredResponse.resource(202, schemas.Payment.model_validate(payment))
 

@@ -30,7 +30,8 @@ class Arguments:
         self._dependencies = [
             (each.name, each.call, Arguments(each))
             for each in dependant.dependencies
-            if not isinstance(each.call, SecurityBase)  # only there to be documented
+            # A security scheme is only there to be documented.
+            if each.name and each.call and not isinstance(each.call, SecurityBase)
         ]
 
     def of(self, request: StrictRequest) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -28,6 +28,7 @@ from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
 from middleware.request_layer import send_answer
+from permissions import ANYONE, RULES, VisibleTo
 from settlement import idempotency
 from settlement.context import JSON, CallContext, StoredResponse
 from settlement.gateway_calls import GatewayAccess
@@ -44,24 +45,19 @@ GATEWAY_THREADS = 256
 # Threads for whoever shows no token: strangers may wait for each other, and nobody waits for them.
 PUBLIC_THREADS = 2
 
-Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-# What is checked before an endpoint runs, and before a stored answer of it is repeated.
-PERMISSIONS: dict[Callable[..., Any], Callable[..., None]] = {}
-
 # A limiter belongs to its event loop.
 _limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("limiters")
 
 
 class ServiceRoute(APIRoute):
-    """A route for callers with a token.
+    """A route for callers with a token, or for anyone: `permissions.RULES` says which.
 
     FastAPI matches the path and writes the document. What it would find out about the endpoint's
     parameters with each request is found out once, here.
     """
 
-    public = False
-
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self.public = ANYONE in RULES[endpoint.__name__]
         super().__init__(path, endpoint, **options)
         self._arguments = Arguments(self.dependant)
         is_async = inspect.iscoroutinefunction(endpoint)
@@ -77,26 +73,6 @@ class ServiceRoute(APIRoute):
             await request.read_json()
         result = await self._run(**self._arguments.of(request))
         await _send(self, request, result, send)
-
-
-class PublicRoute(ServiceRoute):
-    """A route for everybody."""
-
-    public = True
-
-
-def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
-    """Let `check` say first whether the caller may call this endpoint at all.
-
-    The token that repeats a request may have fewer scopes than the one that made it. `check` takes
-    arguments of the endpoint by their names, and raises NotFound or Forbidden.
-    """
-
-    def register(endpoint: Endpoint) -> Endpoint:
-        PERMISSIONS[endpoint] = check
-        return endpoint
-
-    return register
 
 
 _PUBLIC = ("public", PUBLIC_THREADS)
@@ -144,7 +120,7 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if context is None:
             result = repeat(session, work)
         else:
-            _check_permission(session, endpoint, arguments)
+            _check_permission(session, endpoint.__name__, context, arguments)
             result = idempotency.run(session, context, work)
     finally:
         session.close()
@@ -152,13 +128,19 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def _check_permission(
-    session: Session, endpoint: Callable[..., Any], arguments: dict[str, Any]
+    session: Session, action: str, context: CallContext, arguments: dict[str, Any]
 ) -> None:
-    check = PERMISSIONS.get(endpoint)
-    if check is not None:
-        with phase(session):
-            check(**{name: arguments[name] for name in inspect.signature(check).parameters})
-        session.info.pop("committed", None)  # nothing was written: the work may be repeated
+    """Raises NotFound or Forbidden for what the caller may not do. Services do so too, but a
+    stored answer is repeated without them, to a token that may have fewer scopes than the first.
+    """
+    with phase(session):
+        if "payment_id" in arguments:
+            context.require_payment(session, action, arguments["payment_id"])
+        elif "order_id" in arguments:
+            context.require_order(session, action, arguments["order_id"])
+        elif "method_id" not in arguments:  # PATCH and DELETE, of which no answer is stored
+            context.require_owner(action, arguments["data"].user_id)
+    session.info.pop("committed", None)  # nothing was written: the work may be repeated
 
 
 async def _send(route: APIRoute, request: Request, result: Any, send: Send) -> None:
@@ -210,6 +192,10 @@ def _sandbox(request: Request) -> SandboxGateway:
     if not isinstance(sandbox, SandboxGateway):
         raise NotFound("The sandbox gateway is switched off")
     return sandbox
+
+
+def _visible_to(request: Request, user: CurrentUser) -> VisibleTo:
+    return user.visible_to(request.scope["route"].name)
 
 
 def _context(
@@ -268,5 +254,6 @@ def _access(
 SettingsDep = Annotated[Settings, Depends(_settings)]
 GatewaysDep = Annotated[Gateways, Depends(_gateways)]
 SandboxDep = Annotated[SandboxGateway, Depends(_sandbox)]
+VisibleToDep = Annotated[VisibleTo, Depends(_visible_to)]
 CallContextDep = Annotated[CallContext, Depends(_context)]
 GatewayAccessDep = Annotated[GatewayAccess, Depends(_access)]

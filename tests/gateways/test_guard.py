@@ -197,11 +197,11 @@ def test_after_its_pause_the_circuit_lets_one_call_find_out(
 def test_what_was_bound_for_the_logs_is_known_inside_the_call(make: Make) -> None:
     from observability import logs
 
-    logs.bind(request_id="of-this-request")
+    logs.bind_request({"request_id": "of-this-request"})
     try:
         assert make().run(lambda: logs.bound("request_id")) == "of-this-request"
     finally:
-        logs.clear()
+        logs.bind_request({})
 
 
 def test_after_its_pause_only_one_call_at_a_time_finds_out(
