@@ -1,11 +1,13 @@
 """The arguments of an endpoint, from a request: what FastAPI declares, resolved without its solver.
 
 An endpoint takes ids from the path, one query model, one body model, and dependencies: plain
-functions of the request, of headers, and of each other.
+functions of the request, of headers, and of each other. One that has to wait for a part of the
+request is a coroutine function, and takes the request alone.
 """
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -27,6 +29,9 @@ class Arguments:
         self._headers = [
             (field.name, field.alias.replace("_", "-")) for field in dependant.header_params
         ]
+        self._awaited = [
+            each.call for each in dependant.dependencies if inspect.iscoroutinefunction(each.call)
+        ]
         self._dependencies = [
             (each.name, each.call, Arguments(each))
             for each in dependant.dependencies
@@ -34,9 +39,9 @@ class Arguments:
             if each.name and each.call and not isinstance(each.call, SecurityBase)
         ]
 
-    def of(self, request: StrictRequest) -> dict[str, Any]:
+    async def of(self, request: StrictRequest) -> dict[str, Any]:
         """Raises RequestValidationError, and what the dependencies raise."""
-        return self._values(request, {})
+        return self._values(request, {call: await call(request) for call in self._awaited})
 
     def _values(self, request: StrictRequest, solved: dict[Any, Any]) -> dict[str, Any]:
         values: dict[str, Any] = {}

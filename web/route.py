@@ -71,7 +71,7 @@ class ServiceRoute(APIRoute):
             await authenticate(request)
         if self.body_field is not None:
             await request.read_json()
-        result = await self._run(**self._arguments.of(request))
+        result = await self._run(**await self._arguments.of(request))
         await _send(self, request, result, send)
 
 
