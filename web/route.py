@@ -54,7 +54,7 @@ class ServiceRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if not inspect.iscoroutinefunction(endpoint):
-            endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _lane(endpoint)))
+            endpoint = _in_thread(endpoint, *(PUBLIC if self.public else _lane(endpoint)))
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -91,7 +91,7 @@ def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
     return register
 
 
-_PUBLIC = ("public", PUBLIC_THREADS)
+PUBLIC = ("public", PUBLIC_THREADS)
 
 
 def _lane(endpoint: Callable[..., Any]) -> tuple[str, int]:
