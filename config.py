@@ -375,6 +375,11 @@ def find_risks(settings: Settings, host: str) -> list[str]:
     risks = []
     if settings.production and settings.database_url is None:
         risks.append("DATABASE_URL is not set: the embedded database has no replica and no backups")
+    if settings.production and settings.public_url is None:
+        risks.append(
+            "PUBLIC_URL is not set: shoppers who have to approve a payment are sent back to the"
+            " address that this process listens on, which they may not reach"
+        )
     if not settings.production and not is_loopback(host):
         risks.append(
             "HOST is not loopback, and ENVIRONMENT is development:"

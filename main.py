@@ -67,6 +67,7 @@ def create_app(
         version=VERSION,
         description=docs_page.DESCRIPTION,
         openapi_tags=docs_page.TAGS,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -84,6 +85,7 @@ def create_app(
     app.state.time_limits = time_limits
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
+    app.state.look = None
     app.state.metrics = metrics.RecentPage()
     exception_handlers.install(app)
     for module in (

@@ -20,6 +20,7 @@ PRODUCTION = {
     "SECRET_KEY": KEY,
     "FINGERPRINT_KEY": OTHER,
     "DATABASE_URL": "postgresql://nobody:pass-of-nobody@127.0.0.1:9/none",
+    "PUBLIC_URL": "https://pay.shop.example",
 }
 JWKS = {
     "ALGORITHM": "ES256",
@@ -189,9 +190,20 @@ def test_development_takes_doubles_and_containers(tmp_path: Path) -> None:
 
 
 def test_an_embedded_database_in_production_is_worth_a_warning() -> None:
-    settings = load_settings(environment="production", secret_key=KEY, fingerprint_key=OTHER)
+    settings = settings_without("DATABASE_URL")
     [risk] = find_risks(settings, "127.0.0.1")
     assert risk.startswith("DATABASE_URL is not set")
+
+
+def test_links_that_lead_to_the_address_served_on_in_production_are_worth_a_warning() -> None:
+    settings = settings_without("PUBLIC_URL")
+    [risk] = find_risks(settings, "127.0.0.1")
+    assert risk.startswith("PUBLIC_URL is not set")
+
+
+def settings_without(name: str) -> Settings:
+    given = {key.lower(): value for key, value in PRODUCTION.items() if key != name}
+    return load_settings(**given)
 
 
 @pytest.mark.parametrize(
