@@ -183,6 +183,9 @@ def serve() -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        # A worker that says nothing for so long is killed. It cannot while it imports what it
+        # needs, which takes more than the default of 5 s on a busy machine, again and again.
+        timeout_worker_healthcheck=60,
         loop="uvloop",
         http="httptools",
         access_log=False,  # we write our own, with the request id

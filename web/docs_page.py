@@ -99,7 +99,9 @@ PAGE = Path(__file__).with_name("docs_page.html").read_text(encoding="utf-8")
 DEVELOPMENT_ONLY = re.compile("<!-- development -->.*<!-- /development -->", re.DOTALL)
 # As browsers write it; names below localhost may be other developers' pages.
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.I)
-BETWEEN = {"origin", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
+BETWEEN = re.compile(
+    "origin|forwarded|via|x-forwarded(-.*)?|x-(real|client)-ip|true-client-ip|cf-.*|cdn-loop"
+)
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
 MAX_ASSET_PATH = 255
 ASSETS_MAX_AGE = 24 * 3600  # they change with the package's version, which no address tells
@@ -225,7 +227,9 @@ def _is_developer(request: Request) -> bool:
         and len(hosts) == 1
         and LOOPBACK_HOST.fullmatch(hosts[0]) is not None
         # A visitor sends no Origin; a script of a site that CORS_ORIGINS names does.
-        and BETWEEN.isdisjoint(request.headers.keys())
+        and not any(map(BETWEEN.fullmatch, request.headers.keys()))
+        # As nginx asks which was told nothing else; no browser does.
+        and request.scope["http_version"] != "1.0"
     )
 
 
