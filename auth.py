@@ -81,7 +81,7 @@ class TokenVerifier:
         kid = known.kid if known else self._read_kid(token)
         key = await self._keys.require_key(kid)
         if known is None or known.key is not key:  # a refresh makes new keys: each judges anew
-            known = self._judge(token, kid, key)
+            known = self._verify_claims(token, kid, key)
         if known.expires_at <= time.time():
             self._verified.pop(digest, None)
             raise Unauthenticated("The token has expired.")
@@ -109,7 +109,7 @@ class TokenVerifier:
             raise Unauthenticated("The token's `kid` must be a string.")
         return header.get("kid")
 
-    def _judge(self, token: str, kid: str | None, key: Key) -> _Verified:
+    def _verify_claims(self, token: str, kid: str | None, key: Key) -> _Verified:
         """Check the signature, then everything about the claims but whether they have expired."""
         # The key itself is asked, not `jwt.decode`, which lets claims be missing, takes `exp` from
         # a string, and meets deeply nested JSON with RecursionError.

@@ -141,7 +141,7 @@ def end_review(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _span(text: str) -> timedelta:
+def _parse_timespan(text: str) -> timedelta:
     """ "7d", "36h" or "90m" as a time span. Raises ValueError."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})([dhm])", text, re.ASCII)
     if found is None:
@@ -193,7 +193,9 @@ def parser() -> argparse.ArgumentParser:
         "reconcile", help="settle what is open with the gateways once, and compare the books"
     )
     command.add_argument(
-        "--since", type=_span, help="compare what was made or changed since then, such as 7d"
+        "--since",
+        type=_parse_timespan,
+        help="compare what was made or changed since then, such as 7d",
     )
     command.set_defaults(run=reconcile)
 

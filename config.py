@@ -34,7 +34,7 @@ MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the
 MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long and still no secret
 
 # What `.env.example` shows where a secret belongs. Copied unchanged, it is public knowledge.
-EXAMPLE_SECRET_MARK = "change-me"  # noqa: S105 - it marks what is not a secret
+EXAMPLE_SECRET_MARKER = "change-me"  # noqa: S105 - it marks what is not a secret
 
 SECRET_SETTINGS = ("SECRET_KEY", "FINGERPRINT_KEY")
 # Made by others, who say how long they are.
@@ -48,7 +48,7 @@ GATEWAY_SECRETS = (
 SECRET_LISTS = ("FINGERPRINT_KEY", "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
 # Whoever guesses one of these can sign. An API key that is wrong is refused by its gateway.
 HMAC_KEYS = (*SECRET_SETTINGS, "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
-MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
+HOW_TO_MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
 
 HTTPS_SETTINGS = ("STRIPE_API_BASE", "PAYPAL_API_BASE", "ADYEN_API_BASE", "JWKS_URL")
 LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")  # as /etc/hosts has them
@@ -277,7 +277,7 @@ def _unsafe_secrets(settings: Settings) -> Iterator[str]:
     seen: dict[str, str] = {}
     for name in (*_needed_secrets(settings), *GATEWAY_SECRETS):
         is_ours = name in SECRET_SETTINGS
-        remedy = MAKE_ONE if is_ours else "use the one of your account"
+        remedy = HOW_TO_MAKE_ONE if is_ours else "use the one of your account"
         values = _values(settings, name)
         if is_ours and not values:
             yield f"{name} is not set; {remedy}"
@@ -292,7 +292,7 @@ def _unsafe_secrets(settings: Settings) -> Iterator[str]:
 
 def _weakness(name: str, value: str) -> str | None:
     """Why this is no secret, or None if it may be one."""
-    if EXAMPLE_SECRET_MARK in value:
+    if EXAMPLE_SECRET_MARKER in value:
         return "is the one of .env.example"
     if name not in HMAC_KEYS:
         return None
@@ -370,17 +370,19 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def find_risks(settings: Settings, host: str) -> list[str]:
+def configuration_warnings(settings: Settings, host: str) -> list[str]:
     """What is allowed and yet worth a warning in the log. `host` is where the service listens."""
-    risks = []
+    warnings = []
     if settings.production and settings.database_url is None:
-        risks.append("DATABASE_URL is not set: the embedded database has no replica and no backups")
+        warnings.append(
+            "DATABASE_URL is not set: the embedded database has no replica and no backups"
+        )
     if not settings.production and not is_loopback(host):
-        risks.append(
+        warnings.append(
             "HOST is not loopback, and ENVIRONMENT is development:"
             " whoever can reach this machine can use what is meant for its developer"
         )
-    return risks
+    return warnings
 
 
 def _check_keys(settings: Settings) -> None:

@@ -36,7 +36,7 @@ log = get_logger()
 # One number for the whole process: as many database connections as worker threads that use them
 # (see web/route.py). More would only move the queue into PostgreSQL.
 POOL_SIZE = 10
-SPARE = 20  # connections of the embedded server for operators' commands
+RESERVED_CONNECTIONS = 20  # connections of the embedded server for operators' commands
 
 # A transaction is repeated this often at most when PostgreSQL gave it up for a deadlock or a
 # serialization failure; the third failure is not bad luck any more.
@@ -68,17 +68,17 @@ MIGRATING: Final = TimeLimits(statement=None, lock=15.0)
 
 # The server ends a statement that takes too long, and says so. If that does not arrive within this
 # time after the limit, the connection is dead.
-ANSWER_SECONDS: Final = 0.5
+RESPONSE_GRACE_SECONDS: Final = 0.5
 # What connecting may take after an answer was missed, doubled each time up to TimeLimits.connect.
 # Short at first, because requests that waited for the missing answer wait for this one too; longer
 # later, because a server that is only slow must be reached at last.
 TRIAL_SECONDS: Final = 1.0
-ENOUGH_FAILURES: Final = 10  # to have reached any limit, and far from the largest float
+MAX_FAILURES_COUNTED: Final = 10  # to have reached any limit, and far from the largest float
 # After that nobody tries for a moment, because those who come now have waited long already.
 TRIAL_PAUSE: Final = 0.5
 # Longer than both: whoever waits in line for a connection learns why there is none.
 POOL_WAIT_SECONDS: Final = 2.0
-NO_ANSWER: Final = "the database does not answer"
+UNRESPONSIVE: Final = "the database does not answer"
 
 SESSION_OPTIONS = {
     "timezone": "UTC",
@@ -103,8 +103,11 @@ def check_connections(settings: Settings) -> None:
     """Raises ConfigurationError if the processes could want more connections than the embedded
     server has. How many another server has is its operators' business."""
     wanted = settings.workers * (POOL_SIZE + 1)  # and the probe's
-    if settings.database_url is None and wanted > postgres_server.MAX_CONNECTIONS - SPARE:
-        most = (postgres_server.MAX_CONNECTIONS - SPARE) // (POOL_SIZE + 1)
+    if (
+        settings.database_url is None
+        and wanted > postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS
+    ):
+        most = (postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS) // (POOL_SIZE + 1)
         raise ConfigurationError(
             f"WORKERS is more than the embedded PostgreSQL has connections for: at most {most},"
             " or name a server of your own in DATABASE_URL"
@@ -210,7 +213,7 @@ class _Server:
         """A new connection (psycopg2's `connection_factory`). Raises OperationalError."""
         limits = self._limits
         connection = self._try(dsn) if self._lost else _Connection(dsn, self, limits.connect)
-        connection.seconds = limits.statement and limits.statement + ANSWER_SECONDS
+        connection.seconds = limits.statement and limits.statement + RESPONSE_GRACE_SECONDS
         return connection
 
     def missed(self) -> None:
@@ -222,10 +225,10 @@ class _Server:
         before = self._failures
         too_soon = before and time.monotonic() < self._missed_at + TRIAL_PAUSE
         if too_soon or not self._trial.acquire(timeout=0 if before else TRIAL_SECONDS):
-            raise psycopg2.OperationalError(NO_ANSWER)
+            raise psycopg2.OperationalError(UNRESPONSIVE)
         try:
             if self._failures > before:  # of the one that was waited for
-                raise psycopg2.OperationalError(NO_ANSWER)
+                raise psycopg2.OperationalError(UNRESPONSIVE)
             connection = _Connection(
                 dsn, self, min(TRIAL_SECONDS * 2**before, self._limits.connect)
             )
@@ -233,7 +236,7 @@ class _Server:
                 cursor.execute("SELECT 1")  # a pooler lets clients in while its server is gone
             connection.rollback()
         except psycopg2.Error:
-            self._failures = min(before + 1, ENOUGH_FAILURES)
+            self._failures = min(before + 1, MAX_FAILURES_COUNTED)
             raise
         else:
             self._lost, self._failures = False, 0
@@ -256,7 +259,7 @@ def _wait(connection: Any) -> None:
         left = None if end is None else end - time.monotonic()
         if left is not None and left <= 0:
             connection.server.missed()
-            raise psycopg2.OperationalError(NO_ANSWER)
+            raise psycopg2.OperationalError(UNRESPONSIVE)
         poll = select.poll()
         poll.register(
             connection.fileno(),
@@ -317,7 +320,7 @@ def wake_after_commit(session: Session) -> None:
     session.info["wakes"] = True
 
 
-def repeat(session: Session, work: Callable[[], T]) -> T:
+def retry_transaction(session: Session, work: Callable[[], T]) -> T:
     """Run `work`, again when PostgreSQL gave its transaction up for a deadlock.
 
     Only what has not committed anything yet is repeated: past its first phase, work may have

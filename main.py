@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 
 import database
 from auth import TokenVerifier
-from config import ConfigurationError, Settings, find_risks, get_settings
+from config import ConfigurationError, Settings, configuration_warnings, get_settings
 from gateways.registry import Gateways
 from middleware import connection_limits
 from middleware.access_log import AccessLog
@@ -84,7 +84,7 @@ def create_app(
     app.state.time_limits = time_limits
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
-    app.state.metrics = metrics.RecentPage()
+    app.state.metrics = metrics.CachedPage()
     exception_handlers.install(app)
     for module in (
         payment_methods,
@@ -137,8 +137,8 @@ def _cors(settings: Settings) -> list[Middleware]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
-    for risk in find_risks(settings, docs_page.listens_on(settings)[0]):
-        log.warning("settings.warning", risk=risk)
+    for warning in configuration_warnings(settings, docs_page.listens_on(settings)[0]):
+        log.warning("settings.warning", warning=warning)
     # The embedded server and the migrations block for a moment; nothing else runs yet.
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
@@ -156,7 +156,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     )
     if settings.run_workers:
         workers.start()
-    docs_page.announce(settings)
+    docs_page.print_greeting(settings)
     connections = connection_limits.Connections(
         settings.connections_per_address, settings.trusted_proxies
     )

@@ -55,7 +55,7 @@ from fields import (
     SandboxCursor,
     Timestamp,
     TypedName,
-    wrong,
+    invalid_value,
 )
 from fields import card_brand as card_brand
 from fields import check_expiry as check_expiry
@@ -154,7 +154,7 @@ class CardCreate(_PaymentMethodCreate):
     @model_validator(mode="after")
     def _token_names_its_gateway(self) -> CardCreate:
         if isinstance(self.details, ByToken) and self.gateway is None:
-            raise wrong(
+            raise invalid_value(
                 "gateway_missing", "A token belongs to a gateway; name it in `gateway`", "gateway"
             )
         return self

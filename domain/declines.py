@@ -26,7 +26,7 @@ DECLINE_MESSAGES: Final[dict[str, str]] = {
 }
 
 # The very same payment may succeed later. All others want another method, or the shopper.
-WORTH_ANOTHER_TRY: Final = frozenset({"processing_error", "try_again_later"})
+RETRYABLE_DECLINES: Final = frozenset({"processing_error", "try_again_later"})
 
 # https://docs.stripe.com/declines/codes (`decline_code`, else the error's `code`)
 STRIPE: Final[Mapping[str, str]] = {
@@ -110,7 +110,7 @@ ADYEN: Final[Mapping[str, str]] = {
 }
 
 
-def normalized(table: Mapping[str, str], raw: str | None) -> str:
+def normalize_decline_code(table: Mapping[str, str], raw: str | None) -> str:
     """Our word for a gateway's: `normalized(STRIPE, "lost_card")` is "generic_decline"."""
     return table.get(raw or "", "generic_decline")
 

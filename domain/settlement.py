@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 from domain.states import (
-    CHARGE_MOVES,
+    CHARGE_TRANSITIONS,
     DEAD_PAYMENT_STATUSES,
-    REFUND_MOVES,
+    REFUND_TRANSITIONS,
     CaptureMethod,
     ChargeStatus,
     OrderStatus,
@@ -37,12 +37,12 @@ Relation = Literal["ahead", "level", "other_amount", "contradiction", "other_cha
 # When the gateway is asked next. leases.py turns it into a time, by the database's clock.
 NextLookup = Literal["keep", "now", "soon", "later", "at_expiry", "never"]
 
-HOLDS_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "captured"})
-OVER: Final[frozenset[ChargeStatus]] = frozenset({"declined", "voided"})
-UNDECIDED: Final[frozenset[PaymentStatus]] = frozenset({"authorized", "requires_action"})
+CHARGE_STATUSES_WITH_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "captured"})
+CHARGE_STATUSES_WITHOUT_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"declined", "voided"})
+OPERABLE_STATUSES: Final[frozenset[PaymentStatus]] = frozenset({"authorized", "requires_action"})
 
-# What a state in the gateway's books makes of our payment; see `target_of` for the exceptions.
-TARGETS: Final[dict[ChargeStatus, PaymentStatus]] = {
+# What a state in the gateway's books makes of our payment; see `target_status` for the exceptions.
+PAYMENT_STATUS_OF_CHARGE: Final[dict[ChargeStatus, PaymentStatus]] = {
     "processing": "pending",
     "approved": "pending",
     "requires_action": "requires_action",
@@ -95,8 +95,8 @@ class PaymentFacts:
     reference: str | None  # the gateway's name of the charge, if we have heard it
     operation: PaymentOperation | None  # what is asked for and not decided
     operation_amount: int | None
-    order: OrderStatus
-    review: ReviewReason | None = None
+    order_status: OrderStatus
+    review_reason: ReviewReason | None = None
     can_retrieve: bool = True  # whether the gateway's books can be read
     not_executed: bool = False  # the operation surely had no effect: what is shown, others did
 
@@ -110,10 +110,10 @@ class PaymentFacts:
 class Decision:
     """What to write down."""
 
-    payment: PaymentStatus | None = None  # where it moves to
-    order: OrderStatus | None = None
-    operation: Literal["done", "not_done"] | None = None  # how it ended, if it did
-    review: ReviewReason | None = None
+    payment_status: PaymentStatus | None = None  # the new one; None: it stays as it is
+    order_status: OrderStatus | None = None
+    operation_result: Literal["executed", "not_executed"] | None = None  # None: not known yet
+    review_reason: ReviewReason | None = None
     ends_review: bool = False  # what a person was asked for is known now
     lookup: NextLookup = "keep"
 
@@ -126,7 +126,9 @@ def decide(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision
     relation = relation_of(facts, charge, source)
     if relation == "other_charge":
         # No look-up of the first will show it. If it holds money, the shopper is charged twice.
-        return Decision(review="second_charge" if charge.status in HOLDS_MONEY else None)
+        return Decision(
+            review_reason="second_charge" if charge.status in CHARGE_STATUSES_WITH_MONEY else None
+        )
     if relation in ("other_amount", "contradiction"):
         if source == "hint" and facts.can_retrieve:
             return Decision(lookup="now")
@@ -135,7 +137,7 @@ def decide(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision
         reason: ReviewReason = (
             "amount_differs" if relation == "other_amount" else "state_contradicts"
         )
-        return Decision(review=reason, lookup=_lookup_when(facts))
+        return Decision(review_reason=reason, lookup=_lookup_when(facts))
     if relation == "level":
         return _stay(facts, charge, source)
     if source == "hint" and charge.status == "processing":
@@ -153,10 +155,10 @@ def decide_not_executed(facts: PaymentFacts, source: Source) -> Decision:
     if facts.operation is not None:
         after = replace(facts, operation=None)
         lookup: NextLookup = "later" if facts.status == "requires_action" else _lookup_when(after)
-        return _ends_review(facts, after, Decision(operation="not_done", lookup=lookup))
+        return _ends_review(facts, after, Decision(operation_result="not_executed", lookup=lookup))
     if facts.status == "pending":
         after = replace(facts, status="failed")
-        return _ends_review(facts, after, Decision(payment="failed", lookup="never"))
+        return _ends_review(facts, after, Decision(payment_status="failed", lookup="never"))
     return Decision(lookup=_lookup_when(facts))
 
 
@@ -166,8 +168,8 @@ def decide_unknown(facts: PaymentFacts, *, overdue: bool) -> Decision:
     An outcome that is known is never a person's: its gateway may only be away for a moment.
     """
     may_move = facts.is_open or facts.status == "requires_action"
-    if overdue and may_move and facts.review is None:
-        return Decision(review="outcome_unknown")
+    if overdue and may_move and facts.review_reason is None:
+        return Decision(review_reason="outcome_unknown")
     return Decision()
 
 
@@ -179,20 +181,20 @@ def relation_of(facts: PaymentFacts, charge: ChargeState, source: Source = "answ
         return "contradiction"
     if not is_our_amount(facts, charge):
         return "other_amount"
-    target = target_of(facts, charge, source)
-    if target is not None and (facts.status, target) in CHARGE_MOVES:
+    target = target_status(facts, charge, source)
+    if target is not None and (facts.status, target) in CHARGE_TRANSITIONS:
         return "ahead"
     if source == "hint" and facts.status == "voided" and charge.status == "authorized":
         return "level"  # what was voided was authorized before: that is old news by nature
     if charge.status == "voided" and 0 < facts.amount_captured < facts.amount:
         return "level"  # what was not captured has been released
     is_dead = facts.status in DEAD_PAYMENT_STATUSES
-    if charge.status in (HOLDS_MONEY if is_dead else OVER):
+    if charge.status in (CHARGE_STATUSES_WITH_MONEY if is_dead else CHARGE_STATUSES_WITHOUT_MONEY):
         return "contradiction"
     return "level"
 
 
-def target_of(facts: PaymentFacts, charge: ChargeState, source: Source) -> PaymentStatus | None:
+def target_status(facts: PaymentFacts, charge: ChargeState, source: Source) -> PaymentStatus | None:
     """The status that the state of a charge makes of our payment; None: it tells nothing new."""
     if charge.status in ("processing", "approved"):
         # Once the shopper has acted the outcome is open; unless the payment is being given up.
@@ -204,7 +206,7 @@ def target_of(facts: PaymentFacts, charge: ChargeState, source: Source) -> Payme
         return "requires_action" if source == "answer" and facts.can_retrieve else None
     if charge.status == "voided" and facts.status != "authorized":
         return "canceled"
-    return TARGETS[charge.status]
+    return PAYMENT_STATUS_OF_CHARGE[charge.status]
 
 
 def is_our_amount(facts: PaymentFacts, charge: ChargeState) -> bool:
@@ -242,9 +244,9 @@ def _stay(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
 
 
 def _move(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
-    target = target_of(facts, charge, source)
+    target = target_status(facts, charge, source)
     assert target is not None
-    operation = None if target in UNDECIDED else _how_it_ended(facts, charge, target)
+    operation = None if target in OPERABLE_STATUSES else _how_it_ended(facts, charge, target)
     after = replace(
         facts, status=target, operation=None if operation is not None else facts.operation
     )
@@ -256,32 +258,35 @@ def _move(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
     else:
         lookup = _lookup_when(after)
     decision = Decision(
-        payment=target, order=_order_follows(facts, target), operation=operation, lookup=lookup
+        payment_status=target,
+        order_status=_order_follows(facts, target),
+        operation_result=operation,
+        lookup=lookup,
     )
     return _ends_review(facts, after, decision)
 
 
 def _how_it_ended(
     facts: PaymentFacts, charge: ChargeState, target: PaymentStatus
-) -> Literal["done", "not_done"] | None:
+) -> Literal["executed", "not_executed"] | None:
     """Whether what the operation that is open was to do has been done, by whomever."""
     if facts.operation is None:
         return None
     if facts.operation == "capture":
-        done = target == "captured" and charge.amount_captured == facts.operation_amount
+        executed = target == "captured" and charge.amount_captured == facts.operation_amount
     else:
-        done = target in ("voided", "canceled")
-    return "done" if done else "not_done"
+        executed = target in ("voided", "canceled")
+    return "executed" if executed else "not_executed"
 
 
 def _order_follows(facts: PaymentFacts, target: PaymentStatus) -> OrderStatus | None:
-    if target == "captured" and facts.order in ("pending", "authorized"):
+    if target == "captured" and facts.order_status in ("pending", "authorized"):
         return "paid"
-    if target == "authorized" and facts.order == "pending":
+    if target == "authorized" and facts.order_status == "pending":
         return "authorized"
-    if target == "voided" and facts.order == "authorized":
+    if target == "voided" and facts.order_status == "authorized":
         return "canceled"
-    if target == "canceled" and facts.operation == "cancel" and facts.order == "pending":
+    if target == "canceled" and facts.operation == "cancel" and facts.order_status == "pending":
         return "canceled"
     return None
 
@@ -295,7 +300,7 @@ def _lookup_when(facts: PaymentFacts) -> NextLookup:
 
 def _ends_review(facts: PaymentFacts, after: PaymentFacts, decision: Decision) -> Decision:
     """A person was asked because nobody knew; now it is known."""
-    over = facts.review == "outcome_unknown" and not after.is_open
+    over = facts.review_reason == "outcome_unknown" and not after.is_open
     return replace(decision, ends_review=over)
 
 
@@ -312,7 +317,7 @@ class RefundFacts:
     reference: str | None
     amount_captured: int  # of the payment
     amount_refunded: int  # of the payment, by all its refunds that succeeded
-    order: OrderStatus
+    order_status: OrderStatus
     can_retrieve: bool = True
 
 
@@ -320,11 +325,11 @@ class RefundFacts:
 class RefundDecision:
     """What to write down."""
 
-    refund: RefundStatus | None = None  # where it moves to
-    payment: PaymentStatus | None = None  # what the payment's status is then
-    refunded: int = 0  # what `amount_refunded` grows by; negative if money came back
-    order: OrderStatus | None = None
-    review: ReviewReason | None = None
+    refund_status: RefundStatus | None = None  # the new one; None: it stays as it is
+    payment_status: PaymentStatus | None = None
+    refunded_change: int = 0  # is added to `amount_refunded`; negative if money came back
+    order_status: OrderStatus | None = None
+    review_reason: ReviewReason | None = None
     lookup: NextLookup = "keep"
 
 
@@ -332,18 +337,22 @@ def decide_refund(facts: RefundFacts, state: RefundState, source: Source) -> Ref
     """What the state of a refund means for ours."""
     if facts.reference not in (None, state.reference):
         # Another refund under our name. Unless it failed, the money went back twice.
-        return RefundDecision(review=None if state.status == "failed" else "refund_made_twice")
+        return RefundDecision(
+            review_reason=None if state.status == "failed" else "refund_made_twice"
+        )
     asks = source == "hint" and facts.can_retrieve
     if (state.amount, state.currency) != (facts.amount, facts.currency):
-        return RefundDecision(lookup="now") if asks else RefundDecision(review="amount_differs")
-    if (facts.status, state.status) in REFUND_MOVES:
+        return (
+            RefundDecision(lookup="now") if asks else RefundDecision(review_reason="amount_differs")
+        )
+    if (facts.status, state.status) in REFUND_TRANSITIONS:
         return _move_refund(facts, state.status)
     if facts.status == "failed" and (
         state.status == "succeeded" or (state.status == "pending" and source == "answer")
     ):  # money may have gone back all the same
         if asks:
             return RefundDecision(lookup="now")
-        return RefundDecision(review="refund_made_twice", lookup="never")
+        return RefundDecision(review_reason="refund_made_twice", lookup="never")
     if source == "hint" or facts.status == "pending":
         return RefundDecision()  # old news calls no look-up off
     return RefundDecision(lookup="never")
@@ -354,7 +363,7 @@ def decide_refund_not_executed(facts: RefundFacts, source: Source) -> RefundDeci
     if source == "hint":
         return RefundDecision()
     if facts.status == "pending":
-        return RefundDecision(refund="failed", lookup="never")
+        return RefundDecision(refund_status="failed", lookup="never")
     return RefundDecision(lookup="never")
 
 
@@ -362,19 +371,19 @@ def _move_refund(facts: RefundFacts, status: RefundStatus) -> RefundDecision:
     refunded = facts.amount if status == "succeeded" else 0
     refunded -= facts.amount if facts.status == "succeeded" else 0
     if refunded == 0:
-        return RefundDecision(refund=status, lookup="never")
+        return RefundDecision(refund_status=status, lookup="never")
     payment = status_of_refunded(facts.amount_captured, facts.amount_refunded + refunded)
     order: OrderStatus | None = None
-    if payment == "refunded" and facts.order in ("paid", "shipped", "delivered"):
+    if payment == "refunded" and facts.order_status in ("paid", "shipped", "delivered"):
         order = "refunded"
     # The money came back to us after the order had ended; what to do is a person's call.
-    late = payment != "refunded" and facts.order == "refunded"
+    late = payment != "refunded" and facts.order_status == "refunded"
     return RefundDecision(
-        refund=status,
-        payment=payment,
-        refunded=refunded,
-        order=order,
-        review="refund_failed_late" if late else None,
+        refund_status=status,
+        payment_status=payment,
+        refunded_change=refunded,
+        order_status=order,
+        review_reason="refund_failed_late" if late else None,
         lookup="never",
     )
 

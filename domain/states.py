@@ -45,7 +45,7 @@ ChargeStatus = Literal[
 ]
 PaymentOperation = Literal["capture", "void", "cancel"]  # cancel: void, and cancel the order
 CaptureMethod = Literal["automatic", "manual"]
-Mover = Literal["owner", "manager", "payments"]
+TransitionRole = Literal["owner", "manager", "payments"]
 
 # How a person ends a review: what the gateway's books show, or that all stays as it is. The last
 # two are about a refund.
@@ -62,7 +62,7 @@ DISPUTE_STATUSES: Final = get_args(DisputeStatus)
 REVIEW_REASONS: Final = get_args(ReviewReason)
 
 # Who may make which move. "payments" is the service itself, when a payment changes.
-ORDER_MOVES: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[Mover]]] = {
+ORDER_TRANSITIONS: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[TransitionRole]]] = {
     ("pending", "canceled"): frozenset({"owner", "manager"}),
     ("pending", "paid"): frozenset({"manager", "payments"}),  # manager: settled outside
     ("pending", "authorized"): frozenset({"payments"}),
@@ -76,7 +76,7 @@ ORDER_MOVES: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[Mover]]] = {
 }
 
 # What the state of a charge at the gateway can do to a payment.
-CHARGE_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset(
+CHARGE_TRANSITIONS: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset(
     {
         ("pending", "requires_action"),
         ("pending", "authorized"),
@@ -92,19 +92,22 @@ CHARGE_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset(
         ("authorized", "voided"),
     }
 )
-PAYMENT_MOVES: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = CHARGE_MOVES | frozenset(
-    {  # what refunds do to it
-        ("captured", "partially_refunded"),
-        ("captured", "refunded"),
-        ("partially_refunded", "refunded"),
-        # A refund can fail after it succeeded (a closed account): the money is back with us.
-        ("refunded", "partially_refunded"),
-        ("refunded", "captured"),
-        ("partially_refunded", "captured"),
-    }
+PAYMENT_TRANSITIONS: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = (
+    CHARGE_TRANSITIONS
+    | frozenset(
+        {  # what refunds do to it
+            ("captured", "partially_refunded"),
+            ("captured", "refunded"),
+            ("partially_refunded", "refunded"),
+            # A refund can fail after it succeeded (a closed account): the money is back with us.
+            ("refunded", "partially_refunded"),
+            ("refunded", "captured"),
+            ("partially_refunded", "captured"),
+        }
+    )
 )
 
-REFUND_MOVES: Final[frozenset[tuple[RefundStatus, RefundStatus]]] = frozenset(
+REFUND_TRANSITIONS: Final[frozenset[tuple[RefundStatus, RefundStatus]]] = frozenset(
     {("pending", "succeeded"), ("pending", "failed"), ("succeeded", "failed")}
 )
 
@@ -118,10 +121,12 @@ CAPTURED_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = (
 DEAD_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = ("failed", "voided", "canceled")
 
 
-def allowed_moves(status: OrderStatus, movers: frozenset[Mover]) -> list[OrderStatus]:
+def allowed_transitions(
+    status: OrderStatus, movers: frozenset[TransitionRole]
+) -> list[OrderStatus]:
     """The statuses that a caller in these roles may set next, in the order of an order's life."""
     return [
         to
         for to in ORDER_STATUSES
-        if (who := ORDER_MOVES.get((status, to))) is not None and who & movers
+        if (who := ORDER_TRANSITIONS.get((status, to))) is not None and who & movers
     ]

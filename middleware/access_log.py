@@ -17,7 +17,7 @@ _WORD = re.compile(r"[a-z][a-z_-]{0,39}", re.ASCII)
 _ID = re.compile(r"[0-9]{1,11}", re.ASCII)  # card numbers have twelve digits or more
 
 
-def shown_path(path: str) -> str:
+def path_for_log(path: str) -> str:
     """A path as the log may show it."""
     shown: list[str] = []
     for part in path.split("/"):
@@ -49,7 +49,7 @@ class AccessLog:
             log.info(
                 "http.request",
                 method=scope["method"],
-                path=shown_path(scope["path"]),
+                path=path_for_log(scope["path"]),
                 status=status,
                 milliseconds=round((time.perf_counter() - started) * 1000, 1),
             )

@@ -45,10 +45,10 @@ MAX_PIPELINED: Final = 16  # requests that wait for the answer to an earlier one
 RECEIVE_SECONDS: Final = 10.0  # from the first byte of a request to its last
 LINGER_SECONDS: Final = 2.0  # for a refusal to arrive while its caller is still sending
 # A caller that takes less than this in RECEIVE_SECONDS does not read.
-LEAST_READ: Final = 16 * 1024
+MIN_READ: Final = 16 * 1024
 
 MAX_CONNECTIONS: Final = 2048  # some 10 KiB each
-FILES_KEPT: Final = 128  # for the database, the gateways and the log
+RESERVED_FILES: Final = 128  # for the database, the gateways and the log
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -69,7 +69,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.section = 0  # of these, since the last byte of body
         self.in_head = True
         self.arriving = False  # whether a request has begun and not ended
-        self.deaf = False  # whether everything that still comes is thrown away
+        self.ignores_input = False  # whether everything that still comes is thrown away
         self.problem: ServiceError | None = None  # raised in a callback of the parser
         self.unsent: tuple[float, int] | None = None  # when how much was not read by the caller
 
@@ -83,7 +83,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.deaf:
+        if self.ignores_input:
             self.received += len(data)
             if self.received > MAX_REQUEST:
                 self.transport.abort()
@@ -94,7 +94,7 @@ class LimitedProtocol(HttpToolsProtocol):
             return
         # In parts, because the parser tells of a header only when it has all of it.
         for start in range(0, len(data), MAX_SECTION):
-            if not self.deaf:
+            if not self.ignores_input:
                 self._parse(data[start : start + MAX_SECTION])
 
     def _parse(self, data: bytes) -> None:
@@ -192,7 +192,7 @@ class LimitedProtocol(HttpToolsProtocol):
     def refuse(self, problem: ServiceError) -> None:
         """Answer with the problem, if it is this connection's turn to be answered, and close."""
         rejections.count(problem.code, self.address)
-        self.deaf = True
+        self.ignores_input = True
         self.since = self.loop.time()
         self.open.waiting[self] = None
         cycle = self.cycle
@@ -213,10 +213,10 @@ class LimitedProtocol(HttpToolsProtocol):
         else:
             self.transport.close()
 
-    def turn_away(self, problem: ServiceError) -> None:
+    def reject(self, problem: ServiceError) -> None:
         """There is no room for this connection."""
         rejections.count(problem.code, self.address)
-        self.deaf = True
+        self.ignores_input = True
         self.transport.write(self._rendered(problem))
         self.transport.close()
 
@@ -277,7 +277,7 @@ class Connections:
         self.all[connection] = self.waiting[connection] = None
         self.by_address.setdefault(address, {})[connection] = None
         if problem is not None:
-            connection.turn_away(problem)
+            connection.reject(problem)
 
     def remove(self, connection: LimitedProtocol) -> None:
         self.all.pop(connection, None)
@@ -311,7 +311,7 @@ class Connections:
             if _does_not_read(connection, now):
                 connection.drop("does_not_read")
         for connection in list(self.waiting):
-            if connection.deaf:
+            if connection.ignores_input:
                 if now - connection.since > LINGER_SECONDS:
                     connection.transport.abort()
             elif now - connection.since <= RECEIVE_SECONDS or connection.transport.is_closing():
@@ -327,7 +327,7 @@ def _does_not_read(connection: LimitedProtocol, now: float) -> bool:
     unsent = connection.transport.get_write_buffer_size()
     if not unsent:
         connection.unsent = None
-    elif connection.unsent is None or unsent <= connection.unsent[1] - LEAST_READ:
+    elif connection.unsent is None or unsent <= connection.unsent[1] - MIN_READ:
         connection.unsent = (now, unsent)
     else:
         return now - connection.unsent[0] > RECEIVE_SECONDS
@@ -366,11 +366,11 @@ def _room_for_connections() -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    return max(16, min(MAX_CONNECTIONS, files - FILES_KEPT))
+    return max(16, min(MAX_CONNECTIONS, files - RESERVED_FILES))
 
 
 def install() -> None:
-    """Have uvicorn make a GuardedProtocol wherever it makes its own for an application of ours.
+    """Have uvicorn make a LimitedProtocol wherever it makes its own for an application of ours.
 
     The class itself, because uvicorn has chosen it before it imports `main`.
     """

@@ -21,7 +21,7 @@ class Cors(CORSMiddleware):
             "Origin", "cors", "This origin may not send this request; see CORS_ORIGINS"
         )
         refusal = Response(
-            problem.body(logs.bound("request_id")),
+            problem.body(logs.get_bound("request_id")),
             problem.status,
             media_type="application/problem+json",
         )

@@ -40,7 +40,7 @@ class UnhandledErrors:
             # Where it happened, without the message: that may hold a value of the request.
             frames = traceback.extract_tb(error.__traceback__)[-12:]
             trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-            log.error("http.unhandled", error=type(error).__name__, trace=trace)
+            log.error("http.unhandled_error", error=type(error).__name__, trace=trace)
             if started:
                 raise
             body = InternalError().body(scope["state"]["request_id"])

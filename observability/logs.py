@@ -20,7 +20,7 @@ bind = structlog.contextvars.bind_contextvars
 clear = structlog.contextvars.clear_contextvars
 
 
-def bound(name: str) -> str:
+def get_bound(name: str) -> str:
     """What is bound under this name for the request at hand."""
     return str(structlog.contextvars.get_contextvars().get(name, ""))
 

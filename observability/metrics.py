@@ -19,10 +19,10 @@ from observability import rejections
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 # A count costs what is counted. Whether it is more than this changes nothing for who is called.
-MOST_COUNTED = 10_000
+MAX_COUNTED = 10_000
 
 
-class RecentPage:
+class CachedPage:
     """The page as it was at most `seconds` ago: however many ask, it is made once in that time."""
 
     def __init__(self, seconds: float = 5.0) -> None:
@@ -50,13 +50,13 @@ def render(*, payments_open: int, payments_need_review: int) -> bytes:
     Gauge(
         "estore_payments_open",
         "Payments and refunds whose outcome is not known yet; they are being looked up. "
-        f"Of each {MOST_COUNTED} at most are counted.",
+        f"Of each {MAX_COUNTED} at most are counted.",
         registry=registry,
     ).set(payments_open)
     Gauge(
         "estore_payments_needs_review",
         "Payments that no machine can settle and a person has to look at. "
-        f"{MOST_COUNTED} at most are counted.",
+        f"{MAX_COUNTED} at most are counted.",
         registry=registry,
     ).set(payments_need_review)
     return generate_latest(registry) + generate_latest(rejections.registry)

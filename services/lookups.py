@@ -29,7 +29,7 @@ from observability.logs import get_logger
 from services import payments, refunds
 from settlement import gateway_requests
 from settlement.apply import (
-    apply,
+    apply_decision,
     payment_facts,
     request_review,
     settle_charge,
@@ -38,20 +38,20 @@ from settlement.apply import (
     settle_refund_not_executed,
     settle_refunds,
 )
-from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, state_of
+from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
 from settlement.transitions import ChangedBy
 
 log = get_logger()
 
-BY = ChangedBy.service("reconciler")
+RECONCILER = ChangedBy.service("reconciler")
 REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
 REFUND_REVIEW_AFTER: Final = 14 * 24 * 3600  # seconds; banks may take ten days
 # Two minutes of look-ups, too: after an outage of ours the gateway may be away for a moment.
 REVIEW_AFTER_LOOKUPS: Final = 8
 # Look-ups at once for each gateway and lane, each with a thread.
-AT_ONCE: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
-CALLS_OF_A_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
+LOOKUP_CONCURRENCY: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
+MAX_CALLS_PER_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +71,7 @@ class LookupRules:
             resend_within=settings.resend_within,
             action_expires_after=settings.action_expires_after,
             access=GatewayAccess(gateways=gateways, lookup_after=settings.reconcile_after),
-            lease=CALLS_OF_A_LOOKUP * settings.gateway_timeout + 10,
+            lease=MAX_CALLS_PER_LOOKUP * settings.gateway_timeout + 10,
         )
 
 
@@ -91,7 +91,7 @@ def run_once(
     Several at once, each leased by the thread that looks it up. Returns how many there were.
     """
     with new_session(engine) as session:
-        first = _take_due(session, rules, lane, gateway, AT_ONCE[lane])
+        first = _lease_due(session, rules, lane, gateway, LOOKUP_CONCURRENCY[lane])
     if not first:
         return 0
 
@@ -101,14 +101,14 @@ def run_once(
             while mine and not stopping():
                 look_up(session, rules, *mine[0])
                 done += 1
-                mine = _take_due(session, rules, lane, gateway, 1)
+                mine = _lease_due(session, rules, lane, gateway, 1)
         return done
 
     with ThreadPoolExecutor(len(first), thread_name_prefix=f"lookup-{gateway}") as threads:
         return sum(threads.map(drain, first))
 
 
-def _take_due(
+def _lease_due(
     session: Session, rules: LookupRules, lane: Lane, gateway: str | None, limit: int
 ) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
     """Open payments and refunds share a lane. Which is taken first is left to chance, so that
@@ -152,7 +152,7 @@ def look_up_everything_open(
     """
     done = 0
     models: tuple[type[Payment] | type[Refund], ...] = (Payment, Refund)
-    limit = AT_ONCE["open"]
+    limit = LOOKUP_CONCURRENCY["open"]
     with ThreadPoolExecutor(limit, thread_name_prefix="lookup") as threads:
         for model in models:
             last = 0
@@ -218,7 +218,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         _give_up(session, rules, seen)
         return
     can_retrieve = gateway.capabilities.can_retrieve
-    snapshot = RowSnapshot.about_payment(seen)
+    snapshot = RowSnapshot.of_payment(seen)
     may_resend = seen.status == "pending" and seen.age < rules.resend_within
     charge_query = gateway_requests.charge_lookup(seen, method, resend=may_resend)
     not_executed = False
@@ -232,7 +232,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
     else:
         answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge_query))
         not_executed = answer is None
-    charge = state_of(answer)
+    charge = known_state(answer)
     if charge is None and not not_executed:
         return  # the gateway cannot tell, or not now
     with phase(session):
@@ -243,7 +243,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
             outside = not_executed and source == "answer"
             settle_charge(
                 session,
-                BY,
+                RECONCILER,
                 order,
                 payment,
                 charge,
@@ -252,28 +252,30 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
                 not_executed=outside,
             )
         if not_executed and payment.operation_key == seen.operation_key:
-            settle_not_executed(session, BY, order, payment, source)
+            settle_not_executed(session, RECONCILER, order, payment, source)
         log.info("lookup.payment", payment_id=payment.id, status=payment.status)
         if charge is None or charge.status != "approved" or payment.status != "pending":
             return
         request = gateway_requests.completion_request(payment)
-        snapshot = RowSnapshot.about_payment(payment)
+        snapshot = RowSnapshot.of_payment(payment)
     if seen.status != "pending" or seen.open_for < rules.resend_within:
-        payments.complete(session, gateway, BY, seen.order_id, request, snapshot)
+        payments.complete(session, gateway, RECONCILER, seen.order_id, request, snapshot)
         return
     # Its shopper approved long ago and may have left: it is not captured any more.
     query = gateway_requests.completion_lookup(request, seen.gateway_reference, seen.requested_at)
     answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
-    charge = state_of(answer)
+    charge = known_state(answer)
     if charge is None and answer is not None:
         return
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         source = snapshot.source(payment)
         if charge is not None:
-            settle_charge(session, BY, order, payment, charge, source, can_retrieve=can_retrieve)
+            settle_charge(
+                session, RECONCILER, order, payment, charge, source, can_retrieve=can_retrieve
+            )
         else:
-            settle_not_executed(session, BY, order, payment, source)
+            settle_not_executed(session, RECONCILER, order, payment, source)
 
 
 def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
@@ -291,7 +293,7 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
     if seen.origin == "gateway":
         _look_up_refunds_of(session, gateway, of, method)
         return
-    snapshot = RowSnapshot.refund_lookup(seen)
+    snapshot = RowSnapshot.of_refund(seen)
     may_resend = seen.status == "pending" and seen.open_for < rules.resend_within
     query = gateway_requests.refund_lookup(of, seen, resend=may_resend)
     answer = call_gateway(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
@@ -303,18 +305,25 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         if answer is not None:
             can_retrieve = gateway.capabilities.can_retrieve
             settle_refund(
-                session, BY, order, payment, refund, answer, source, can_retrieve=can_retrieve
+                session,
+                RECONCILER,
+                order,
+                payment,
+                refund,
+                answer,
+                source,
+                can_retrieve=can_retrieve,
             )
         else:
-            settle_refund_not_executed(session, BY, order, payment, refund, source)
+            settle_refund_not_executed(session, RECONCILER, order, payment, refund, source)
         log.info("lookup.refund", refund_id=refund.id, status=refund.status)
 
 
 def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method: Row[Any]) -> None:
     """A refund that was made outside has no key of ours: its charge shows what became of it."""
     query = gateway_requests.charge_lookup(of, method)
-    snapshot = RowSnapshot.about_payment(of)
-    charge: Charge | None = state_of(
+    snapshot = RowSnapshot.of_payment(of)
+    charge: Charge | None = known_state(
         call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
     )
     if charge is None or charge.refunds is None:
@@ -322,13 +331,13 @@ def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method
     with phase(session):
         order, payment = payments.lock(session, of.order_id, of.id)
         source = snapshot.source(payment)
-        settle_refunds(session, BY, order, payment, charge.refunds, source)
+        settle_refunds(session, RECONCILER, order, payment, charge.refunds, source)
 
 
 def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
     """Give up a payment whose shopper has stayed away. A gateway that has said no for a day will
     not do it; one that did not answer may only be away."""
-    status = payments.cancel_expired_payment(session, rules.access, BY, seen.id)
+    status = payments.cancel_expired_payment(session, rules.access, RECONCILER, seen.id)
     overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
     looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
     if status == "requires_action" and overdue and not looked_at_lately:
@@ -352,8 +361,8 @@ def _hand_over(session: Session, seen: Row[Any]) -> None:
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         ours = payment_facts(order, payment)
-        if payment.status == seen.status and ours.review is None:
-            apply(session, BY, order, payment, decide_unknown(ours, overdue=True))
+        if payment.status == seen.status and ours.review_reason is None:
+            apply_decision(session, RECONCILER, order, payment, decide_unknown(ours, overdue=True))
 
 
 def _review_overdue_refund(session: Session, refund_id: int) -> None:
@@ -367,4 +376,4 @@ def _review_overdue_refund(session: Session, refund_id: int) -> None:
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)
         if refund.status == "pending":
-            request_review(session, BY, order, payment, "outcome_unknown", "")
+            request_review(session, RECONCILER, order, payment, "outcome_unknown", "")

@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from domain.states import ORDER_MOVES, Mover, OrderStatus, allowed_moves
+from domain.states import ORDER_TRANSITIONS, OrderStatus, TransitionRole, allowed_transitions
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
 from models import Order
 from services import payments
@@ -28,7 +28,9 @@ def create(
         if order is None:
             raise PaymentMethodNotFound
         shown = record_order_created(session, ChangedBy.caller(context), order)
-        return context.answer(session, StoredResponse.resource(201, shown, f"/orders/{order.id}"))
+        return context.store_response(
+            session, StoredResponse.resource(201, shown, f"/orders/{order.id}")
+        )
 
 
 def set_status(
@@ -52,14 +54,14 @@ def set_status(
             if order.status != status:
                 transition_order(session, ChangedBy.caller(context), order, status)
             shown = schemas.Order.model_validate(order)
-            return context.answer(session, StoredResponse.resource(200, shown))
+            return context.store_response(session, StoredResponse.resource(200, shown))
         if status != "canceled" or live.status == "pending":
             raise PaymentInProgress(payment_id=live.id)
     return payments.cancel_with_order(session, context, access, live.id)
 
 
-def _roles(context: CallContext, order: Order) -> frozenset[Mover]:
-    roles: set[Mover] = set()
+def _roles(context: CallContext, order: Order) -> frozenset[TransitionRole]:
+    roles: set[TransitionRole] = set()
     if order.user_id == context.principal.user_id:
         roles.add("owner")
     if context.principal.manages_orders:
@@ -67,13 +69,13 @@ def _roles(context: CallContext, order: Order) -> frozenset[Mover]:
     return frozenset(roles)
 
 
-def _check_move(order: Order, status: OrderStatus, roles: frozenset[Mover]) -> None:
-    movers = ORDER_MOVES.get((order.status, status))
+def _check_move(order: Order, status: OrderStatus, roles: frozenset[TransitionRole]) -> None:
+    movers = ORDER_TRANSITIONS.get((order.status, status))
     if movers is None:
         raise InvalidStatusTransition(
             f"An order cannot move from {order.status} to {status}",
             current_status=order.status,
-            allowed_statuses=allowed_moves(order.status, roles),
+            allowed_statuses=allowed_transitions(order.status, roles),
         )
     if not movers & roles:
         who = "the scope orders:manage" if "manager" in movers else "a payment, not a caller"

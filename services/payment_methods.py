@@ -91,7 +91,7 @@ def create(
             session, ChangedBy.caller(context), "payment_method.created", method
         )
         created = StoredResponse.resource(201, shown, f"/payment-methods/{method.id}")
-        return context.answer(session, created)
+        return context.store_response(session, created)
 
 
 def update(
@@ -131,7 +131,7 @@ def delete(session: Session, context: CallContext, method_id: int) -> StoredResp
         return StoredResponse(204, b"")
 
 
-def follow_gateway(
+def apply_gateway_change(
     session: Session, by: ChangedBy, user_id: str, method_id: int, details: Mapping[str, Any] | None
 ) -> None:
     """A method was renewed at its gateway, or removed there (None). In the caller's transaction."""

@@ -49,7 +49,7 @@ from settlement.apply import (
     settle_not_executed,
 )
 from settlement.context import CallContext, StoredResponse
-from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, settling, state_of
+from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import charge_response, operation_response
 from settlement.transitions import ChangedBy
@@ -91,7 +91,7 @@ def pay(
         if status not in DEAD_PAYMENT_STATUSES:
             # Its shopper may have approved meanwhile, or the gateway does not say.
             raise PaymentInProgress(payment_id=claim.request.payment_id)
-        claim = _claim(session, context, access, order_id, data, gives_up=False)
+        claim = _claim(session, context, access, order_id, data, may_void_waiting=False)
     assert isinstance(claim, ClaimedCharge)
     gateway, request, payment_id = claim.gateway, claim.request, claim.payment.id
     unknown = charge_response(claim.payment, context.request_id)
@@ -111,8 +111,8 @@ def pay(
             settle_charge(
                 session, by, order, payment, charge, source, can_retrieve=can_retrieve(gateway)
             )
-        outcome.answer = charge_response(payment, context.request_id)
-    return outcome.answer
+        outcome.response = charge_response(payment, context.request_id)
+    return outcome.response
 
 
 def _claim(
@@ -122,13 +122,13 @@ def _claim(
     order_id: int,
     data: schemas.PaymentCreate,
     *,
-    gives_up: bool = True,
+    may_void_waiting: bool = True,
 ) -> ClaimedCharge | ClaimedOperation:
     """Commit what is sent to a gateway next: the charge, or, where an earlier payment waits for
     its shopper, the request that gives that one up."""
     with phase(session):
         order = crud.lock_order(session, order_id, context.principal.orders_visible_to)
-        waiting = _waiting_payment(session, order) if gives_up else None
+        waiting = _waiting_payment(session, order) if may_void_waiting else None
         if waiting is None:
             require_payable(session, order)
         method = _method(session, order, data.payment_method_id)
@@ -152,11 +152,11 @@ def _claim(
         )
         if payment is None:
             raise PaymentInProgress
-        context.link(session, payment.gateway_key)
+        context.link_gateway_request(session, payment.gateway_key)
         request = gateway_requests.charge_request(
             payment, method, service_url=access.service_url, fault=access.fault
         )
-        return ClaimedCharge(gateway, payment, request, RowSnapshot.about_payment(payment))
+        return ClaimedCharge(gateway, payment, request, RowSnapshot.of_payment(payment))
 
 
 def _waiting_payment(session: Session, order: Order) -> Payment | None:
@@ -255,7 +255,7 @@ def _operate(
         found = crud.require_payment(session, payment_id, None)
         order, payment = lock(session, found.order_id, payment_id)
         claim = claim_operation(session, access, order, payment, operation, amount)
-        context.link(session, claim.request.key)
+        context.link_gateway_request(session, claim.request.key)
         shown: schemas.Out = (
             schemas.Order.model_validate(order)
             if operation == "cancel"
@@ -268,11 +268,11 @@ def _operate(
     with settling(session, unknown) as outcome:
         order, payment = _settle_operation(session, claim, ChangedBy.caller(context), asked, charge)
         if payment.operation_key != claim.request.key:
-            outcome.answer = operation_response(
+            outcome.response = operation_response(
                 order, payment, operation, claim.request.amount, context.request_id
             )
         # Else it was only received, or somebody looks it up, or the books contradict us.
-    return outcome.answer
+    return outcome.response
 
 
 def claim_operation(
@@ -305,7 +305,7 @@ def claim_operation(
         operation=operation,
         request=gateway_requests.operation_request(payment, access.fault),
         charge=gateway_requests.charge_lookup(payment, method),
-        snapshot=RowSnapshot.about_payment(payment),
+        snapshot=RowSnapshot.of_payment(payment),
     )
 
 
@@ -330,13 +330,13 @@ def _call_operation(claim: ClaimedOperation, access: GatewayAccess) -> tuple[Any
     gateway, request = claim.gateway, claim.request
     change = gateway.capture if claim.operation == "capture" else gateway.void
     asked = call_gateway(gateway, claim.operation, lambda: change(request), access.seconds)  # call
-    charge = state_of(asked)
+    charge = known_state(asked)
     if isinstance(asked, NotExecuted):
         # Refused, or not reached? If its books can be read, what they show now decides.
         seen = call_gateway(
             gateway, "look_up", lambda: gateway.look_up(claim.charge), access.seconds
         )
-        charge = state_of(seen)
+        charge = known_state(seen)
     return asked, charge
 
 
@@ -395,10 +395,10 @@ def confirm(
         if completes and waits:
             record_completion_started(session, by, order, payment)
         request = gateway_requests.completion_request(payment, returned) if completes else None
-        snapshot = RowSnapshot.about_payment(payment)
+        snapshot = RowSnapshot.of_payment(payment)
     if waits and request is None:
         seen = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge), access.seconds)
-        state = state_of(seen)
+        state = known_state(seen)
         if state is not None:
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
@@ -406,7 +406,7 @@ def confirm(
                 settle_charge(session, by, order, payment, state, source, can_retrieve=asks)
                 if state.status == "approved" and payment.status == "pending":
                     request = gateway_requests.completion_request(payment)
-                    snapshot = RowSnapshot.about_payment(payment)
+                    snapshot = RowSnapshot.of_payment(payment)
     if request is not None:
         not_done = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
         if not_done and page is not None:  # with something else than this payment's
@@ -418,7 +418,7 @@ def confirm(
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
         if shown.status == "pending":
             return StoredResponse.resource(202, shown)  # a repeat asks again
-        return context.answer(session, StoredResponse.resource(200, shown))
+        return context.store_response(session, StoredResponse.resource(200, shown))
 
 
 def complete(
@@ -433,7 +433,7 @@ def complete(
     """Go on with a charge that its shopper has approved. The payment is `pending`: that is the
     claim, and so nobody else gives it up meanwhile. Returns whether surely nothing was done."""
     asked = call_gateway(gateway, "complete", lambda: gateway.complete(request), seconds)  # call
-    charge = state_of(asked)
+    charge = known_state(asked)
     if charge is not None:  # else the reconciler asks again
         with phase(session):
             order, payment = lock(session, order_id, request.payment_id)
@@ -460,16 +460,16 @@ def _require_allowed_operation(
     ready = ("authorized",) if operation == "capture" else ("authorized", "requires_action")
     if payment.status not in ready:
         raise InvalidStatusTransition(
-            f"A payment that is {payment.status} cannot be {_PAST[operation]}",
+            f"A payment that is {payment.status} cannot be {_PAST_PARTICIPLE[operation]}",
             current_status=payment.status,
-            allowed_statuses=_ALLOWED.get(payment.status, []),
+            allowed_statuses=_ALLOWED_STATUSES.get(payment.status, []),
         )
     if amount is not None and amount > payment.amount:
         raise AmountExceedsRemaining(remaining=payment.amount)
 
 
-_PAST = {"capture": "captured", "void": "voided", "cancel": "voided"}
-_ALLOWED = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
+_PAST_PARTICIPLE = {"capture": "captured", "void": "voided", "cancel": "voided"}
+_ALLOWED_STATUSES = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
 
 
 def can_retrieve(gateway: Gateway) -> bool:

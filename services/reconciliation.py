@@ -26,7 +26,7 @@ from services import payments
 from services.lookups import LookupRules, look_up_everything_open
 from settlement import gateway_requests
 from settlement.apply import settle_charge, settle_dispute
-from settlement.gateway_calls import call_gateway, state_of
+from settlement.gateway_calls import call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
 from settlement.transitions import ChangedBy
 
@@ -37,10 +37,10 @@ FIRST_WINDOW: Final = timedelta(days=7)  # of a gateway that was never compared
 # For clocks that are off, and what is written but not committed.
 OVERLAP: Final = timedelta(minutes=5)
 LEASE: Final = 600.0  # seconds; a comparison that died is begun again after them
-PAGE: Final = 500  # of our own payments
+PAGE_SIZE: Final = 500  # of our own payments
 # Where a gateway cannot list what moved, each payment is read again when it comes to these ages:
 # what is moved in its dashboard while the webhook is lost is mostly found while it is young.
-READ_AGAIN_AT: Final = [timedelta(minutes=2 * 2**number) for number in range(18)]  # half a year
+REREAD_AGES: Final = [timedelta(minutes=2 * 2**number) for number in range(18)]  # half a year
 
 # How a payment's status reads in a gateway's books.
 EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[ChargeStatus]]] = {
@@ -62,7 +62,7 @@ Mismatch = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedCharge:
     """One charge in the gateway's list beside our payment, and how they differ."""
 
     payment: Row[Any] | None
@@ -104,13 +104,13 @@ def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -
         yield
     if gateway.capabilities.lists_charges:
         return
-    for age in READ_AGAIN_AT:
+    for age in REREAD_AGES:
         cursor: tuple[datetime, int] | None = None
         while True:
             since, until = window.since - age, window.until - age
             with phase(session):
                 cursor = leases.schedule_rereads(
-                    session, gateway.name, since, until, cursor, limit=PAGE
+                    session, gateway.name, since, until, cursor, limit=PAGE_SIZE
                 )
             yield
             if cursor is None:
@@ -187,7 +187,7 @@ def compare(
                 difference = None
         if difference is not None:
             yield difference
-        if count % PAGE == 0:
+        if count % PAGE_SIZE == 0:
             progress(count)
     for payment in _recent_payments(session, gateway, since):
         # One that was made since the list was begun may not be in it.
@@ -237,9 +237,9 @@ def _settle(
     with phase(session):
         payment = crud.require_payment(session, payment.id, None)
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
-    snapshot = RowSnapshot.about_payment(payment)
+    snapshot = RowSnapshot.of_payment(payment)
     query = gateway_requests.charge_lookup(payment, method)
-    charge = state_of(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
+    charge = known_state(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
     if charge is not None:
         with phase(session):
             order, locked = payments.lock(session, payment.order_id, payment.id)
@@ -263,12 +263,12 @@ def _settle(
             "ours": payment.status,
             "theirs": None,
         }
-    return difference_of(payment, refunds, shown)
+    return find_difference(payment, refunds, shown)
 
 
 def compare_charges(
     session: Session, gateway: base.Gateway, since: datetime | None
-) -> Iterator[Compared]:
+) -> Iterator[ComparedCharge]:
     """Each charge of the gateway's list beside our payment. Disputes are written down here.
 
     Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
@@ -289,7 +289,9 @@ def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.C
             if gateway.capabilities.lists_charges:
                 raise
             # The account may lack the right to list disputes; events still tell of them.
-            log.warning("reconciliation.disputes_not_listed", gateway=gateway.name, why=str(error))
+            log.warning(
+                "reconciliation.disputes_not_listed", gateway=gateway.name, reason=str(error)
+            )
             return
         yield page
         cursor = page.cursor
@@ -299,7 +301,7 @@ def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.C
 
 def _compare_page(
     session: Session, gateway: base.Gateway, charges: Sequence[base.ListedCharge]
-) -> Iterator[Compared]:
+) -> Iterator[ComparedCharge]:
     keys = [listed.key for listed in charges if listed.key is not None]
     references = [listed.charge.reference for listed in charges]
     with phase(session):
@@ -312,11 +314,13 @@ def _compare_page(
     for listed in charges:
         payment = by_key.get(listed.key or "") or by_reference.get(listed.charge.reference)
         if payment is None:
-            yield Compared(None, listed, _without_payment(session, gateway, listed))
+            yield ComparedCharge(None, listed, _without_payment(session, gateway, listed))
             continue
         if listed.disputes:
             _save_disputes(session, gateway, payment, listed.disputes)
-        yield Compared(payment, listed, difference_of(payment, refunds[payment.id], listed.charge))
+        yield ComparedCharge(
+            payment, listed, find_difference(payment, refunds[payment.id], listed.charge)
+        )
 
 
 def _without_payment(
@@ -351,7 +355,7 @@ def _save_disputes(
             settle_dispute(session, ChangedBy.gateway(gateway.name), order, locked, dispute)
 
 
-def difference_of(
+def find_difference(
     payment: Row[Any], refunds: Sequence[Row[Any]], charge: base.Charge
 ) -> Mismatch | None:
     """How a payment and a charge differ; None if they agree or an outcome is open."""
@@ -371,14 +375,14 @@ def difference_of(
         what = ("status", payment.status, charge.status)
     else:
         what = next((pair for pair in pairs if pair[2] is not None and pair[1] != pair[2]), None)
-    what = what or _difference_of_refunds(refunds, charge.refunds)
+    what = what or _find_refund_difference(refunds, charge.refunds)
     if what is None:
         return None
     name, ours, theirs = what
     return {"payment_id": payment.id, "what": name, "ours": ours, "theirs": theirs}
 
 
-def _difference_of_refunds(
+def _find_refund_difference(
     ours: Sequence[Row[Any]], theirs: Sequence[base.Refund] | None
 ) -> tuple[str, Any, Any] | None:
     """Of refunds that are settled here: one of ours that is open is looked up by itself."""
@@ -407,9 +411,9 @@ def _recent_payments(
     after: Row[Any] | None = None
     while True:
         with phase(session):
-            page = crud.list_recent_payments(session, gateway.name, since, after, PAGE)
+            page = crud.list_recent_payments(session, gateway.name, since, after, PAGE_SIZE)
         yield from page
-        if len(page) < PAGE:
+        if len(page) < PAGE_SIZE:
             return
         after = page[-1]
 
@@ -444,7 +448,7 @@ def reconcile(
                 mismatches += compare(session, gateway, since, settles=True, progress=told)
             except base.GatewayError as error:
                 session.rollback()
-                log.warning("reconciliation.not_compared", gateway=name, why=str(error))
+                log.warning("reconciliation.not_compared", gateway=name, reason=str(error))
                 mismatches.append({"gateway": name, "what": "not_reached"})
             if not can_compare(gateway):
                 not_compared.append(name)

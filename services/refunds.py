@@ -55,10 +55,10 @@ def refund(
         )
         by = ChangedBy.caller(context)
         transition_refund(session, by, order, row, "pending")
-        context.link(session, row.gateway_key)
+        context.link_gateway_request(session, row.gateway_key)
         request = gateway_requests.refund_request(payment, row, access.fault)
         unknown = refund_response(row)
-        snapshot = RowSnapshot.refund_lookup(row)
+        snapshot = RowSnapshot.of_refund(row)
     state = call_gateway(gateway, "refund", lambda: gateway.refund(request), access.seconds)  # call
     if state is UNKNOWN:
         return unknown
@@ -67,15 +67,15 @@ def refund(
         source = snapshot.source(row)
         if not isinstance(state, NotExecuted):
             settle_refund(session, by, order, payment, row, state, source)
-            outcome.answer = refund_response(row)
+            outcome.response = refund_response(row)
         elif source == "answer":
             refused = isinstance(state, Refused)
             settle_refund_not_executed(session, by, order, payment, row, source, refused=refused)
-            outcome.answer = refund_not_made_response(
+            outcome.response = refund_not_made_response(
                 payment, row, context.request_id, refused=refused
             )
         # Else a look-up is under way, which may have sent the request where we could not.
-    return outcome.answer
+    return outcome.response
 
 
 def lock(

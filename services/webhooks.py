@@ -55,10 +55,10 @@ def receive(
     try:
         event = gateway.parse_webhook(headers, body)
     except SignatureInvalid as error:
-        log.warning("webhook.rejected", gateway=name, why=str(error))
+        log.warning("webhook.rejected", gateway=name, reason=str(error))
         raise InvalidSignature from None
     except (NotExecuted, OutcomeUnknown) as error:  # it had to be asked, and did not answer
-        log.warning("webhook.unreadable", gateway=name, why=str(error))
+        log.warning("webhook.unreadable", gateway=name, reason=str(error))
         raise GatewayUnavailable("The event could not be read yet; send it again") from None
     if event.method is not None:
         _change_methods(session, name, event, event.method)
@@ -189,6 +189,6 @@ def _change_methods(session: Session, name: str, event: GatewayEvent, change: Me
     with phase(session):
         if _store(session, name, event, None):
             for row in crud.list_methods_of_token(session, name, change.token):
-                payment_methods.follow_gateway(
+                payment_methods.apply_gateway_change(
                     session, ChangedBy.gateway(name), row.user_id, row.id, change.details
                 )

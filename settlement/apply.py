@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 import crud
 import leases
 from database import NOW
-from domain.declines import WORTH_ANOTHER_TRY, decline_message
+from domain.declines import RETRYABLE_DECLINES, decline_message
 from domain.settlement import (
     Decision,
     PaymentFacts,
@@ -69,8 +69,8 @@ def payment_facts(
         reference=payment.gateway_reference,
         operation=payment.operation,
         operation_amount=payment.operation_amount,
-        order=order.status,
-        review=payment.review_reason if payment.needs_review else None,
+        order_status=order.status,
+        review_reason=payment.review_reason if payment.needs_review else None,
         can_retrieve=can_retrieve,
         not_executed=not_executed,
     )
@@ -93,7 +93,7 @@ def settle_charge(
     """
     ours = payment_facts(order, payment, can_retrieve=can_retrieve, not_executed=not_executed)
     decision = decide(ours, charge, source)
-    apply(session, by, order, payment, decision, charge)
+    apply_decision(session, by, order, payment, decision, charge)
     if charge.refunds is not None and payment.status in CAPTURED_PAYMENT_STATUSES:
         settle_refunds(session, by, order, payment, charge.refunds, source)
 
@@ -109,10 +109,10 @@ def settle_not_executed(
 ) -> None:
     """The open request surely had no effect. `refused`: by the gateway's rules, now and later."""
     decision = decide_not_executed(payment_facts(order, payment), source)
-    apply(session, by, order, payment, decision, refused=refused)
+    apply_decision(session, by, order, payment, decision, refused=refused)
 
 
-def apply(
+def apply_decision(
     session: Session,
     by: ChangedBy,
     order: Order,
@@ -131,21 +131,26 @@ def apply(
         payment.capture_before = charge.capture_before or payment.capture_before
     leases.schedule_lookup(payment, decision.lookup)
     operation, key, amount = payment.operation, payment.operation_key, payment.operation_amount
-    if decision.operation is not None:
+    if decision.operation_result is not None:
         payment.operation = payment.operation_key = payment.operation_amount = None
     if decision.ends_review:
         payment.needs_review, payment.review_reason = False, None
-    if decision.payment is not None:
-        _set_facts(payment, decision.payment, charge, refused=refused, page=page)
-        transition_payment(session, by, order, payment, decision.payment)
-    if decision.order is not None:
-        transition_order(session, by, order, decision.order)
-    if decision.review is not None:
+    if decision.payment_status is not None:
+        _set_facts(payment, decision.payment_status, charge, refused=refused, page=page)
+        transition_payment(session, by, order, payment, decision.payment_status)
+    if decision.order_status is not None:
+        transition_order(session, by, order, decision.order_status)
+    if decision.review_reason is not None:
         request_review(
-            session, by, order, payment, decision.review, _evidence(charge, decision.review)
+            session,
+            by,
+            order,
+            payment,
+            decision.review_reason,
+            _evidence(charge, decision.review_reason),
         )
     session.flush()
-    if decision.operation is not None and operation and key and amount:
+    if decision.operation_result is not None and operation and key and amount:
         answer_waiting_requests(
             session, key, lambda id: operation_response(order, payment, operation, amount, id)
         )
@@ -218,7 +223,7 @@ def _set_facts(
             "message": decline_message(decline.code),
             # For those who run the store; shoppers are shown the three above.
             "gateway_code": decline.raw,
-            "retryable": decline.code in WORTH_ANOTHER_TRY,
+            "retryable": decline.code in RETRYABLE_DECLINES,
         }
 
 
@@ -226,19 +231,19 @@ def record_completion_started(
     session: Session, by: ChangedBy, order: Order, payment: Payment
 ) -> None:
     """The shopper has acted: until the gateway has answered, the outcome is open."""
-    apply(session, by, order, payment, Decision(payment="pending", lookup="soon"))
+    apply_decision(session, by, order, payment, Decision(payment_status="pending", lookup="soon"))
 
 
 def record_action_required(
     session: Session, by: ChangedBy, order: Order, payment: Payment, page: dict[str, Any]
 ) -> None:
     """The shopper has not acted on this payment after all; `page` is where to send them."""
-    apply(
+    apply_decision(
         session,
         by,
         order,
         payment,
-        Decision(payment="requires_action", lookup="soon"),
+        Decision(payment_status="requires_action", lookup="soon"),
         page=page,
     )
 
@@ -256,7 +261,7 @@ def refund_facts(
         reference=refund.gateway_reference,
         amount_captured=payment.amount_captured,
         amount_refunded=payment.amount_refunded,
-        order=order.status,
+        order_status=order.status,
         can_retrieve=can_retrieve,
     )
 
@@ -278,7 +283,7 @@ def settle_refund(
     )
     if refund.gateway_reference is None:
         refund.gateway_reference = state.reference
-    apply_refund(session, by, order, payment, refund, decision, _refund_evidence(state))
+    apply_refund_decision(session, by, order, payment, refund, decision, _refund_evidence(state))
 
 
 def settle_refund_not_executed(
@@ -293,10 +298,10 @@ def settle_refund_not_executed(
 ) -> None:
     """The refund surely was never made; its amount is free again."""
     decision = decide_refund_not_executed(refund_facts(order, payment, refund), source)
-    apply_refund(session, by, order, payment, refund, decision, refused=refused)
+    apply_refund_decision(session, by, order, payment, refund, decision, refused=refused)
 
 
-def apply_refund(
+def apply_refund_decision(
     session: Session,
     by: ChangedBy,
     order: Order,
@@ -309,20 +314,22 @@ def apply_refund(
 ) -> None:
     """Write down a decision about a locked refund, with all that follows from it."""
     leases.schedule_lookup(refund, decision.lookup)
-    if decision.refund is not None:
-        transition_refund(session, by, order, refund, decision.refund)
+    if decision.refund_status is not None:
+        transition_refund(session, by, order, refund, decision.refund_status)
         session.refresh(payment, ["refund_reserved"])  # a trigger has counted it
-        if decision.refund == "failed":  # one that was made outside may have waited for its room
+        if (
+            decision.refund_status == "failed"
+        ):  # one that was made outside may have waited for its room
             leases.schedule_lookup(payment, "now")
-    if decision.payment is not None:
-        payment.amount_refunded += decision.refunded
-        payment.status = decision.payment
+    if decision.payment_status is not None:
+        payment.amount_refunded += decision.refunded_change
+        payment.status = decision.payment_status
         session.flush()
-    if decision.order is not None:
-        transition_order(session, by, order, decision.order)
-    if decision.review is not None:
-        request_review(session, by, order, payment, decision.review, seen)
-    elif decision.refund is not None and payment.review_reason == "outcome_unknown":
+    if decision.order_status is not None:
+        transition_order(session, by, order, decision.order_status)
+    if decision.review_reason is not None:
+        request_review(session, by, order, payment, decision.review_reason, seen)
+    elif decision.refund_status is not None and payment.review_reason == "outcome_unknown":
         _end_review_of_refunds(session, payment)
     session.flush()
     if refund.gateway_reference is not None:

@@ -72,7 +72,7 @@ class CallContext:
             raise Forbidden("Creating for another user needs the scope orders:manage")
         return user_id
 
-    def answer(self, session: Session, answer: StoredResponse) -> StoredResponse:
+    def store_response(self, session: Session, response: StoredResponse) -> StoredResponse:
         """End the request with this answer, in the transaction that it tells of.
 
         Repeats with the same Idempotency-Key will get the very same one. Raises
@@ -81,15 +81,15 @@ class CallContext:
         if self.key is not None and not leases.store_response(
             session,
             self.key.id,
-            status=answer.status,
-            headers=answer.headers,
-            body=answer.body,
+            status=response.status,
+            headers=response.headers,
+            body=response.body,
             owner=self.key.owner,
         ):
             raise IdempotencyInProgress
-        return answer
+        return response
 
-    def link(self, session: Session, gateway_key: str) -> None:
+    def link_gateway_request(self, session: Session, gateway_key: str) -> None:
         """Tie the request to the money request that it claims, in the claim's transaction."""
         if self.key is not None and not leases.link_key(
             session, self.key.id, self.key.owner, gateway_key=gateway_key

@@ -69,18 +69,18 @@ def call_gateway(
     try:
         return gateway.guard.run(call, seconds)
     except NotExecuted as error:
-        log.warning("gateway.not_executed", gateway=gateway.name, asked=what, why=str(error))
+        log.warning("gateway.not_executed", gateway=gateway.name, call=what, reason=str(error))
         return error
     except OutcomeUnknown as error:
-        log.warning("gateway.outcome_unknown", gateway=gateway.name, asked=what, why=str(error))
+        log.warning("gateway.outcome_unknown", gateway=gateway.name, call=what, reason=str(error))
     except Exception as error:
         log.error(
-            "gateway.unexpected_error", gateway=gateway.name, asked=what, error=type(error).__name__
+            "gateway.unexpected_error", gateway=gateway.name, call=what, error=type(error).__name__
         )
     return UNKNOWN
 
 
-def state_of(answer: T | NotExecuted | Literal[_Unknown.UNKNOWN] | None) -> T | None:
+def known_state(answer: T | NotExecuted | Literal[_Unknown.UNKNOWN] | None) -> T | None:
     """The gateway's state, if it told one."""
     return None if answer is UNKNOWN or isinstance(answer, NotExecuted) else answer
 
@@ -89,7 +89,7 @@ def state_of(answer: T | NotExecuted | Literal[_Unknown.UNKNOWN] | None) -> T | 
 class Outcome:
     """The answer of a settled request."""
 
-    answer: StoredResponse
+    response: StoredResponse
 
 
 @contextmanager
@@ -106,4 +106,4 @@ def settling(session: Session, unknown: StoredResponse) -> Iterator[Outcome]:
     except SQLAlchemyError as error:
         log.error("payment.settlement_failed", error=type(error).__name__)
         session.rollback()
-        outcome.answer = unknown
+        outcome.response = unknown

@@ -161,11 +161,11 @@ class RowSnapshot:
     row: Mapping[str, Any]
 
     @classmethod
-    def about_payment(cls, payment: Payment | Row[Any]) -> RowSnapshot:
+    def of_payment(cls, payment: Payment | Row[Any]) -> RowSnapshot:
         return cls({name: getattr(payment, name) for name in TRACKED_PAYMENT_COLUMNS})
 
     @classmethod
-    def refund_lookup(cls, refund: Refund | Row[Any]) -> RowSnapshot:
+    def of_refund(cls, refund: Refund | Row[Any]) -> RowSnapshot:
         return cls({name: getattr(refund, name) for name in TRACKED_REFUND_COLUMNS})
 
     def source(self, locked: Payment | Refund) -> Source:

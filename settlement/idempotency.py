@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 import crud
 import leases
 import schemas
-from database import phase, repeat
+from database import phase, retry_transaction
 from errors import (
     CardNumberNotAllowed,
     FieldError,
@@ -34,7 +34,7 @@ from observability.card_numbers import holds_card_number
 from settlement.context import CallContext, ClaimedKey, StoredResponse
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
-REPLAYED = {"Idempotent-Replayed": "true"}
+REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
 
 
 def read_key(
@@ -82,20 +82,22 @@ def run(
     and IdempotencyInProgress."""
     key = context.key
     if key is None:
-        return repeat(session, work)
+        return retry_transaction(session, work)
     with phase(session):
         known = _claim(session, context, key)
         if known is not None:
             return _replay(session, known)
     session.info.pop("committed", None)  # the claim; the work itself may still be repeated
     try:
-        answer = repeat(session, work)
+        answer = retry_transaction(session, work)
     except ServiceError as error:
         if not error.stored_for_replay:
             _release(session, key)
             raise
         with phase(session):
-            return context.answer(session, StoredResponse.problem(error, context.request_id))
+            return context.store_response(
+                session, StoredResponse.problem(error, context.request_id)
+            )
     except Exception:
         _release(session, key)
         raise
@@ -137,7 +139,7 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] 
 
 def _replay(session: Session, row: Row[Any]) -> StoredResponse:
     answer = _stored(row) if row.status is not None else _present(session, row)
-    return StoredResponse(answer.status, answer.body, answer.headers | REPLAYED)
+    return StoredResponse(answer.status, answer.body, answer.headers | REPLAYED_HEADER)
 
 
 def _present(session: Session, row: Row[Any]) -> StoredResponse:

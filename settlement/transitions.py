@@ -102,7 +102,7 @@ def flag_for_review(
     _add(session, by, "payment.needs_review", order, schemas.Payment.model_validate(payment))
 
 
-def end_review(
+def record_review_ended(
     session: Session,
     by: ChangedBy,
     order: Order,

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from config import ConfigurationError, Settings, find_risks, load_settings
+from config import ConfigurationError, Settings, configuration_warnings, load_settings
 from tests.processes import copy_sources, free_port, run
 
 KEY = "Vx3q-9LmT_c7RzKp2WdY8sBfHn4JgEa6uQtX"
@@ -172,7 +172,7 @@ def test_production_accepts(
         monkeypatch.setenv(variable, text)
     settings = load_settings(data_dir=tmp_path)
     assert settings.production
-    assert find_risks(settings, "0.0.0.0") == []
+    assert configuration_warnings(settings, "0.0.0.0") == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -190,7 +190,7 @@ def test_development_takes_doubles_and_containers(tmp_path: Path) -> None:
 
 def test_an_embedded_database_in_production_is_worth_a_warning() -> None:
     settings = load_settings(environment="production", secret_key=KEY, fingerprint_key=OTHER)
-    [risk] = find_risks(settings, "127.0.0.1")
+    [risk] = configuration_warnings(settings, "127.0.0.1")
     assert risk.startswith("DATABASE_URL is not set")
 
 

@@ -26,7 +26,7 @@ import auth
 from config import Settings, is_loopback
 from errors import catalog
 from gateways.sandbox import FAULTS, SLOW_PATTERN
-from web.problems import PROBLEM_SCHEMA, RULES
+from web.problems import PROBLEM_SCHEMA, VALIDATION_RULES
 
 DESCRIPTION = """
 Payment methods, orders, and charges that happen exactly once.
@@ -151,7 +151,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     app.add_route("/redoc", redoc, include_in_schema=False)
 
 
-def announce(settings: Settings) -> None:
+def print_greeting(settings: Settings) -> None:
     """Greet the developer: the documentation's address, a token, and a first paid order to paste.
 
     Prints to standard error, in development only, and once however many processes serve.
@@ -355,8 +355,8 @@ def _complete_parameters(method: str, operation: dict[str, Any], takes_faults: b
 
 def _complete_responses(operation: dict[str, Any]) -> None:
     responses = operation["responses"]
-    if operation["operationId"] in RULES:
-        rules = ", ".join(f"`{rule}`" for rule in RULES[operation["operationId"]])
+    if operation["operationId"] in VALIDATION_RULES:
+        rules = ", ".join(f"`{rule}`" for rule in VALIDATION_RULES[operation["operationId"]])
         responses["400"]["description"] += f". Rules that no schema can tell: {rules}"
     if any(name in json.dumps(responses.get("422")) for name in _FASTAPIS_OWN):
         del responses["422"]

@@ -154,7 +154,7 @@ async def _pool_timeout(request: Request, error: Exception) -> Response:
 
 
 def _named(problem: dict[str, Any]) -> list[str]:
-    """The field that a rule about several is put down to (`fields.wrong`)."""
+    """The field that a rule about several is put down to (`fields.invalid_value`)."""
     context = problem.get("ctx") or {}
     return [context["field"]] if "field" in context else []
 

@@ -40,13 +40,13 @@ class StrictRequest(Request):
         media_type = declared[0].split(";")[0].strip().lower() if len(declared) == 1 else ""
         if media_type != "application/json":
             raise UnsupportedMediaType
-        self.value = loads(body)
+        self.value = parse_json(body)
 
     async def json(self) -> Any:
         return self.value
 
 
-def loads(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
     """The JSON value of a body (RFC 8259, I-JSON RFC 7493). Raises InvalidRequest."""
     try:
         value = json.loads(

@@ -21,7 +21,7 @@ from sqlalchemy.orm import Session
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import POOL_SIZE, phase, repeat
+from database import POOL_SIZE, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -54,7 +54,7 @@ class ServiceRoute(APIRoute):
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         if not inspect.iscoroutinefunction(endpoint):
-            endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _lane(endpoint)))
+            endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _thread_pool(endpoint)))
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -94,7 +94,7 @@ def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
 _PUBLIC = ("public", PUBLIC_THREADS)
 
 
-def _lane(endpoint: Callable[..., Any]) -> tuple[str, int]:
+def _thread_pool(endpoint: Callable[..., Any]) -> tuple[str, int]:
     """Which threads an endpoint runs on, and how many there are."""
     parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
     waits_for_gateway = any(
@@ -134,7 +134,7 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         return work()
     try:
         if context is None:
-            result = repeat(session, work)
+            result = retry_transaction(session, work)
         else:
             _check_permission(session, endpoint, arguments)
             result = idempotency.run(session, context, work)

@@ -26,7 +26,9 @@ from services.lookups import LookupRules
 
 log = get_logger()
 
-REAPED = 500  # rows in one transaction, so that nobody waits long for a lock; then the next
+DELETE_BATCH_SIZE = (
+    500  # rows in one transaction, so that nobody waits long for a lock; then the next
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +94,14 @@ def run_sandbox(resources: Resources) -> int:
 def reap_keys(resources: Resources) -> int:
     """Forget Idempotency-Keys past their time."""
     with resources.session() as session, phase(session):
-        return leases.delete_expired_keys(session, limit=REAPED)
+        return leases.delete_expired_keys(session, limit=DELETE_BATCH_SIZE)
 
 
 def reap_gateway_events(resources: Resources) -> int:
     """Forget events of gateways that none of them sends again."""
     with resources.session() as session, phase(session):
         days = resources.settings.retention_gateway_events_days
-        return leases.delete_old_gateway_events(session, days, limit=REAPED)
+        return leases.delete_old_gateway_events(session, days, limit=DELETE_BATCH_SIZE)
 
 
 def reap_sandbox(resources: Resources) -> int:
@@ -107,7 +109,7 @@ def reap_sandbox(resources: Resources) -> int:
     if "sandbox" not in resources.gateways.by_name:
         return 0
     return delete_leftovers(
-        resources.engine, resources.settings.retention_sandbox_days, limit=REAPED
+        resources.engine, resources.settings.retention_sandbox_days, limit=DELETE_BATCH_SIZE
     )
 
 
