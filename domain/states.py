@@ -1,4 +1,4 @@
-"""The states of orders, payments and refunds, and the only moves between them.
+"""The statuses of orders, payments and refunds, and the only transitions between them.
 
 The database enforces the same tables by trigger (see `migrations/`); a test compares the two.
 """
@@ -61,7 +61,7 @@ REFUND_ORIGINS: Final = get_args(RefundOrigin)
 DISPUTE_STATUSES: Final = get_args(DisputeStatus)
 REVIEW_REASONS: Final = get_args(ReviewReason)
 
-# Who may make which move. "payments" is the service itself, when a payment changes.
+# Who may make which transition. "payments" is the service itself, when a payment changes.
 ORDER_TRANSITIONS: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[TransitionRole]]] = {
     ("pending", "canceled"): frozenset({"owner", "manager"}),
     ("pending", "paid"): frozenset({"manager", "payments"}),  # manager: settled outside
@@ -75,41 +75,41 @@ ORDER_TRANSITIONS: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[Transit
     ("delivered", "refunded"): frozenset({"payments"}),
 }
 
-# What the state of a charge at the gateway can do to a payment.
-CHARGE_TRANSITIONS: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = frozenset(
-    {
-        ("pending", "requires_action"),
-        ("pending", "authorized"),
-        ("pending", "captured"),
-        ("pending", "failed"),
-        ("pending", "canceled"),
-        ("requires_action", "pending"),  # the shopper has acted, the gateway has not answered
-        ("requires_action", "authorized"),
-        ("requires_action", "captured"),
-        ("requires_action", "failed"),
-        ("requires_action", "canceled"),
-        ("authorized", "captured"),
-        ("authorized", "voided"),
-    }
-)
-PAYMENT_TRANSITIONS: Final[frozenset[tuple[PaymentStatus, PaymentStatus]]] = (
-    CHARGE_TRANSITIONS
-    | frozenset(
-        {  # what refunds do to it
-            ("captured", "partially_refunded"),
-            ("captured", "refunded"),
-            ("partially_refunded", "refunded"),
-            # A refund can fail after it succeeded (a closed account): the money is back with us.
-            ("refunded", "partially_refunded"),
-            ("refunded", "captured"),
-            ("partially_refunded", "captured"),
-        }
-    )
-)
+# The three tables below say for people, too, who or what causes each transition:
+# docs/payment-states.md is made from them.
 
-REFUND_TRANSITIONS: Final[frozenset[tuple[RefundStatus, RefundStatus]]] = frozenset(
-    {("pending", "succeeded"), ("pending", "failed"), ("succeeded", "failed")}
-)
+# What the state of a charge at the gateway can do to a payment.
+CHARGE_TRANSITIONS: Final[dict[tuple[PaymentStatus, PaymentStatus], str]] = {
+    ("pending", "requires_action"): "gateway (the shopper has to approve)",
+    ("pending", "authorized"): "gateway (the money is held)",
+    ("pending", "captured"): "gateway (the money is taken)",
+    ("pending", "failed"): "gateway (declined, or surely not executed)",
+    ("pending", "canceled"): "gateway (the charge was canceled)",
+    ("requires_action", "pending"): "shopper (has acted, the outcome is open)",
+    ("requires_action", "authorized"): "shopper (has approved, the money is held)",
+    ("requires_action", "captured"): "shopper (has approved, the money is taken)",
+    ("requires_action", "failed"): "shopper (has declined, or the gateway did)",
+    ("requires_action", "canceled"): "staff, a canceled order, another payment, or time",
+    ("authorized", "captured"): "staff (capture)",
+    ("authorized", "voided"): "staff (void, a canceled order, or expiry)",
+}
+# What refunds do to it.
+REFUNDED_TRANSITIONS: Final[dict[tuple[PaymentStatus, PaymentStatus], str]] = {
+    ("captured", "partially_refunded"): "refund of a part",
+    ("captured", "refunded"): "refund of all",
+    ("partially_refunded", "refunded"): "refund of the rest",
+    # A refund can fail after it succeeded (a closed account): the money is back with us.
+    ("refunded", "partially_refunded"): "a refund failed late",
+    ("refunded", "captured"): "the only refund failed late",
+    ("partially_refunded", "captured"): "the only refund failed late",
+}
+PAYMENT_TRANSITIONS: Final = CHARGE_TRANSITIONS | REFUNDED_TRANSITIONS
+
+REFUND_TRANSITIONS: Final[dict[tuple[RefundStatus, RefundStatus], str]] = {
+    ("pending", "succeeded"): "gateway (the money went back)",
+    ("pending", "failed"): "gateway (refused, or surely not executed)",
+    ("succeeded", "failed"): "gateway (failed late, the money came back)",
+}
 
 # The money was taken; these have amount_captured > 0, and no other status has.
 CAPTURED_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = (
@@ -121,12 +121,10 @@ CAPTURED_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = (
 DEAD_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = ("failed", "voided", "canceled")
 
 
-def allowed_transitions(
-    status: OrderStatus, movers: frozenset[TransitionRole]
-) -> list[OrderStatus]:
+def allowed_transitions(status: OrderStatus, roles: frozenset[TransitionRole]) -> list[OrderStatus]:
     """The statuses that a caller in these roles may set next, in the order of an order's life."""
     return [
         to
         for to in ORDER_STATUSES
-        if (who := ORDER_TRANSITIONS.get((status, to))) is not None and who & movers
+        if (who := ORDER_TRANSITIONS.get((status, to))) is not None and who & roles
     ]

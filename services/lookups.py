@@ -64,6 +64,13 @@ class LookupRules:
     access: GatewayAccess
     lease: float  # longer than a look-up can last
 
+    def may_resend(self, open_for: float) -> bool:
+        """Whether a request that may not have arrived may be sent again, after so many seconds.
+
+        Later than that it is fenced, where its gateway has a way, and only looked up.
+        """
+        return open_for < self.resend_within
+
     @classmethod
     def from_settings(cls, settings: Settings, gateways: Gateways) -> LookupRules:
         return cls(
@@ -219,11 +226,11 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         return
     can_retrieve = gateway.capabilities.can_retrieve
     snapshot = RowSnapshot.of_payment(seen)
-    may_resend = seen.status == "pending" and seen.age < rules.resend_within
-    charge_query = gateway_requests.charge_lookup(seen, method, resend=may_resend)
+    resend = seen.status == "pending" and rules.may_resend(seen.age)
+    charge_query = gateway_requests.charge_lookup(seen, method, resend=resend)
     not_executed = False
     if seen.operation_key is not None:
-        resend = seen.open_for < rules.resend_within
+        resend = rules.may_resend(seen.open_for)
         operation_query = gateway_requests.operation_lookup(seen, resend=resend)
         answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(operation_query))
         not_executed = answer is None
@@ -258,7 +265,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
             return
         request = gateway_requests.completion_request(payment)
         snapshot = RowSnapshot.of_payment(payment)
-    if seen.status != "pending" or seen.open_for < rules.resend_within:
+    if seen.status != "pending" or rules.may_resend(seen.open_for):
         payments.complete(session, gateway, RECONCILER, seen.order_id, request, snapshot)
         return
     # Its shopper approved long ago and may have left: it is not captured any more.
@@ -294,8 +301,8 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         _look_up_refunds_of(session, gateway, of, method)
         return
     snapshot = RowSnapshot.of_refund(seen)
-    may_resend = seen.status == "pending" and seen.open_for < rules.resend_within
-    query = gateway_requests.refund_lookup(of, seen, resend=may_resend)
+    resend = seen.status == "pending" and rules.may_resend(seen.open_for)
+    query = gateway_requests.refund_lookup(of, seen, resend=resend)
     answer = call_gateway(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
     if answer is UNKNOWN or isinstance(answer, NotExecuted):
         return

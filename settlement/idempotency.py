@@ -1,8 +1,9 @@
 """One mechanism for all writes: the same Idempotency-Key is the same request, done once.
 
-The key is claimed in a transaction of its own. The answer is stored in the transaction that it
-tells of, so a crash leaves either both or neither; a request that led to a gateway is tied to its
-claim there, and answered when that is settled, by whichever process settles it.
+The key is claimed in a transaction of its own. The response is stored in the transaction whose
+outcome it reports, so a crash leaves both or neither. A request that leads to a gateway is linked
+to its claim there; whichever process settles the claim stores the response.
+docs/idempotency.md explains it to clients.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
@@ -23,11 +24,20 @@ import leases
 import schemas
 from database import phase, retry_transaction
 from errors import (
+    AmountExceedsRemaining,
     CardNumberNotAllowed,
+    DuplicatePaymentMethod,
     FieldError,
+    GatewayUnavailable,
     IdempotencyInProgress,
     IdempotencyKeyInvalid,
     IdempotencyKeyReused,
+    InvalidStatusTransition,
+    OperationNotSupported,
+    OrderAlreadyPaid,
+    PaymentDeclined,
+    PaymentDisputed,
+    PaymentMethodDeclined,
     ServiceError,
 )
 from observability.card_numbers import holds_card_number
@@ -35,6 +45,21 @@ from settlement.context import CallContext, ClaimedKey, StoredResponse
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
+
+# The errors that a key keeps, as it keeps every success, and why. A repeat of the request gets the
+# very same response. Any other error releases the key: nothing was done, and the corrected or
+# repeated request may use it. The table in docs/idempotency.md is made from this one.
+STORED_ERRORS: Final[Mapping[type[ServiceError], str]] = {
+    PaymentDeclined: "the gateway was asked; another attempt is another request",
+    PaymentMethodDeclined: "the gateway was asked; another attempt is another request",
+    DuplicatePaymentMethod: "it depends on what was saved when the request came",
+    InvalidStatusTransition: "it depends on the status that the request met",
+    OrderAlreadyPaid: "it depends on the status that the request met",
+    AmountExceedsRemaining: "it depends on what was left when the request came",
+    PaymentDisputed: "it depends on the dispute that the request met",
+    OperationNotSupported: "the gateway, or the status, does not allow it",
+    GatewayUnavailable: "the attempt is over and surely moved no money",
+}
 
 
 def read_key(
@@ -91,7 +116,7 @@ def run(
     try:
         answer = retry_transaction(session, work)
     except ServiceError as error:
-        if not error.stored_for_replay:
+        if type(error) not in STORED_ERRORS:
             _release(session, key)
             raise
         with phase(session):

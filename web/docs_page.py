@@ -26,6 +26,7 @@ import auth
 from config import Settings, is_loopback
 from errors import catalog
 from gateways.sandbox import FAULTS, SLOW_PATTERN
+from settlement.idempotency import STORED_ERRORS
 from web.problems import PROBLEM_SCHEMA, VALIDATION_RULES
 
 DESCRIPTION = """
@@ -377,7 +378,7 @@ def _complete_responses(operation: dict[str, Any]) -> None:
 def _is_replayed(status: str, response: dict[str, Any]) -> bool:
     """Whether an answer of this kind is kept for its Idempotency-Key."""
     codes = response.get("content", {}).get("application/problem+json", {}).get("examples", ())
-    return status < "300" or any(catalog()[code].stored_for_replay for code in codes)
+    return status < "300" or any(catalog()[code] in STORED_ERRORS for code in codes)
 
 
 def _untitle(schema: dict[str, Any]) -> None:
