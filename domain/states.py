@@ -11,15 +11,15 @@ OrderStatus = Literal[
     "pending", "authorized", "paid", "shipped", "delivered", "canceled", "refunded"
 ]
 PaymentStatus = Literal[
-    "pending",  # asked, the answer is not known yet
+    "pending",  # the outcome is not known yet
     "requires_action",  # waits for the shopper
     "authorized",
     "captured",
     "partially_refunded",
     "refunded",
     "failed",
-    "voided",  # given up after an authorization
-    "canceled",  # given up before one
+    "voided",  # released after an authorization
+    "canceled",  # ended before an authorization
 ]
 RefundStatus = Literal["pending", "succeeded", "failed"]
 RefundOrigin = Literal["service", "gateway"]  # gateway: made outside, in its own dashboard
@@ -31,24 +31,24 @@ ReviewReason = Literal[
     "second_charge",  # the gateway shows another charge for the same payment, which holds money
     "state_contradicts",  # the gateway shows what cannot follow from our state
     "refund_failed_late",  # the money came back after the order had ended as refunded
-    "refund_made_twice",  # the gateway made a refund that was given up, or made it again
+    "refund_made_twice",  # the gateway made a refund that failed here, or made it twice
 ]
 # A charge in a gateway's books.
 ChargeStatus = Literal[
-    "processing",  # the gateway has it and has not decided
+    "processing",  # not decided yet
     "requires_action",
-    "approved",  # the shopper has agreed, and the gateway waits to be told to go on
+    "approved",  # the shopper has approved; the gateway waits for `complete`
     "authorized",
     "captured",
     "declined",
-    "voided",  # given up or expired, before or after an authorization
+    "voided",  # canceled or expired, before or after an authorization
 ]
 PaymentOperation = Literal["capture", "void", "cancel"]  # cancel: void, and cancel the order
 CaptureMethod = Literal["automatic", "manual"]
 TransitionRole = Literal["owner", "manager", "payments"]
 
-# How a person ends a review: what the gateway's books show, or that all stays as it is. The last
-# two are about a refund.
+# What a person may state to end a review: what the gateway's books show, or `accepted`: all stays as
+# it is. The last two are about a refund.
 ReviewResolution = Literal[
     "captured", "authorized", "not_charged", "voided", "accepted", "refunded", "not_refunded"
 ]
@@ -75,10 +75,9 @@ ORDER_TRANSITIONS: Final[dict[tuple[OrderStatus, OrderStatus], frozenset[Transit
     ("delivered", "refunded"): frozenset({"payments"}),
 }
 
-# The three tables below say for people, too, who or what causes each transition:
-# docs/payment-states.md is made from them.
+# The tables below say who or what causes each transition. docs/payment-states.md is made from them.
 
-# What the state of a charge at the gateway can do to a payment.
+# What the status of a charge at the gateway can do to a payment.
 CHARGE_TRANSITIONS: Final[dict[tuple[PaymentStatus, PaymentStatus], str]] = {
     ("pending", "requires_action"): "gateway (the shopper has to approve)",
     ("pending", "authorized"): "gateway (the money is held)",
@@ -117,7 +116,8 @@ CAPTURED_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = (
     "partially_refunded",
     "refunded",
 )
-# No money is held or taken, nor may be any more. An order has one payment beyond these, at most.
+# No money is held or taken, nor can be any more. All other payments are live; an order has one live
+# payment at most.
 DEAD_PAYMENT_STATUSES: Final[tuple[PaymentStatus, ...]] = ("failed", "voided", "canceled")
 
 

@@ -16,7 +16,7 @@ from services.reconciliation import compare
 def check(
     session: Session, gateways: Gateways, progress: Callable[[str, int], None] = lambda *_: None
 ) -> list[dict[str, Any]]:
-    """Every violation, in our books or between ours and a gateway's. Empty is what we want.
+    """Every violation, in our books or between ours and a gateway's; an empty list is good.
 
     `progress` is called with what is checked and how many rows so far.
     """
@@ -30,7 +30,7 @@ def check(
 
 
 def _in_our_books(session: Session, progress: Callable[[str, int], None]) -> list[dict[str, Any]]:
-    """Each window is a transaction of its own, so none is open for long."""
+    """Each window is a transaction of its own, so none stays open for long."""
     found: dict[str, list[int]] = {}
     windows = find_violations(session)
     while True:

@@ -1,7 +1,7 @@
-"""Looking up what became of what nobody answered, and of what time has changed.
+"""Look-ups: ask a gateway what became of an open request, and what time has changed.
 
-A look-up asks, locks, then applies. What a gateway cannot tell within a day is handed to a person;
-it is never failed by a timer and never charged again to be sure.
+A look-up asks, locks, then applies. After a day without an outcome it flags the payment for review.
+It never fails a payment by a timer and never charges again to be sure.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ from settlement.transitions import ChangedBy
 log = get_logger()
 
 RECONCILER = ChangedBy.service("reconciler")
-REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
+REVIEW_AFTER: Final = 24 * 3600  # seconds; gateways' own reports take less
 REFUND_REVIEW_AFTER: Final = 14 * 24 * 3600  # seconds; banks may take ten days
-# Two minutes of look-ups, too: after an outage of ours the gateway may be away for a moment.
+# About two minutes: after an outage of ours the gateway may be away for a moment, too.
 REVIEW_AFTER_LOOKUPS: Final = 8
-# Look-ups at once for each gateway and lane, each with a thread.
+# Look-ups at a time for each gateway and lane, each in a thread.
 LOOKUP_CONCURRENCY: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
-MAX_CALLS_PER_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
+MAX_CALLS_PER_LOOKUP: Final = 3  # the operation, the charge, its completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +65,9 @@ class LookupRules:
     lease: float  # longer than a look-up can last
 
     def may_resend(self, open_for: float) -> bool:
-        """Whether a request that may not have arrived may be sent again, after so many seconds.
+        """Whether a request that may not have arrived may be sent again after so many seconds.
 
-        Later than that it is fenced, where its gateway has a way, and only looked up.
+        Later it is fenced, where the gateway has a way, and only looked up.
         """
         return open_for < self.resend_within
 
@@ -93,9 +93,9 @@ def run_once(
     *,
     stopping: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Look up what is due at a gateway (None: at all that are switched off), until nothing is.
+    """Look up what is due at a gateway, until nothing is; None: at all that are switched off.
 
-    Several at once, each leased by the thread that looks it up. Returns how many there were.
+    Several threads, each of which leases what it looks up. Returns how many rows there were.
     """
     with new_session(engine) as session:
         first = _lease_due(session, rules, lane, gateway, LOOKUP_CONCURRENCY[lane])
@@ -118,8 +118,8 @@ def run_once(
 def _lease_due(
     session: Session, rules: LookupRules, lane: Lane, gateway: str | None, limit: int
 ) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
-    """Open payments and refunds share a lane. Which is taken first is left to chance, so that
-    neither waits for all of the other."""
+    """Lease due rows. Open payments and refunds share a lane; chance decides which are leased
+    first, so that neither waits for all of the other."""
     taken: list[tuple[type[Payment] | type[Refund], Row[Any]]] = []
     names = list(rules.gateways.by_name)
 
@@ -145,7 +145,7 @@ def _lease_due(
         take(first, -(-limit // 2))
         if len(taken) < limit:
             take(second, limit - len(taken))
-        if len(taken) < limit:  # what the second has left to it
+        if len(taken) < limit:  # room that the second has left
             take(first, limit - len(taken))
     return taken
 
@@ -153,9 +153,9 @@ def _lease_due(
 def look_up_everything_open(
     engine: Engine, rules: LookupRules, progress: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Look up once everything that a gateway may know more about, due or not.
+    """Look up once every unsettled row, due or not.
 
-    Returns how many there were; `progress` is told so far.
+    Returns how many there were; `progress` is called with the number so far.
     """
     done = 0
     models: tuple[type[Payment] | type[Refund], ...] = (Payment, Refund)
@@ -190,8 +190,11 @@ def _look_up_apart(
 def look_up(
     session: Session, rules: LookupRules, model: type[Payment] | type[Refund], leased: Row[Any]
 ) -> None:
-    """Ask about one leased row and apply what is learned. One that fails keeps no other waiting:
-    its next look-up is set, and if it has been open for a day it is handed to a person."""
+    """Look up one leased row and apply the outcome.
+
+    A failure delays no other row: the next look-up is set, and after a day the payment is flagged
+    for review.
+    """
     try:
         (look_up_payment if model is Payment else look_up_refund)(session, rules, leased)
     except Exception as error:
@@ -210,11 +213,11 @@ def look_up(
 
 
 def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
-    """Ask the gateway about one payment, or give it up if its shopper has stayed away."""
+    """Look up one payment, or void it when its shopper has stayed away for too long."""
     with phase(session):
         seen = crud.require_payment_to_look_up(session, leased.id)
         if (seen.status, seen.operation_key) != (leased.status, leased.operation_key):
-            return  # settled since it was leased
+            return  # it was settled after it was leased
         method = crud.get_charged_payment_method(session, seen.payment_method_id)
     gateway = rules.gateways.get(seen.gateway)
     if gateway is None:
@@ -234,7 +237,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         operation_query = gateway_requests.operation_lookup(seen, resend=resend)
         answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(operation_query))
         not_executed = answer is None
-        if not_executed:  # then how is the charge itself?
+        if not_executed:  # then ask about the charge itself
             answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge_query))
     else:
         answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge_query))
@@ -268,7 +271,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
     if seen.status != "pending" or rules.may_resend(seen.open_for):
         payments.complete(session, gateway, RECONCILER, seen.order_id, request, snapshot)
         return
-    # Its shopper approved long ago and may have left: it is not captured any more.
+    # Its shopper approved long ago and may have left: do not capture it any more.
     query = gateway_requests.completion_lookup(request, seen.gateway_reference, seen.requested_at)
     answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
     charge = known_state(answer)
@@ -286,7 +289,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
 
 
 def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
-    """Ask the gateway about one refund."""
+    """Look up one refund."""
     with phase(session):
         seen = crud.require_refund_to_look_up(session, leased.id)
         if seen.status != leased.status:
@@ -327,7 +330,7 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
 
 
 def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method: Row[Any]) -> None:
-    """A refund that was made outside has no key of ours: its charge shows what became of it."""
+    """Look up a refund that was made outside: it has no key of ours, but its charge shows it."""
     query = gateway_requests.charge_lookup(of, method)
     snapshot = RowSnapshot.of_payment(of)
     charge: Charge | None = known_state(
@@ -342,8 +345,10 @@ def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method
 
 
 def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
-    """Give up a payment whose shopper has stayed away. A gateway that has said no for a day will
-    not do it; one that did not answer may only be away."""
+    """Void a payment whose shopper has stayed away.
+
+    After a day of refusals a person has to look. A gateway that did not answer may only be away.
+    """
     status = payments.cancel_expired_payment(session, rules.access, RECONCILER, seen.id)
     overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
     looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
@@ -352,7 +357,7 @@ def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
 
 
 def _review_overdue(session: Session, payment_id: int) -> None:
-    """Hand over to a person what has been open for a day."""
+    """Flag a payment whose outcome has been open for a day."""
     with phase(session):
         seen = crud.require_payment_to_look_up(session, payment_id)
     is_open = seen.status == "pending" or seen.operation is not None
@@ -376,7 +381,7 @@ def _review_overdue_refund(session: Session, refund_id: int) -> None:
     with phase(session):
         seen = crud.require_refund_to_look_up(session, refund_id)
         of = crud.require_payment(session, seen.payment_id, None)
-    # One that the gateway has taken on may take its bank days.
+    # A refund that the gateway has accepted may take some bank days.
     patience = REVIEW_AFTER if seen.gateway_reference is None else REFUND_REVIEW_AFTER
     if seen.status != "pending" or of.needs_review or not _is_overdue(seen, patience):
         return

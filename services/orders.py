@@ -1,4 +1,4 @@
-"""Placing orders and moving them through their life, each move with its event."""
+"""Places orders and changes their status, each change with its event."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ def set_status(
     order_id: int,
     status: OrderStatus,
 ) -> StoredResponse:
-    """Move an order by hand; canceling one also gives up a payment that holds no money yet.
+    """Set the status of an order; canceling it also voids a payment that has captured nothing.
 
-    Raises NotFound, InvalidStatusTransition for an illegal move, Forbidden for a legal one that
-    this caller may not make, PaymentInProgress while a payment's outcome is open.
+    Raises NotFound, InvalidStatusTransition for an illegal transition, Forbidden for a legal one
+    that this caller may not make, PaymentInProgress while a payment's outcome is open.
     """
     with phase(session):
         order = crud.lock_order(session, order_id, context.principal.orders_visible_to)

@@ -1,10 +1,10 @@
-"""Charging an order exactly once, and capturing or voiding what was authorized.
+"""Charges an order exactly once, and captures or voids what was authorized.
 
-1. Claim: the row that says what we are about to ask, and the key we will send, is committed.
-2. Call: the gateway is asked, outside any transaction and without a connection.
-3. Settle: what the gateway's books show is written, with the order and the events, at once.
+1. Claim: commit the row that says what we are about to ask, and the gateway key that we will send.
+2. Call: ask the gateway, outside any transaction and without a connection.
+3. Settle: write what the gateway's books show, with the order and the events, in one transaction.
 
-Whatever dies in between leaves a claim whose key finds the truth in the gateway's books.
+A process that dies in between leaves a claim, and a look-up by its key finds the outcome.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from settlement.gateway_requests import RowSnapshot
 from settlement.responses import charge_response, operation_response
 from settlement.transitions import ChangedBy
 
-# Where a shopper lands whose storefront did not say where to (see routers/checkout.py).
+# Where shoppers land without a `return_url` (see routers/checkout.py).
 RETURN_PAGE = "checkout/return"
 
 
@@ -63,7 +63,7 @@ RETURN_PAGE = "checkout/return"
 
 @dataclass(frozen=True, slots=True)
 class ClaimedCharge:
-    """A charge that is committed and about to be sent."""
+    """A charge that is claimed and about to be sent."""
 
     gateway: Gateway
     payment: Payment
@@ -80,16 +80,16 @@ def pay(
 ) -> StoredResponse:
     """Charge an order with one of its user's payment methods.
 
-    An earlier payment that waits for its shopper is given up first. 201 when the money is taken
-    or held, or waits for the shopper; 402 when it was declined; 202 when the outcome is not known
-    yet; 502 when the gateway was surely not reached. Raises NotFound, OrderAlreadyPaid,
-    PaymentInProgress, PaymentMethodNotFound, OperationNotSupported.
+    Voids an earlier payment that waits for its shopper. 201 when the money is taken or held, or
+    waits for the shopper; 402 when it was declined; 202 when the outcome is unknown; 502 when the
+    gateway was surely not reached. Raises NotFound, OrderAlreadyPaid, PaymentInProgress,
+    PaymentMethodNotFound, OperationNotSupported.
     """
     claim = _claim(session, context, access, order_id, data)
     if isinstance(claim, ClaimedOperation):
         status = execute_claimed(session, access, claim, ChangedBy.caller(context))
         if status not in DEAD_PAYMENT_STATUSES:
-            # Its shopper may have approved meanwhile, or the gateway does not say.
+            # Its shopper may have approved meanwhile, or the outcome is unknown.
             raise PaymentInProgress(payment_id=claim.request.payment_id)
         claim = _claim(session, context, access, order_id, data, may_void_waiting=False)
     assert isinstance(claim, ClaimedCharge)
@@ -124,8 +124,8 @@ def _claim(
     *,
     may_void_waiting: bool = True,
 ) -> ClaimedCharge | ClaimedOperation:
-    """Commit what is sent to a gateway next: the charge, or, where an earlier payment waits for
-    its shopper, the request that gives that one up."""
+    """Claim what is sent to the gateway next: the charge, or the void of an earlier payment that
+    waits for its shopper."""
     with phase(session):
         order = crud.lock_order(session, order_id, context.principal.orders_visible_to)
         waiting = _waiting_payment(session, order) if may_void_waiting else None
@@ -138,7 +138,7 @@ def _claim(
             raise OperationNotSupported("This gateway cannot authorize now and capture later")
         require_supported_amount(gateway, order.total_amount, order.currency)
         if waiting is not None:
-            # The fault that a developer asks for is that of the charge.
+            # A Sandbox-Fault is meant for the charge.
             return claim_operation(session, replace(access, fault=None), order, waiting, "void")
         payment = crud.open_payment(
             session,
@@ -146,7 +146,7 @@ def _claim(
             method,
             capture_method=data.capture_method,
             return_url=data.return_url or f"{access.service_url or ''}{RETURN_PAGE}",
-            # Somebody else pays for the shopper, and does not say where to send them.
+            # Somebody else pays for the shopper, and names no place to send them to.
             off_session=data.return_url is None and order.user_id != context.principal.user_id,
             lookup_after=access.lookup_after,
         )
@@ -160,7 +160,7 @@ def _claim(
 
 
 def _waiting_payment(session: Session, order: Order) -> Payment | None:
-    """The payment of a locked order that waits for its shopper and can be given up, locked."""
+    """The payment of a locked order that waits for its shopper and can be voided, locked."""
     live = crud.get_live_payment(session, order.id)
     if live is None or live.status != "requires_action" or live.operation is not None:
         return None
@@ -186,13 +186,13 @@ def require_payable(session: Session, order: Order) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedOperation:
-    """A capture, or a payment that is given up, that is committed and about to be sent."""
+    """A capture or void that is claimed and about to be sent."""
 
     gateway: Gateway
     order_id: int
     operation: PaymentOperation
     request: ChangeRequest
-    charge: ChargeLookup  # how the charge is, should the gateway refuse
+    charge: ChargeLookup  # to look the charge up, should the gateway refuse
     snapshot: RowSnapshot
 
 
@@ -213,7 +213,7 @@ def capture(
 def void(
     session: Session, context: CallContext, access: GatewayAccess, payment_id: int
 ) -> StoredResponse:
-    """Give up an authorization, or a payment that waits for its shopper.
+    """Release an authorization, or end a payment that waits for its shopper.
 
     Raises NotFound, InvalidStatusTransition, PaymentInProgress.
     """
@@ -230,9 +230,9 @@ def cancel_with_order(
 def cancel_expired_payment(
     session: Session, access: GatewayAccess, by: ChangedBy, payment_id: int
 ) -> PaymentStatus | None:
-    """Give up a payment whose shopper has stayed away, if it still waits; its order stays.
+    """Void a payment whose shopper has stayed away, if it still waits; its order stays.
 
-    Returns what the payment is then; None if its gateway did not say.
+    Returns the payment's status then; None if the gateway did not answer.
     """
     with phase(session):
         found = crud.require_payment(session, payment_id, None)
@@ -271,7 +271,7 @@ def _operate(
             outcome.response = operation_response(
                 order, payment, operation, claim.request.amount, context.request_id
             )
-        # Else it was only received, or somebody looks it up, or the books contradict us.
+        # Else the gateway only received it, a look-up is under way, or the books contradict us.
     return outcome.response
 
 
@@ -312,9 +312,9 @@ def claim_operation(
 def execute_claimed(
     session: Session, access: GatewayAccess, claim: ClaimedOperation, by: ChangedBy
 ) -> PaymentStatus | None:
-    """Send a claimed operation and settle it, for nobody who waits for its answer.
+    """Send a claimed operation and settle it, without a response for anybody.
 
-    Returns what the payment is then; None if the gateway did not say, or was not reached.
+    Returns the payment's status then; None if the gateway did not answer, or was not reached.
     """
     asked, charge = _call_operation(claim, access)
     if asked is UNKNOWN:
@@ -326,13 +326,13 @@ def execute_claimed(
 
 
 def _call_operation(claim: ClaimedOperation, access: GatewayAccess) -> tuple[Any, Charge | None]:
-    """What the gateway says, and the charge as it shows it then, if it does."""
+    """The gateway's answer, and the charge as it shows it then, if it does."""
     gateway, request = claim.gateway, claim.request
     change = gateway.capture if claim.operation == "capture" else gateway.void
     asked = call_gateway(gateway, claim.operation, lambda: change(request), access.seconds)  # call
     charge = known_state(asked)
     if isinstance(asked, NotExecuted):
-        # Refused, or not reached? If its books can be read, what they show now decides.
+        # Refused, or not reached: if its books can be read, what they show now decides.
         seen = call_gateway(
             gateway, "look_up", lambda: gateway.look_up(claim.charge), access.seconds
         )
@@ -373,17 +373,17 @@ def confirm(
     payment_id: int,
     returned: Mapping[str, str],
 ) -> StoredResponse:
-    """The shopper is back from the redirect: go on with the payment, or see how it went.
+    """The shopper is back from the redirect: complete the charge, or look it up.
 
-    `returned` is what the gateway added to the return URL. 200 with the payment as it is then;
-    202 when its outcome is not known yet. Raises NotFound.
+    `returned` is what the gateway added to the return URL. 200 with the payment as it is then; 202
+    while its outcome is unknown. Raises NotFound.
     """
     with phase(session):  # claim
         found = crud.require_payment(session, payment_id, context.principal.payments_visible_to)
         order, payment = lock(session, found.order_id, payment_id)
         gateway = access.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
-        # An earlier completion may have got nowhere: with something else, or at a bad moment.
+        # An earlier completion may have failed: wrong parameters, or no connection.
         goes_on = payment.status == "pending" and payment.gateway_reference is not None
         completes = (
             (waits or goes_on) and bool(returned) and gateway.capabilities.needs_redirect_params
@@ -409,7 +409,7 @@ def confirm(
                     snapshot = RowSnapshot.of_payment(payment)
     if request is not None:
         not_done = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
-        if not_done and page is not None:  # with something else than this payment's
+        if not_done and page is not None:  # the parameters were another payment's
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
                 if payment.status == "pending" and snapshot.source(payment) == "answer":
@@ -417,7 +417,7 @@ def confirm(
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
         if shown.status == "pending":
-            return StoredResponse.resource(202, shown)  # a repeat asks again
+            return StoredResponse.resource(202, shown)  # not stored: a repeat asks again
         return context.store_response(session, StoredResponse.resource(200, shown))
 
 
@@ -430,11 +430,14 @@ def complete(
     snapshot: RowSnapshot,
     seconds: float | None = None,
 ) -> bool:
-    """Go on with a charge that its shopper has approved. The payment is `pending`: that is the
-    claim, and so nobody else gives it up meanwhile. Returns whether surely nothing was done."""
+    """Complete a charge that its shopper has approved.
+
+    The payment is `pending`: that is the claim, so nobody voids it meanwhile. Returns whether it
+    was surely not executed.
+    """
     asked = call_gateway(gateway, "complete", lambda: gateway.complete(request), seconds)  # call
     charge = known_state(asked)
-    if charge is not None:  # else the reconciler asks again
+    if charge is not None:  # else a look-up asks again
         with phase(session):
             order, payment = lock(session, order_id, request.payment_id)
             source, asks = snapshot.source(payment), can_retrieve(gateway)
@@ -473,12 +476,12 @@ _ALLOWED_STATUSES = {"authorized": ["captured", "voided"], "requires_action": ["
 
 
 def can_retrieve(gateway: Gateway) -> bool:
-    """Whether what contradicts our row can be asked about."""
+    """Whether the gateway can be asked about what contradicts our row."""
     return gateway.capabilities.can_retrieve
 
 
 def lock(session: Session, order_id: int, payment_id: int) -> tuple[Order, Payment]:
-    """Always the order first: two who lock in different orders wait for each other for ever."""
+    """Lock the order, then the payment. Another sequence could deadlock."""
     order = crud.lock_order(session, order_id)
     return order, crud.lock_payment(session, payment_id)
 

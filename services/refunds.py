@@ -1,4 +1,4 @@
-"""Giving money back: reserve, call, settle. Never more than was captured, however many at once."""
+"""Refunds: reserve, call, settle. Never more than was captured, however many at a time."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def refund(
 ) -> StoredResponse:
     """Refund a captured payment, what is left of it or `amount`.
 
-    201 when the gateway made it, or works on it; 202 when its outcome is not known yet.
-    Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition; PaymentDisputed when the
-    shopper's bank gives the money back, or may yet do so, unless that is what the caller wants.
+    201 when the gateway has accepted it; 202 while its outcome is unknown. Raises NotFound,
+    AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported, and PaymentDisputed when
+    the shopper's bank gives the money back or may do so, unless the caller allows that.
     """
-    with phase(session):  # claim: the amount is reserved before the gateway hears of it
+    with phase(session):  # claim: reserve the amount before the gateway is asked
         found = crud.require_payment(session, payment_id, None)
         order = crud.lock_order(session, found.order_id)
         payment = crud.lock_payment(session, payment_id)
@@ -74,14 +74,14 @@ def refund(
             outcome.response = refund_not_made_response(
                 payment, row, context.request_id, refused=refused
             )
-        # Else a look-up is under way, which may have sent the request where we could not.
+        # Else a look-up is under way, and may have sent the request that we could not.
     return outcome.response
 
 
 def lock(
     session: Session, order_id: int, payment_id: int, refund_id: int
 ) -> tuple[Order, Payment, Refund]:
-    """Always in this order: two who lock in different orders wait for each other for ever."""
+    """Lock in this order always. Another sequence could deadlock."""
     order = crud.lock_order(session, order_id)
     payment = crud.lock_payment(session, payment_id)
     refund = crud.lock_refund(session, refund_id, payment_id)

@@ -1,7 +1,7 @@
-"""Ending a review: a person says what the gateway's books show, and that settles the payment.
+"""Ends a review: a person says what the gateway's books show, and that settles the payment.
 
-What they say is applied as if the gateway had said it, by the same rules: what cannot follow from
-the payment's state is refused.
+The statement is applied by the same rules as a gateway's answer. What cannot follow from the
+payment's state is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CHARGE_STATUS_OF_RESOLUTION: Final[dict[ReviewResolution, ChargeStatus]] = {
     "authorized": "authorized",
     "voided": "voided",
 }
-# What a payment is when the gateway's books show that.
+# The statuses that a payment may have once this is applied.
 STATUSES_AFTER: Final[dict[ReviewResolution, frozenset[PaymentStatus]]] = {
     "captured": frozenset({"captured", "partially_refunded", "refunded"}),
     "authorized": frozenset({"authorized"}),
@@ -63,7 +63,7 @@ def end_review(
 def resolve(
     session: Session, by: ChangedBy, payment_id: int, data: schemas.ReviewCreate
 ) -> schemas.Payment:
-    """End the review of a payment; the payment as it is then.
+    """End the review of a payment, and return the payment as it is then.
 
     Raises NotFound, InvalidRequest, AmountExceedsRemaining, and InvalidStatusTransition for a
     payment that needs no review and for what cannot follow from its state.
@@ -91,7 +91,7 @@ def _resolve(
     elif data.resolution != "accepted":
         _settle_charge(session, by, order, payment, data)
         payment.review_state = None
-    # What was settled may have ended the review, or have raised another one.
+    # Settling may have ended the review, or have flagged another one.
     payment.review_reason = reason
     record_review_ended(session, by, order, payment, resolution=data.resolution, note=data.note)
     return schemas.Payment.model_validate(payment)
@@ -128,7 +128,7 @@ def _settle_charge(
 
 
 def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
-    """The charge as the person says that the gateway's books show it."""
+    """The charge that the gateway's books show, by the person's statement."""
     status = CHARGE_STATUS_OF_RESOLUTION[data.resolution]
     reference = data.gateway_reference or payment.gateway_reference
     if reference is None and status in CHARGE_STATUSES_WITH_MONEY:

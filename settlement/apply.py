@@ -1,7 +1,8 @@
-"""Writing down what `domain/settlement.py` decides: rows, events, look-ups and stored answers.
+"""Writes what `domain/settlement.py` decides: rows, events, look-ups and stored responses.
 
-Whoever learns of an outcome comes through here: the request that asked, a webhook, a look-up, and
-a person. The order and the payment are locked, in that order, and all of it is one transaction.
+Whoever learns of an outcome calls this module: the request, a webhook, a look-up, a person. The
+caller holds the locks of the order and the payment, taken in that order; all of it is one
+transaction.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ REFUSED: Final = "The gateway refuses this request by its own rules; nothing was
 def payment_facts(
     order: Order, payment: Payment, *, can_retrieve: bool = True, not_executed: bool = False
 ) -> PaymentFacts:
-    """What we know of a payment, for `domain/settlement.py`."""
+    """The facts about a payment that `domain/settlement.py` decides by."""
     return PaymentFacts(
         status=payment.status,
         amount=payment.amount,
@@ -89,7 +90,7 @@ def settle_charge(
 ) -> None:
     """Apply the state of a charge, and of the refunds that its gateway shows with it.
 
-    `not_executed`: the operation that is open surely had no effect on it.
+    `not_executed`: the open operation surely had no effect.
     """
     ours = payment_facts(order, payment, can_retrieve=can_retrieve, not_executed=not_executed)
     decision = decide(ours, charge, source)
@@ -107,7 +108,7 @@ def settle_not_executed(
     *,
     refused: bool = False,
 ) -> None:
-    """The open request surely had no effect. `refused`: by the gateway's rules, now and later."""
+    """The open request surely had no effect. `refused`: the gateway refuses it, now and later."""
     decision = decide_not_executed(payment_facts(order, payment), source)
     apply_decision(session, by, order, payment, decision, refused=refused)
 
@@ -123,11 +124,11 @@ def apply_decision(
     refused: bool = False,
     page: dict[str, Any] | None = None,
 ) -> None:
-    """Write down a decision about a locked payment, with all that follows from it."""
+    """Write a decision about a locked payment, with all that follows from it."""
     if charge is not None and payment.gateway_reference in (None, charge.replaces):
         payment.gateway_reference = charge.reference
     if charge is not None and charge.status == "authorized" and decision.lookup == "at_expiry":
-        # An event may not have told it exactly.
+        # An event may have given a rougher time.
         payment.capture_before = charge.capture_before or payment.capture_before
     leases.schedule_lookup(payment, decision.lookup)
     operation, key, amount = payment.operation, payment.operation_key, payment.operation_amount
@@ -163,7 +164,7 @@ def apply_decision(
 def request_review(
     session: Session, by: ChangedBy, order: Order, payment: Payment, reason: ReviewReason, seen: str
 ) -> None:
-    """Ask a person about a payment; not again about what a person has accepted already.
+    """Flag a payment for review, unless a person has accepted the same finding already.
 
     `seen` is what the gateway shows, in short.
     """
@@ -171,17 +172,17 @@ def request_review(
     if payment.review_state == state or (reason == payment.review_reason == "outcome_unknown"):
         return
     log.error("payment.needs_review", payment_id=payment.id, reason=reason, seen=seen)
-    # An outcome that is still not known a day after it was accepted is asked about again.
+    # An outcome that is still unknown a day after a person accepted it is flagged again.
     payment.review_state = None if reason == "outcome_unknown" else state
     if payment.review_reason == "second_charge":
-        reason = "second_charge"  # the gravest stays, whatever else is found
+        reason = "second_charge"  # the gravest reason stays
     flag_for_review(session, by, order, payment, reason)
 
 
 def _evidence(charge: base.Charge | None, reason: ReviewReason) -> str:
     if charge is None:
         return ""
-    if reason == "second_charge":  # is one finding, however it goes on
+    if reason == "second_charge":  # one finding, whatever becomes of that charge
         return charge.reference
     amounts = f"{charge.amount}/{charge.amount_captured} {charge.currency}"
     return f"{charge.reference} {charge.status} {amounts}"
@@ -195,7 +196,7 @@ def _set_facts(
     refused: bool,
     page: dict[str, Any] | None,
 ) -> None:
-    """What comes with the move to a status."""
+    """Set the fields that belong to a new status."""
     payment.next_action = None
     if status == "pending":
         payment.requested_at = NOW  # open from now on
@@ -221,7 +222,7 @@ def _set_facts(
             "code": "payment_declined",
             "decline_code": decline.code,
             "message": decline_message(decline.code),
-            # For those who run the store; shoppers are shown the three above.
+            # For operators; the API shows shoppers the three above only.
             "gateway_code": decline.raw,
             "retryable": decline.code in RETRYABLE_DECLINES,
         }
@@ -230,7 +231,7 @@ def _set_facts(
 def record_completion_started(
     session: Session, by: ChangedBy, order: Order, payment: Payment
 ) -> None:
-    """The shopper has acted: until the gateway has answered, the outcome is open."""
+    """The shopper has acted; the outcome is open until the gateway answers."""
     apply_decision(session, by, order, payment, Decision(payment_status="pending", lookup="soon"))
 
 
@@ -296,7 +297,7 @@ def settle_refund_not_executed(
     *,
     refused: bool = False,
 ) -> None:
-    """The refund surely was never made; its amount is free again."""
+    """The refund was surely never made; its reserved amount is free again."""
     decision = decide_refund_not_executed(refund_facts(order, payment, refund), source)
     apply_refund_decision(session, by, order, payment, refund, decision, refused=refused)
 
@@ -312,14 +313,14 @@ def apply_refund_decision(
     *,
     refused: bool = False,
 ) -> None:
-    """Write down a decision about a locked refund, with all that follows from it."""
+    """Write a decision about a locked refund, with all that follows from it."""
     leases.schedule_lookup(refund, decision.lookup)
     if decision.refund_status is not None:
         transition_refund(session, by, order, refund, decision.refund_status)
         session.refresh(payment, ["refund_reserved"])  # a trigger has counted it
         if (
             decision.refund_status == "failed"
-        ):  # one that was made outside may have waited for its room
+        ):  # a refund made outside may have waited for this amount
             leases.schedule_lookup(payment, "now")
     if decision.payment_status is not None:
         payment.amount_refunded += decision.refunded_change
@@ -350,7 +351,7 @@ def settle_refunds(
     states: Sequence[base.Refund],
     source: Source,
 ) -> None:
-    """Apply the refunds of a charge as its gateway shows them, and adopt those made outside."""
+    """Apply the refunds of a charge as its gateway shows them, and import those made outside."""
     for state in states:
         refund = crud.lock_refund_of_state(session, payment.id, state.reference, state.refund_id)
         if refund is not None:
@@ -362,10 +363,11 @@ def settle_refunds(
 def import_refund(
     session: Session, by: ChangedBy, order: Order, payment: Payment, state: base.Refund
 ) -> None:
-    """Write down a refund that was made outside, as if it had been made here.
+    """Record a refund that was made in the gateway's dashboard as one of ours.
 
-    One that cannot be (more than was captured, another currency) is a person's; unless a refund
-    of ours is still open, whose failure makes room for it: then the gateway is asked again.
+    A refund that does not fit (more than was captured, another currency) is flagged for review.
+    While a refund of ours is open its failure may make room: then the gateway is asked again
+    instead.
     """
     room = payment.amount_captured - payment.refund_reserved
     if state.currency != payment.currency or not 0 < state.amount <= room:
@@ -382,7 +384,7 @@ def import_refund(
 
 
 def _end_review_of_refunds(session: Session, payment: Payment) -> None:
-    """Nobody knew what became of a refund; now it is known of all."""
+    """End the review of an unknown refund once the outcome of every refund is known."""
     if payment.operation is None and not crud.lock_pending_refunds(session, payment.id):
         payment.needs_review, payment.review_reason = False, None
 
@@ -397,7 +399,7 @@ def _refund_evidence(state: base.Refund) -> str:
 def settle_dispute(
     session: Session, by: ChangedBy, order: Order, payment: Payment, state: base.Dispute
 ) -> None:
-    """Write down a dispute, and tell of it once when it opens and once when it closes."""
+    """Record a dispute, with one event when it opens and one when it closes."""
     dispute = crud.save_dispute(
         session,
         payment_id=payment.id,

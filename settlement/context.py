@@ -1,4 +1,4 @@
-"""Who asks for a change and under which request, and the answer that the change ends in."""
+"""The caller of a change, its request and key, and the response that it ends in."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBLEM_JSON = "application/problem+json"  # RFC 9457
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A finished answer: rendered inside the transaction whose outcome it tells."""
+    """A finished response, rendered inside the transaction whose outcome it reports."""
 
     status: int
     body: bytes
@@ -40,7 +40,7 @@ class StoredResponse:
 
 @dataclass(slots=True)
 class ClaimedKey:
-    """The Idempotency-Key of a request, and what is known of it once it is claimed."""
+    """The Idempotency-Key of a request; `id` and `owner` are set once it is claimed."""
 
     value: str
     fingerprints: list[str] = field(repr=False)  # one for each FINGERPRINT_KEY, newest first
@@ -55,16 +55,16 @@ class CallContext:
     principal: Principal
     request_id: str
     key: ClaimedKey | None = None
-    key_lease: float = 15.0  # how long a repeat with the same key leaves this one alone
+    key_lease: float = 15.0  # seconds during which a repeat does not take the key over
 
     @property
     def actor(self) -> Actor:
         return Actor(type="user", id=self.principal.user_id)
 
     def owner(self, user_id: str | None) -> str:
-        """Whose resource is created: the caller's, or the user's that the body names.
+        """The owner of the resource that is created: the caller, or the user that the body names.
 
-        Raises Forbidden for somebody else without `orders:manage`.
+        Raises Forbidden for another user without `orders:manage`.
         """
         if user_id is None or user_id == self.principal.user_id:
             return self.principal.user_id
@@ -73,10 +73,11 @@ class CallContext:
         return user_id
 
     def store_response(self, session: Session, response: StoredResponse) -> StoredResponse:
-        """End the request with this answer, in the transaction that it tells of.
+        """End the request with this response, in the transaction whose outcome it reports.
 
-        Repeats with the same Idempotency-Key will get the very same one. Raises
-        IdempotencyInProgress, and so undoes the transaction, when a repeat has taken over.
+        Repeats with the same Idempotency-Key get the very same response. Raises
+        IdempotencyInProgress, which rolls the transaction back, when a repeat has taken the key
+        over.
         """
         if self.key is not None and not leases.store_response(
             session,
@@ -90,7 +91,10 @@ class CallContext:
         return response
 
     def link_gateway_request(self, session: Session, gateway_key: str) -> None:
-        """Tie the request to the money request that it claims, in the claim's transaction."""
+        """Link the key to the gateway request that this transaction claims.
+
+        Raises IdempotencyInProgress when a repeat has taken the key over.
+        """
         if self.key is not None and not leases.link_key(
             session, self.key.id, self.key.owner, gateway_key=gateway_key
         ):
@@ -100,7 +104,7 @@ class CallContext:
 def answer_waiting_requests(
     session: Session, gateway_key: str, render: Callable[[str], StoredResponse]
 ) -> None:
-    """The outcome of a money request is known: whoever repeats its request gets this answer.
+    """Store the response for every key that waits for the outcome of this gateway request.
 
     `render` takes the id of the request to answer.
     """

@@ -65,12 +65,13 @@ STORED_ERRORS: Final[Mapping[type[ServiceError], str]] = {
 def read_key(
     values: Sequence[str], method: str, path: str, body: Any, keys: Sequence[bytes]
 ) -> ClaimedKey | None:
-    """The key of a request from its header's values.
+    """The key of a request, from its header's values. None without the header.
 
-    Raises IdempotencyKeyInvalid, and CardNumberNotAllowed for one that would be kept.
+    Raises IdempotencyKeyInvalid, and CardNumberNotAllowed for a key that holds a card number.
 
-    The fingerprint is keyed (`keys`: FINGERPRINT_KEY), because a body may hold a card number. It
-    leaves out the CVC: whoever knew the key and the rest of the body would need a thousand tries.
+    The fingerprint is an HMAC under FINGERPRINT_KEY (`keys`), because a body may hold a card
+    number. It leaves out the CVC: somebody with the HMAC key and the rest of the body could guess
+    it in a thousand tries.
     """
     if not values:
         return None
@@ -103,8 +104,8 @@ def _without_cvc(body: Any) -> Any:
 def run(
     session: Session, context: CallContext, work: Callable[[], StoredResponse]
 ) -> StoredResponse:
-    """Do the work once, whoever repeats it. Raises what the work raises, IdempotencyKeyReused
-    and IdempotencyInProgress."""
+    """Do the work once per key. Raises what the work raises, IdempotencyKeyReused and
+    IdempotencyInProgress."""
     key = context.key
     if key is None:
         return retry_transaction(session, work)
@@ -112,7 +113,7 @@ def run(
         known = _claim(session, context, key)
         if known is not None:
             return _replay(session, known)
-    session.info.pop("committed", None)  # the claim; the work itself may still be repeated
+    session.info.pop("committed", None)  # by the claim; the work itself may still be retried
     try:
         answer = retry_transaction(session, work)
     except ServiceError as error:
@@ -127,7 +128,7 @@ def run(
         _release(session, key)
         raise
     with phase(session):
-        # The outcome may have become known to another process first, and been told in its words.
+        # Another process may have settled the outcome first, and stored its response.
         stored = leases.get_stored_response(session, key.id)
         if stored is None:
             leases.release_key(session, key.id, key.owner)
@@ -135,7 +136,7 @@ def run(
 
 
 def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] | None:
-    """Own the key; or the row of one that is answered, or whose outcome is open."""
+    """Claim the key: None. A key that is answered, or whose outcome is open: its row."""
     user_id = context.principal.user_id
     row = leases.claim_key(
         session,
@@ -168,13 +169,13 @@ def _replay(session: Session, row: Row[Any]) -> StoredResponse:
 
 
 def _present(session: Session, row: Row[Any]) -> StoredResponse:
-    """202 with the state as it is now: the outcome is still open."""
+    """202 with the state as it is now, because the outcome is still open."""
     refund = crud.get_refund_of_key(session, row.gateway_key)
     if refund is not None:
         return StoredResponse.resource(202, schemas.Refund.model_validate(refund))
     payment = crud.get_payment_of_key(session, row.gateway_key)
     if payment is None:
-        raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
+        raise IdempotencyInProgress  # settled at this moment; the next repeat gets the response
     if payment.operation_key == row.gateway_key and payment.operation == "cancel":
         order = crud.require_order(session, payment.order_id, None)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))
@@ -191,4 +192,4 @@ def _release(session: Session, key: ClaimedKey) -> None:
         with phase(session):
             leases.release_key(session, key.id, key.owner)
     except SQLAlchemyError:
-        session.rollback()  # the database is gone; ownership ends by itself
+        session.rollback()  # the database is gone; the lease of the key ends by itself
