@@ -114,7 +114,7 @@ def prove(arguments: argparse.Namespace) -> int:
 
 
 def check_gateway(arguments: argparse.Namespace) -> int:
-    """Run the contract of gateways against one adapter, tell of each scenario."""
+    """Run the conformance kit against one adapter, and report each scenario."""
     try:
         from conformance.runner import check  # needs nothing of what the other commands need
     except ImportError as error:
@@ -150,7 +150,7 @@ def _parse_timespan(text: str) -> timedelta:
 
 
 def _progress(what: str, count: int) -> None:
-    """Tell a person who waits at a terminal how far it is, in the place of what was told before."""
+    """Show progress on a terminal, in place of what was shown before."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{what}: {count}\r", end="", file=sys.stderr, flush=True)
 

@@ -31,13 +31,13 @@ from pydantic_settings import (
 
 ROOT = Path(__file__).resolve().parent
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
-MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long and still no secret
+MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long, and no secret
 
 # What `.env.example` shows where a secret belongs. Copied unchanged, it is public knowledge.
 EXAMPLE_SECRET_MARKER = "change-me"  # noqa: S105 - it marks what is not a secret
 
 SECRET_SETTINGS = ("SECRET_KEY", "FINGERPRINT_KEY")
-# Made by others, who say how long they are.
+# Made by the gateways, in their own lengths.
 GATEWAY_SECRETS = (
     "STRIPE_API_KEY",
     "STRIPE_WEBHOOK_SECRET",
@@ -46,7 +46,7 @@ GATEWAY_SECRETS = (
     "ADYEN_HMAC_KEY",
 )
 SECRET_LISTS = ("FINGERPRINT_KEY", "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
-# Whoever guesses one of these can sign. An API key that is wrong is refused by its gateway.
+# Anybody who guesses one of these can sign. A gateway refuses an API key that is wrong.
 HMAC_KEYS = (*SECRET_SETTINGS, "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
 HOW_TO_MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
 
@@ -259,7 +259,7 @@ def _values(settings: Settings, name: str) -> list[str]:
 
 
 def _refuse_empty_environment(env_file: Any) -> None:
-    """`ENVIRONMENT=$UNKNOWN` in a deployment is a mistake that must not end in development."""
+    """Refuse `ENVIRONMENT=$UNKNOWN` in a deployment: it must not end in development."""
     file = DotEnvSettingsSource(Settings, env_file=env_file, env_ignore_empty=False)
     variables = EnvSettingsSource(Settings, env_ignore_empty=False)
     if not {**file.env_vars, **variables.env_vars}.get("environment", "unset"):
@@ -348,7 +348,7 @@ def _leads_back(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, by its name or address, is this machine as only it can reach itself."""
+    """Whether a host name or address is loopback."""
     address = _address(host)
     if address is None:
         name = host.rstrip(".").lower()
@@ -357,7 +357,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as; None for a name."""
+    """The IP address that a host is written as; None for a name."""
     text = host.strip("[]").partition("%")[0]
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
     try:
@@ -371,7 +371,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def configuration_warnings(settings: Settings, host: str) -> list[str]:
-    """What is allowed and yet worth a warning in the log. `host` is where the service listens."""
+    """Settings that are allowed and yet worth a warning. `host` is where the service listens."""
     warnings = []
     if settings.production and settings.database_url is None:
         warnings.append(

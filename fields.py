@@ -1,6 +1,6 @@
-"""The types of the API's fields, and the rules that a value of each keeps.
+"""The types of the API's fields and the rules of their values; `schemas` says who has which.
 
-Which fields a request or a resource has is said in `schemas`. No message repeats what was sent.
+No message repeats what was sent.
 """
 
 from __future__ import annotations
@@ -200,7 +200,7 @@ def card_brand(card_number: str) -> str:
     """The brand by the number's first digits, such as "visa"; "other" if no brand is like that."""
     try:
         return PaymentCardNumber.validate_brand(card_number).name
-    except PydanticCustomError:  # the digits of a brand, in a length that it does not have
+    except PydanticCustomError:  # the brand has no numbers of this length
         return "other"
 
 
@@ -212,7 +212,7 @@ def _cvc(value: str) -> str:
 
 def _email(value: str) -> str:
     try:
-        # Offline: whether the domain takes mail is the gateway's question, not ours.
+        # Offline: the gateway finds out whether the domain takes mail.
         email_validator.validate_email(value, check_deliverability=False, test_environment=True)
     except email_validator.EmailNotValidError:
         raise invalid_value("email", "Send an email address, such as name@example.com") from None

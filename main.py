@@ -145,7 +145,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     )
     app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
-    # What is loaded now stays; the collector need not look at it again with every request.
+    # What is loaded now stays, so garbage collection need not visit it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -189,7 +189,7 @@ def serve() -> None:
         server_header=False,
         proxy_headers=True,
         forwarded_allow_ips=settings.trusted_proxies,
-        # A gateway call may take its whole timeout; let it end and be written down.
+        # A gateway call may take its whole timeout; let it end and be settled.
         timeout_graceful_shutdown=int(settings.gateway_timeout) + 5,
     )
 

@@ -383,7 +383,7 @@ class Refund(Out):
 
 
 class Dispute(Out):
-    """What an event tells of a dispute."""
+    """A dispute in an event."""
 
     id: int
     payment_id: int
@@ -457,7 +457,7 @@ class SandboxQuery(Page):
     @model_validator(mode="after")
     def _show_whole_orders(self) -> SandboxQuery:
         if self.order_id is not None and "limit" not in self.model_fields_set:
-            self.limit = 200  # few orders have more: who reads one need not page
+            self.limit = 200  # few orders have more, so one page is enough
         return self
 
 

@@ -111,7 +111,7 @@ ADYEN: Final[Mapping[str, str]] = {
 
 
 def normalize_decline_code(table: Mapping[str, str], raw: str | None) -> str:
-    """Our code for a gateway's: `normalize_decline_code(STRIPE, "lost_card")` is "generic_decline"."""
+    """Our code for a gateway's: "lost_card" of STRIPE is "generic_decline"."""
     return table.get(raw or "", "generic_decline")
 
 

@@ -47,8 +47,8 @@ PaymentOperation = Literal["capture", "void", "cancel"]  # cancel: void, and can
 CaptureMethod = Literal["automatic", "manual"]
 TransitionRole = Literal["owner", "manager", "payments"]
 
-# What a person may state to end a review: what the gateway's books show, or `accepted`: all stays as
-# it is. The last two are about a refund.
+# What a person may state to end a review: what the gateway's books show, or `accepted`, which
+# changes nothing. The last two are about a refund.
 ReviewResolution = Literal[
     "captured", "authorized", "not_charged", "voided", "accepted", "refunded", "not_refunded"
 ]

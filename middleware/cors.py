@@ -11,7 +11,7 @@ from observability import logs
 
 
 class Cors(CORSMiddleware):
-    """The framework's rules; its refusals are plain text, ours are not."""
+    """The framework's rules, with problem documents instead of its plain-text refusals."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)

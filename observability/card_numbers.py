@@ -1,4 +1,4 @@
-"""What a card number looks like in a text: one is refused where people type, and never logged."""
+"""Finds card numbers in text: they are refused where people type, and never logged."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DOUBLED: Final = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # the digits of twice the digi
 
 # Where people type: spaces and dashes of any kind between the digits.
 _TYPED: Final = re.compile(r"[0-9](?:[\s\u2010-\u2015\u2212-]*[0-9]){13,}")
-# In a text that passed through other hands: encoded, escaped, or with other signs between.
+# In text from elsewhere: encoded, escaped, or with other signs between.
 _GAP: Final = (
     r"(?:[\s._+/\u2010-\u2015\u2212-]|%(?:C2%A0|E2%80%9[0-5]|20|2B|2D|2E|5F)"
     r"|\\(?:xa0|u00a0|u201[0-5]|t|n))"
@@ -40,8 +40,8 @@ _RANDOM: Final = re.compile(
 
 
 def holds_card_number(text: str) -> bool:
-    """Whether people would read a card number in it: 14 to 19 digits, with spaces and dashes
-    between or not, of a known brand, and with the right check digit."""
+    """Whether the text holds a card number: 14 to 19 digits, with spaces and dashes between or not,
+    of a known brand, and with the right check digit."""
     if not _TYPED.search(text):
         return False
     for run in _TYPED.findall(_RANDOM.sub("…", text)):

@@ -1,7 +1,6 @@
-"""Metrics, each declared once, in the text format of Prometheus.
+"""Metrics in the text format of Prometheus; docs/runbook.md lists them.
 
-What matters here is in the database and the same for every process, so it is read when somebody
-asks; any process may be scraped, and one is enough. Only what was refused is counted
+Most are counted in the database, the same for every process: scrape any one. Rejections are counted
 by each process for itself.
 """
 
@@ -18,12 +17,12 @@ from observability import rejections
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-# A count costs what is counted. Whether it is more than this changes nothing for who is called.
+# A count costs what is counted, and beyond this the number changes nothing for an operator.
 MAX_COUNTED = 10_000
 
 
 class CachedPage:
-    """The page as it was at most `seconds` ago: however many ask, it is made once in that time."""
+    """A page that is made at most once in `seconds`, however many requests there are."""
 
     def __init__(self, seconds: float = 5.0) -> None:
         self.seconds = seconds
@@ -32,7 +31,7 @@ class CachedPage:
         self._making = threading.Lock()
 
     def get(self, make: Callable[[], bytes]) -> bytes:
-        """The page; `make` makes a new one. While that lasts others get the last one."""
+        """The page; `make` makes a new one. Meanwhile other requests get the old one."""
         if not self._making.acquire(blocking=not self._page):
             return self._page
         try:

@@ -19,7 +19,7 @@ from web.route import PublicRoute, limiter
 
 router = APIRouter(tags=["Operations"], route_class=PublicRoute)
 
-# A probe that finds others in line waits for its turn so long; the statement has its own limit.
+# Seconds that a probe waits for earlier ones; its statement has a limit of its own.
 PROBE_WAIT_SECONDS = 2.0
 
 

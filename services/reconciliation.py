@@ -35,10 +35,10 @@ COMPARE_EVERY: Final = 120.0  # seconds; changes made outside are in our books w
 FIRST_WINDOW: Final = timedelta(days=7)  # of a gateway that was never compared
 # For clock skew, and rows that are written but not committed.
 OVERLAP: Final = timedelta(minutes=5)
-LEASE: Final = 600.0  # seconds; then another process begins a comparison that died again
+LEASE: Final = 600.0  # seconds; then another process takes over
 PAGE_SIZE: Final = 500  # of our own payments
-# Where a gateway cannot list what changed, each payment is read again at these ages. Most changes in
-# a dashboard whose webhook was lost are found while the payment is young.
+# Where a gateway cannot list what changed, each payment is read again at these ages: most changes
+# in a dashboard whose webhook was lost are found while the payment is young.
 REREAD_AGES: Final = [timedelta(minutes=2 * 2**number) for number in range(18)]  # half a year
 
 # How a payment's status reads in a gateway's books.
@@ -95,7 +95,7 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
 
 
 def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -> Iterator[None]:
-    """Compare a window page by page; without a list from the gateway, schedule our payments by age."""
+    """Compare a window page by page; if the gateway has no list, schedule our payments by age."""
     for page in list_pages(gateway, window.since - OVERLAP):
         for one in _compare_page(session, gateway, page.charges):
             if one.payment is not None and one.difference is not None:

@@ -89,16 +89,18 @@ TAGS = [
     {"name": "Operations", "description": "For load balancers and whoever is on call."},
 ]
 
-# Who one can be on /docs in development, and with which scopes.
+# The users that /docs can act as in development, with their scopes.
 USERS = {"alice": "", "manager": "orders:manage payments:manage webhooks:manage"}
 
 PAGE = Path(__file__).with_name("docs_page.html").read_text(encoding="utf-8")
 DEVELOPMENT_ONLY = re.compile("<!-- development -->.*<!-- /development -->", re.DOTALL)
-# As browsers write it; names below localhost may be other developers' pages.
+# As browsers write it; names under localhost may be other developers' pages.
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.I)
 BETWEEN = {"origin", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
-ASSETS_MAX_AGE = 24 * 3600  # they change with the package's version, which no address tells
+ASSETS_MAX_AGE = (
+    24 * 3600
+)  # they change with the package's version, and their addresses do not name it
 
 # Both pages style inline; ReDoc searches in a worker that it makes from a blob.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -117,7 +119,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
 
 
 def install(app: FastAPI, settings: Settings) -> None:
-    """Add the pages. Call it when every router is in, for the document is made once."""
+    """Add the pages. Call it after every router was added: the document is made once."""
 
     async def swagger_ui(request: Request) -> Response:
         nonce = secrets.token_urlsafe(16)
@@ -153,9 +155,10 @@ def install(app: FastAPI, settings: Settings) -> None:
 
 
 def print_greeting(settings: Settings) -> None:
-    """Greet the developer: the documentation's address, a token, and a first paid order to paste.
+    """Print a greeting for the developer: the address of the docs, a token, a first paid order to
+    paste.
 
-    Prints to standard error, in development only, and once however many processes serve.
+    To standard error, in development only, and once however many processes serve.
     """
     if settings.production or not _is_first_of_this_run(settings.data_dir):
         return
@@ -190,10 +193,10 @@ def _mints(settings: Settings) -> bool:
 
 
 def _is_developer(request: Request) -> bool:
-    """Whether somebody at this very machine opens the page, by its address and with nobody between.
+    """Whether somebody on this machine opens the page, with no proxy between.
 
-    Both ends count: a page whose name was rebound to 127.0.0.1 comes from here, and still names
-    its own host. Proxies and forwarded ports come from here too, and mostly say for whom.
+    Both ends count: a page whose name was rebound to 127.0.0.1 connects from here, but names its
+    own host. Proxies and forwarded ports connect from here too, and mostly say for whom.
     """
     peer, hosts = request.client, request.headers.getlist("host")
     return (
@@ -299,7 +302,7 @@ HEADERS_BY_STATUS = {
     "503": ["Retry-After"],
 }
 
-PATH_EXAMPLES = {"code": "payment_declined", "gateway": "sandbox"}  # the others are ids: 1
+PATH_EXAMPLES = {"code": "payment_declined", "gateway": "sandbox"}  # the others are ids
 IDEMPOTENCY_KEY, SANDBOX_FAULT = "Idempotency-Key", "Sandbox-Fault"
 HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
     IDEMPOTENCY_KEY: {"pattern": r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"},
@@ -309,7 +312,7 @@ _FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")  # ours are problem d
 
 
 def _complete(document: dict[str, Any], takes_faults: bool) -> dict[str, Any]:
-    """Make FastAPI's document say what this service does."""
+    """Complete FastAPI's document with what this service does."""
     document["servers"] = [{"url": "/", "description": "This service"}]
     components = document["components"]
     schemas = components["schemas"]
@@ -405,7 +408,7 @@ def _first_paid_order(address: str) -> list[str]:
 
 
 def _is_first_of_this_run(data_dir: Path) -> bool:
-    """Whether no other worker was here before, nor this one before it was reloaded.
+    """Whether this is the first worker of this run to greet; a reload is the same run.
 
     The authentication key of multiprocessing is random, and the same for all processes of a run.
     """
@@ -420,7 +423,7 @@ def _is_first_of_this_run(data_dir: Path) -> bool:
             file.truncate(0)
             file.write(run)
     except OSError:
-        return True  # nowhere to remember it; a greeting too many is better than no service
+        return True  # nowhere to remember it; one greeting too many does no harm
     return True
 
 

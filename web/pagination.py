@@ -1,4 +1,4 @@
-"""Path ids, pages, and whose rows a list shows: what all resources share in their addresses."""
+"""Path ids, pages, and the owner filter of lists: what all resources share in their addresses."""
 
 from __future__ import annotations
 

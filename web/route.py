@@ -1,7 +1,7 @@
-"""How every endpoint is run: who is calling comes first, then the body, then one worker thread.
+"""Runs every endpoint: authenticate, read the body, check permission, then one worker thread.
 
-Endpoints are plain functions. The one thread that runs an endpoint also gives its database
-connection back, before the answer is serialized.
+Endpoints are plain functions. The thread that runs an endpoint also gives its database connection
+back, before the response is serialized.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from web.json_body import StrictRequest
 DATABASE_THREADS = POOL_SIZE
 # Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
 # stalls takes nothing from the requests that only read.
-# One gateway's guard takes 120 of them at most (see gateways/guard.py), so two may stall at once.
+# One gateway's guard takes 120 at most (see gateways/guard.py), so two gateways may stall at once.
 GATEWAY_THREADS = 256
-# Threads for whoever shows no token: strangers may wait for each other, and nobody waits for them.
+# Threads for requests without a token: they may wait for each other, and no user waits for them.
 PUBLIC_THREADS = 2
 
 Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-# What is checked before an endpoint runs, and before a stored answer of it is repeated.
+# What is checked before an endpoint runs, and before its stored response is replayed.
 PERMISSIONS: dict[Callable[..., Any], Callable[..., None]] = {}
 
 # A limiter belongs to its event loop.
@@ -78,7 +78,7 @@ class PublicRoute(ServiceRoute):
 
 
 def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
-    """Let `check` say first whether the caller may call this endpoint at all.
+    """Check with `check` whether the caller may call this endpoint at all.
 
     The token that repeats a request may have fewer scopes than the one that made it. `check` takes
     arguments of the endpoint by their names, and raises NotFound or Forbidden.
@@ -150,7 +150,7 @@ def _check_permission(
     if check is not None:
         with phase(session):
             check(**{name: arguments[name] for name in inspect.signature(check).parameters})
-        session.info.pop("committed", None)  # nothing was written: the work may be repeated
+        session.info.pop("committed", None)  # nothing was written: the work may be retried
 
 
 def _response(answer: StoredResponse) -> Response:
@@ -158,7 +158,7 @@ def _response(answer: StoredResponse) -> Response:
 
 
 def service_url(request: Request) -> str:
-    """Where a browser reaches this service, with a slash at its end.
+    """The address at which browsers reach this service, with a slash at its end.
 
     PUBLIC_URL, or else the address that this connection came in at: never what the caller says.
     """
@@ -210,7 +210,7 @@ async def _context(
         request.value,
         settings.fingerprint_keys,
     )
-    # Longer than any honest request takes; see settlement/idempotency.py for one that does not end.
+    # Longer than any request takes; after that a repeat takes the key over.
     return CallContext(user, request_id, key, settings.gateway_timeout + 5)
 
 

@@ -14,18 +14,18 @@ from workers.roles import Resources, Role, due_roles, roles
 
 log = get_logger()
 
-MIGRATION_PAUSE = 1.0  # seconds between two looks whether somebody has migrated
+MIGRATION_PAUSE = 1.0  # seconds between two checks of the schema
 # Seconds between two polls; with MIN_IDLE_SECONDS after each, what others commit is found
 # within a second.
 POLL_SECONDS = 0.8
-MIN_IDLE_SECONDS = 0.1  # seconds that a role rests after finding nothing, however often it is woken
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries of a role that fails
+MIN_IDLE_SECONDS = 0.1  # seconds that a role sleeps at least, however often it is woken
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two attempts of a role that fails
 
 
 class Workers:
-    """Running roles. Each works until it finds nothing, then sleeps until the poll wakes it.
+    """Runs the roles. Each works until it finds nothing, then sleeps until the poll wakes it.
 
-    The poll is a role too. It looks once a second, and at once when this process has committed
+    The poll is a role too. It runs about once a second, and at once when this process has committed
     work. A role that fails is tried again, less and less often.
     """
 
@@ -68,7 +68,7 @@ class Workers:
                 done = role.run_once(self._resources)
             except Exception as error:
                 log.error("worker.failed", role=name, error=type(error).__name__, pause=pause)
-                self._stopping.wait(_spread(pause))  # it may be due all the while
+                self._stopping.wait(_spread(pause))  # not `wake.wait`: its work stays due
                 pause = min(LONGEST_PAUSE, 2 * pause)
                 continue
             pause = FIRST_PAUSE
@@ -76,7 +76,7 @@ class Workers:
                 continue
             self._stopping.wait(MIN_IDLE_SECONDS)
             wake.wait(None if role.pause is None else _spread(role.pause))
-            wake.clear()  # before it looks, so that what comes from now on wakes it again
+            wake.clear()  # before it works, so that what is due from now on wakes it again
 
     def _is_migrated(self) -> bool:
         try:
@@ -86,5 +86,5 @@ class Workers:
 
 
 def _spread(seconds: float) -> float:
-    """A little less, so that processes that started together spread out."""
+    """A little less, so that processes that started together do not act together."""
     return seconds * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret
