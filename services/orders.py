@@ -79,4 +79,4 @@ def _check_move(order: Order, status: OrderStatus, roles: frozenset[TransitionRo
         )
     if not movers & roles:
         who = "the scope orders:manage" if "manager" in movers else "a payment, not a caller"
-        raise Forbidden(f"Moving an order from {order.status} to {status} takes {who}")
+        raise Forbidden(f"Moving an order from {order.status} to {status} needs {who}")

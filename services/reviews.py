@@ -83,7 +83,9 @@ def _resolve(
         )
     if (data.refund_id is not None) != (data.resolution in REFUND_RESOLUTIONS):
         raise InvalidRequest.of(
-            "refund_id", "refund_id", "Name a refund with `refunded` or `not_refunded`, only then"
+            "refund_id",
+            "refund_id",
+            "Name a refund with `refunded` or `not_refunded`, and with nothing else",
         )
     reason = payment.review_reason
     if data.refund_id is not None:
@@ -133,7 +135,7 @@ def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> b
     reference = data.gateway_reference or payment.gateway_reference
     if reference is None and status in CHARGE_STATUSES_WITH_MONEY:
         raise InvalidRequest.of(
-            "gateway_reference", "missing", "Name the charge: without it it cannot be refunded"
+            "gateway_reference", "missing", "Name the charge: a refund needs its reference"
         )
     if data.gateway_reference is not None and crud.is_other_payments_reference(
         session, payment, data.gateway_reference

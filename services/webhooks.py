@@ -77,7 +77,9 @@ def receive(
             unclear = event.key is None and event.reference is not None
             if unclear and crud.has_unreferenced_payment(session, name):
                 # The event may be about it: the answer with its reference is still due.
-                raise PaymentInProgress("It may be about a payment under way; send it again")
+                raise PaymentInProgress(
+                    "It may be about a payment whose outcome is open; send it again"
+                )
             if event.delivery_id is not None:  # a signed delivery counts once, whatever it says
                 _store(session, name, event, None)
             return  # else not stored: when it is sent again its payment may be known

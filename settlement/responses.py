@@ -42,7 +42,7 @@ def operation_response(
     """The response to a capture of `amount`, a void, or a cancellation, once it is decided."""
     if payment.status in ("authorized", "requires_action"):  # surely not executed
         problem = GatewayUnavailable(
-            "The gateway did not do it; the payment is as it was", payment_id=payment.id
+            "The gateway did not execute it; the payment is unchanged", payment_id=payment.id
         )
         return StoredResponse.problem(problem, request_id)
     if operation == "capture":
@@ -74,7 +74,7 @@ def refund_not_made_response(
 ) -> StoredResponse:
     """The response to a refund request that was surely not executed."""
     problem = GatewayUnavailable(
-        "The gateway did not do it; nothing was refunded",
+        "The gateway did not execute it; nothing was refunded",
         payment_id=payment.id,
         refund_id=refund.id,
         retryable=not refused,
