@@ -269,10 +269,10 @@ class Connections:
         same = self.by_address.get(address, {})
         problem: ServiceError | None = None
         if len(same) >= self.per_address and address not in self.unlimited:
-            if not self._make_room(same, "made_way_in_address"):
+            if not self._make_room(same, "evicted_for_address"):
                 detail = f"One address may have {self.per_address} connections"
                 problem = RateLimited(detail, headers={"Retry-After": "1"})
-        elif len(self.all) >= self.at_most and not self._make_room(self.waiting, "made_way"):
+        elif len(self.all) >= self.at_most and not self._make_room(self.waiting, "evicted"):
             problem = Overloaded()
         self.all[connection] = self.waiting[connection] = None
         self.by_address.setdefault(address, {})[connection] = None
@@ -309,8 +309,8 @@ class Connections:
         """End every connection that missed a deadline: to send a request, to send anything, or to
         read."""
         for connection in list(self.all):
-            if _does_not_read(connection, now):
-                connection.drop("does_not_read")
+            if _is_slow_reader(connection, now):
+                connection.drop("slow_reader")
         for connection in list(self.waiting):
             if connection.ignores_input:
                 if now - connection.since > LINGER_SECONDS:
@@ -324,7 +324,7 @@ class Connections:
                 connection.transport.close()
 
 
-def _does_not_read(connection: LimitedProtocol, now: float) -> bool:
+def _is_slow_reader(connection: LimitedProtocol, now: float) -> bool:
     unsent = connection.transport.get_write_buffer_size()
     if not unsent:
         connection.unsent = None

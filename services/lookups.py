@@ -170,14 +170,14 @@ def look_up_everything_open(
                     )
                 if not rows:
                     break
-                list(threads.map(partial(_look_up_apart, engine, rules, model), rows))
+                list(threads.map(partial(_look_up_in_own_session, engine, rules, model), rows))
                 last = max(row.id for row in rows)
                 done += len(rows)
                 progress(done)
     return done
 
 
-def _look_up_apart(
+def _look_up_in_own_session(
     engine: Engine, rules: LookupRules, model: type[Payment] | type[Refund], row: Row[Any]
 ) -> None:
     with new_session(engine) as session:
@@ -204,9 +204,9 @@ def look_up(
         with phase(session):
             leases.finish_lookup(session, model, leased)
         if model is Payment:
-            _review_overdue(session, leased.id)
+            _flag_overdue(session, leased.id)
         else:
-            _review_overdue_refund(session, leased.id)
+            _flag_overdue_refund(session, leased.id)
     except Exception as error:  # the lease ends by itself
         session.rollback()
         log.error("lookup.not_finished", id=leased.id, error=type(error).__name__)
@@ -225,7 +225,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         return
     waits = seen.status == "requires_action" and seen.operation is None
     if waits and seen.age > rules.action_expires_after:
-        _give_up(session, rules, seen)
+        _void_expired(session, rules, seen)
         return
     can_retrieve = gateway.capabilities.can_retrieve
     snapshot = RowSnapshot.of_payment(seen)
@@ -344,7 +344,7 @@ def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method
         settle_refunds(session, RECONCILER, order, payment, charge.refunds, source)
 
 
-def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
+def _void_expired(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
     """Void a payment whose shopper has stayed away.
 
     After a day of refusals a person has to look. A gateway that did not answer may only be away.
@@ -353,23 +353,23 @@ def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
     overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
     looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
     if status == "requires_action" and overdue and not looked_at_lately:
-        _hand_over(session, seen)
+        _flag_unknown(session, seen)
 
 
-def _review_overdue(session: Session, payment_id: int) -> None:
+def _flag_overdue(session: Session, payment_id: int) -> None:
     """Flag a payment whose outcome has been open for a day."""
     with phase(session):
         seen = crud.require_payment_to_look_up(session, payment_id)
     is_open = seen.status == "pending" or seen.operation is not None
     if is_open and not seen.needs_review and _is_overdue(seen):
-        _hand_over(session, seen)
+        _flag_unknown(session, seen)
 
 
 def _is_overdue(seen: Row[Any], patience: float = REVIEW_AFTER) -> bool:
     return bool(seen.unreviewed_for > patience and seen.lookup_count >= REVIEW_AFTER_LOOKUPS)
 
 
-def _hand_over(session: Session, seen: Row[Any]) -> None:
+def _flag_unknown(session: Session, seen: Row[Any]) -> None:
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         ours = payment_facts(order, payment)
@@ -377,7 +377,7 @@ def _hand_over(session: Session, seen: Row[Any]) -> None:
             apply_decision(session, RECONCILER, order, payment, decide_unknown(ours, overdue=True))
 
 
-def _review_overdue_refund(session: Session, refund_id: int) -> None:
+def _flag_overdue_refund(session: Session, refund_id: int) -> None:
     with phase(session):
         seen = crud.require_refund_to_look_up(session, refund_id)
         of = crud.require_payment(session, seen.payment_id, None)

@@ -192,7 +192,7 @@ class ClaimedOperation:
     order_id: int
     operation: PaymentOperation
     request: ChangeRequest
-    charge: ChargeLookup  # to look the charge up, should the gateway refuse
+    lookup: ChargeLookup  # to look the charge up, should the gateway refuse
     snapshot: RowSnapshot
 
 
@@ -304,7 +304,7 @@ def claim_operation(
         order_id=order.id,
         operation=operation,
         request=gateway_requests.operation_request(payment, access.fault),
-        charge=gateway_requests.charge_lookup(payment, method),
+        lookup=gateway_requests.charge_lookup(payment, method),
         snapshot=RowSnapshot.of_payment(payment),
     )
 
@@ -334,7 +334,7 @@ def _call_operation(claim: ClaimedOperation, access: GatewayAccess) -> tuple[Any
     if isinstance(asked, NotExecuted):
         # Refused, or not reached: if its books can be read, what they show now decides.
         seen = call_gateway(
-            gateway, "look_up", lambda: gateway.look_up(claim.charge), access.seconds
+            gateway, "look_up", lambda: gateway.look_up(claim.lookup), access.seconds
         )
         charge = known_state(seen)
     return asked, charge
@@ -391,7 +391,7 @@ def confirm(
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
         charge = gateway_requests.charge_lookup(payment, method)
         by = ChangedBy.gateway(payment.gateway, context.request_id)
-        page = payment.next_action
+        next_action = payment.next_action
         if completes and waits:
             record_completion_started(session, by, order, payment)
         request = gateway_requests.completion_request(payment, returned) if completes else None
@@ -408,12 +408,12 @@ def confirm(
                     request = gateway_requests.completion_request(payment)
                     snapshot = RowSnapshot.of_payment(payment)
     if request is not None:
-        not_done = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
-        if not_done and page is not None:  # the parameters were another payment's
+        not_executed = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
+        if not_executed and next_action is not None:  # the parameters were another payment's
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
                 if payment.status == "pending" and snapshot.source(payment) == "answer":
-                    record_action_required(session, by, order, payment, page)
+                    record_action_required(session, by, order, payment, next_action)
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
         if shown.status == "pending":

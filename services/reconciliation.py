@@ -128,7 +128,7 @@ def _look_up_difference(
 
     No look-up shows another charge for the same payment, so that one is settled at once.
     """
-    if _is_another(payment, charge):
+    if _is_other_charge(payment, charge):
         with phase(session):
             order, locked = payments.lock(session, payment.order_id, payment.id)
             settle_charge(session, ChangedBy.gateway(gateway.name), order, locked, charge, "hint")
@@ -136,7 +136,7 @@ def _look_up_difference(
         schedule_lookup_now(session, payment)
 
 
-def _is_another(payment: Row[Any], charge: base.Charge) -> bool:
+def _is_other_charge(payment: Row[Any], charge: base.Charge) -> bool:
     return payment.gateway_reference not in (None, charge.reference, charge.replaces)
 
 
@@ -247,7 +247,7 @@ def _settle(
     with phase(session):
         payment = crud.require_payment(session, payment.id, None)
         refunds = crud.list_refunds_of_payments(session, [payment.id])
-    if listed is not None and _is_another(payment, listed):
+    if listed is not None and _is_other_charge(payment, listed):
         _look_up_difference(session, gateway, payment, listed)
         charge = listed  # no look-up of ours shows it
     with phase(session):
@@ -361,7 +361,7 @@ def find_difference(
     if payment.status == "pending" or payment.operation is not None:
         return None  # the report counts it as still open
     not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
-    other = _is_another(payment, charge)
+    other = _is_other_charge(payment, charge)
     pairs: list[tuple[str, Any, Any]] = [
         ("amount", payment.amount, charge.amount),
         ("currency", payment.currency, charge.currency),

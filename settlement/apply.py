@@ -122,7 +122,7 @@ def apply_decision(
     charge: base.Charge | None = None,
     *,
     refused: bool = False,
-    page: dict[str, Any] | None = None,
+    next_action: dict[str, Any] | None = None,
 ) -> None:
     """Write a decision about a locked payment, with all that follows from it."""
     if charge is not None and payment.gateway_reference in (None, charge.replaces):
@@ -137,7 +137,9 @@ def apply_decision(
     if decision.ends_review:
         payment.needs_review, payment.review_reason = False, None
     if decision.payment_status is not None:
-        _set_facts(payment, decision.payment_status, charge, refused=refused, page=page)
+        _set_facts(
+            payment, decision.payment_status, charge, refused=refused, next_action=next_action
+        )
         transition_payment(session, by, order, payment, decision.payment_status)
     if decision.order_status is not None:
         transition_order(session, by, order, decision.order_status)
@@ -194,7 +196,7 @@ def _set_facts(
     charge: base.Charge | None,
     *,
     refused: bool,
-    page: dict[str, Any] | None,
+    next_action: dict[str, Any] | None,
 ) -> None:
     """Set the fields that belong to a new status."""
     payment.next_action = None
@@ -202,7 +204,9 @@ def _set_facts(
         payment.requested_at = NOW  # open from now on
     elif status == "requires_action":
         url = charge.redirect_url if charge is not None else None
-        payment.next_action = {"type": "redirect", "url": url} if page is None else page
+        payment.next_action = (
+            {"type": "redirect", "url": url} if next_action is None else next_action
+        )
     elif status == "captured":
         assert charge is not None
         payment.amount_captured = charge.amount_captured
@@ -236,16 +240,16 @@ def record_completion_started(
 
 
 def record_action_required(
-    session: Session, by: ChangedBy, order: Order, payment: Payment, page: dict[str, Any]
+    session: Session, by: ChangedBy, order: Order, payment: Payment, next_action: dict[str, Any]
 ) -> None:
-    """The shopper has not acted on this payment after all; `page` is where to send them."""
+    """The shopper has not acted on this payment after all; `next_action` is where to send them."""
     apply_decision(
         session,
         by,
         order,
         payment,
         Decision(payment_status="requires_action", lookup="soon"),
-        page=page,
+        next_action=next_action,
     )
 
 

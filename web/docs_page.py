@@ -83,10 +83,10 @@ TAGS = [
         "name": "Disputes",
         "description": "Shoppers who asked their banks for the money back, for those who answer.",
     },
-    {"name": "Webhooks", "description": "Where gateways tell what happened on their side."},
-    {"name": "Sandbox", "description": "The test gateway's own books, to compare ours with."},
-    {"name": "Errors", "description": "Every code that can come back, and what to do next."},
-    {"name": "Operations", "description": "For load balancers and whoever is on call."},
+    {"name": "Webhooks", "description": "Where gateways send their events."},
+    {"name": "Sandbox", "description": "The sandbox gateway's own books."},
+    {"name": "Errors", "description": "Every error code, and what to do next."},
+    {"name": "Operations", "description": "For load balancers and operators."},
 ]
 
 # The users that /docs can act as in development, with their scopes.
@@ -96,11 +96,9 @@ PAGE = Path(__file__).with_name("docs_page.html").read_text(encoding="utf-8")
 DEVELOPMENT_ONLY = re.compile("<!-- development -->.*<!-- /development -->", re.DOTALL)
 # As browsers write it; names under localhost may be other developers' pages.
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.I)
-BETWEEN = {"origin", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
+PROXY_HEADERS = {"origin", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
-ASSETS_MAX_AGE = (
-    24 * 3600
-)  # they change with the package's version, and their addresses do not name it
+ASSETS_MAX_AGE = 24 * 3600  # seconds; their addresses do not name the package's version
 
 # Both pages style inline; ReDoc searches in a worker that it makes from a blob.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -205,7 +203,7 @@ def _is_developer(request: Request) -> bool:
         and len(hosts) == 1
         and LOOPBACK_HOST.fullmatch(hosts[0]) is not None
         # A visitor sends no Origin; a script of a site that CORS_ORIGINS names does.
-        and BETWEEN.isdisjoint(request.headers.keys())
+        and PROXY_HEADERS.isdisjoint(request.headers.keys())
     )
 
 
