@@ -20,7 +20,7 @@ test: $(VENV)/.installed-dev ## Run all tests; some of them:  make test ARGS="-k
 	@exec $(RUN) -m pytest -n auto --dist loadfile $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## Requests made from the OpenAPI document, with many seeds:  make fuzz SEEDS=100
-	@FUZZ_SEEDS=$(or $(SEEDS),20) exec $(RUN) -m pytest tests/test_fuzz.py $(ARGS)
+	@FUZZ_SEEDS=$(or $(SEEDS),20) exec $(RUN) -m pytest tests/web/test_fuzz.py $(ARGS)
 
 prove: $(VENV)/.installed ## Kill the service at every step of a payment, compare the books
 	@exec $(RUN) cli.py prove $(ARGS)

@@ -1,4 +1,4 @@
-"""Who is calling, by their bearer token; what they may do is the work of `domain/access.py`."""
+"""Who is calling, by their bearer token; what they may do is the work of `permissions.py`."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from jose.exceptions import JWKError
 from jose.utils import base64_to_long, base64url_decode, base64url_encode
 
 from config import MIN_SECRET_BYTES, ConfigurationError, Settings
-from domain.access import Principal
-from errors import Forbidden, Overloaded, Unauthenticated
+from errors import Overloaded, Unauthenticated
 from observability.logs import get_logger
+from permissions import Principal
 
 MAX_TOKEN = 8 * 1024  # what proxies allow for one header line; checked before anything is parsed
 MAX_VERIFIED = 4096  # tokens remembered, mostly under a kilobyte each
@@ -204,12 +204,6 @@ async def _current_user(
 
 
 CurrentUser = Annotated[Principal, Depends(_current_user)]
-
-
-def require_scope(principal: Principal, scope: str) -> None:
-    """Raises Forbidden, which names the scope, unless the caller has it."""
-    if scope not in principal.scopes:
-        raise Forbidden(f"This needs a token with the scope `{scope}`.")
 
 
 class _Verified(NamedTuple):

@@ -51,6 +51,7 @@ from models import (
     PaymentMethod,
     Refund,
 )
+from permissions import EVERYONE, VisibleTo
 from schemas import MAX_ID
 
 METHOD_COLUMNS = PaymentMethod.__table__.c
@@ -86,13 +87,13 @@ def page_by_time(
     page: schemas.Page,
     *,
     filters: int,
-    user_id: str | None,
+    visible_to: VisibleTo,
     before: datetime | None = None,
 ) -> Sequence[Row[Any]]:
     """One page, newest first: by time, and by id where times are the same.
 
     Ids alone would not do: transactions end in another order than they begin, and clocks are set
-    back. The cursor is the id of the last row that was shown, one of this user if one is given.
+    back. The cursor is the id of the last row that was shown, one that is visible too.
     `before` is where the list begins: a page begins there or at its cursor, whichever is earlier.
     `filters` is how many of the columns that have an index `query` compares (see `models`).
     """
@@ -104,8 +105,8 @@ def page_by_time(
         if before is not None:  # ids begin at 1: what is under (before, 0) is what is before it
             last_time = func.least(last.created_at, before)
             last_key = case((last.created_at < before, last.id), else_=literal(0, BigInteger))
-        if user_id is not None:  # a cursor of somebody else tells nothing of when that was
-            last_time = case((last.user_id == user_id, last_time))
+        if visible_to is not EVERYONE:  # a cursor of somebody else tells nothing of when that was
+            last_time = case((last.user_id == visible_to, last_time))
         place = select(last_time, last_key).where(last.id == cursor).scalar_subquery()
         query = query.where(tuple_(time, key) < place)
     elif before is not None:
@@ -155,18 +156,18 @@ def create_payment_method(session: Session, **values: Any) -> PaymentMethod | No
     )
 
 
-def get_payment_method(session: Session, method_id: int, reader: str | None) -> Row[Any] | None:
-    """An active method that the reader may see."""
+def get_payment_method(session: Session, method_id: int, visible_to: VisibleTo) -> Row[Any] | None:
+    """An active method that is visible to this caller."""
     if not is_id(method_id):
         return None
     query = select(*METHOD_COLUMNS).where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.is_active)
-    if reader is not None:
-        query = query.where(METHOD_COLUMNS.user_id == reader)
+    if visible_to is not EVERYONE:
+        query = query.where(METHOD_COLUMNS.user_id == visible_to)
     return session.execute(query).one_or_none()
 
 
-def require_payment_method(session: Session, method_id: int, reader: str | None) -> Row[Any]:
-    row = get_payment_method(session, method_id, reader)
+def require_payment_method(session: Session, method_id: int, visible_to: VisibleTo) -> Row[Any]:
+    row = get_payment_method(session, method_id, visible_to)
     if row is None:
         raise NotFound
     return row
@@ -303,31 +304,29 @@ def create_order(
     return session.scalar(insert(Order).values(values).returning(Order))
 
 
-def get_order(session: Session, order_id: int, reader: str | None) -> Row[Any] | None:
+def get_order(session: Session, order_id: int, visible_to: VisibleTo) -> Row[Any] | None:
     if not is_id(order_id):
         return None
     query = select(*ORDER_COLUMNS).where(ORDER_COLUMNS.id == order_id)
-    if reader is not None:
-        query = query.where(ORDER_COLUMNS.user_id == reader)
+    if visible_to is not EVERYONE:
+        query = query.where(ORDER_COLUMNS.user_id == visible_to)
     return session.execute(query).one_or_none()
 
 
-def require_order(session: Session, order_id: int, reader: str | None) -> Row[Any]:
-    row = get_order(session, order_id, reader)
+def require_order(session: Session, order_id: int, visible_to: VisibleTo) -> Row[Any]:
+    row = get_order(session, order_id, visible_to)
     if row is None:
         raise NotFound
     return row
 
 
-def lock_order(session: Session, order_id: int, reader: str | None = None) -> Order:
+def lock_order(session: Session, order_id: int) -> Order:
     """The order, locked. Payments and refunds are only ever locked after it. Raises NotFound."""
-    query = select(Order).where(Order.id == order_id)
-    if reader is not None:
-        query = query.where(Order.user_id == reader)
-    order = (
-        session.scalar(query.with_for_update().execution_options(populate_existing=True))
-        if is_id(order_id)
-        else None
+    order = session.scalar(
+        select(Order)
+        .where(Order.id == order_id)
+        .with_for_update()
+        .execution_options(populate_existing=True)
     )
     if order is None:
         raise NotFound
@@ -335,7 +334,7 @@ def lock_order(session: Session, order_id: int, reader: str | None = None) -> Or
 
 
 def list_orders(
-    session: Session, query: schemas.OrderQuery, user_id: str | None
+    session: Session, query: schemas.OrderQuery, visible_to: VisibleTo
 ) -> Sequence[Row[Any]]:
     """The orders of one user, or of everybody."""
     rows = select(*ORDER_COLUMNS)
@@ -347,18 +346,18 @@ def list_orders(
         if not is_id(query.payment_method_id):
             return []
         rows = rows.where(ORDER_COLUMNS.payment_method_id == query.payment_method_id)
-        if user_id is not None:  # all orders of a method are its user's
-            rows = rows.where(is_method_of(query.payment_method_id, user_id))
-    elif user_id is not None:
-        rows = rows.where(ORDER_COLUMNS.user_id == user_id)
-    of_one = user_id is not None or query.payment_method_id is not None
+        if visible_to is not EVERYONE:  # all orders of a method are its user's
+            rows = rows.where(is_method_of(query.payment_method_id, visible_to))
+    elif visible_to is not EVERYONE:
+        rows = rows.where(ORDER_COLUMNS.user_id == visible_to)
+    of_one = visible_to is not EVERYONE or query.payment_method_id is not None
     return page_by_time(
         session,
         rows,
         Order.__table__,
         query,
         filters=of_one + (query.status is not None),
-        user_id=user_id,
+        visible_to=visible_to,
         before=query.created_before,
     )
 
@@ -439,17 +438,17 @@ def get_live_payment(session: Session, order_id: int) -> Row[Any] | None:
     ).one_or_none()
 
 
-def get_payment(session: Session, payment_id: int, reader: str | None) -> Row[Any] | None:
+def get_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> Row[Any] | None:
     if not is_id(payment_id):
         return None
     query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.id == payment_id)
-    if reader is not None:
-        query = query.where(PAYMENT_COLUMNS.user_id == reader)
+    if visible_to is not EVERYONE:
+        query = query.where(PAYMENT_COLUMNS.user_id == visible_to)
     return session.execute(query).one_or_none()
 
 
-def require_payment(session: Session, payment_id: int, reader: str | None) -> Row[Any]:
-    row = get_payment(session, payment_id, reader)
+def require_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> Row[Any]:
+    row = get_payment(session, payment_id, visible_to)
     if row is None:
         raise NotFound
     return row
@@ -469,13 +468,13 @@ def lock_payment(session: Session, payment_id: int) -> Payment:
 
 
 def list_payments(
-    session: Session, query: schemas.PaymentQuery, user_id: str | None
+    session: Session, query: schemas.PaymentQuery, visible_to: VisibleTo
 ) -> Sequence[Row[Any]]:
     """The payments of one user, or of everybody."""
     rows = select(*PAYMENT_COLUMNS)
     filters = 0
-    if user_id is not None:
-        rows = rows.where(PAYMENT_COLUMNS.user_id == user_id)
+    if visible_to is not EVERYONE:
+        rows = rows.where(PAYMENT_COLUMNS.user_id == visible_to)
         filters += 1
     if query.status is not None:
         rows = rows.where(PAYMENT_COLUMNS.status == query.status)
@@ -490,7 +489,9 @@ def list_payments(
         filters += 2
     elif query.needs_review is False:
         rows = rows.where(~PAYMENT_COLUMNS.needs_review)
-    return page_by_time(session, rows, Payment.__table__, query, filters=filters, user_id=user_id)
+    return page_by_time(
+        session, rows, Payment.__table__, query, filters=filters, visible_to=visible_to
+    )
 
 
 def find_payment(

@@ -100,7 +100,6 @@ def create_app(
         app.include_router(module.router)
     if "sandbox" in settings.gateway_names:
         app.include_router(sandbox.router)
-        app.include_router(sandbox.pages)
         if not settings.production:
             app.include_router(sandbox_dashboard.router)
     docs_page.install(app, settings)

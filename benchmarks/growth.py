@@ -35,6 +35,7 @@ from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from invariants import INVARIANTS, find_violations
 from models import Payment, Refund
+from permissions import EVERYONE, VisibleTo
 
 # Pages that a statement may touch.
 A_LIST = 100  # 51 rows, each on a page of its own at worst, and a few pages of indexes
@@ -161,7 +162,7 @@ def order_lists(engine: sa.Engine) -> Iterator[Probe]:
                     cursor=ends[user] if deep else None,
                     **bounds,
                 ),
-                user,
+                user or EVERYONE,
             ),
         )
 
@@ -184,7 +185,7 @@ def payment_lists(engine: sa.Engine) -> Iterator[Probe]:
                 schemas.PaymentQuery(
                     status=status, needs_review=review, cursor=ends[user] if deep else None
                 ),
-                user,
+                user or EVERYONE,
             ),
         )
 
@@ -201,7 +202,7 @@ def other_lists(engine: sa.Engine) -> Iterator[Probe]:
     }
     methods = schemas.PaymentMethodQuery()
     for name, run in {
-        "payments of an order": _listing(crud.list_payments, by_order, None),
+        "payments of an order": _listing(crud.list_payments, by_order, EVERYONE),
         "payment methods": _listing(crud.list_payment_methods, methods, BUSY_USER),
         "refunds of a payment": lambda session: crud.list_refunds(session, refund, page),
         "events of an order": lambda session: crud.list_order_events(session, refund, page),
@@ -321,9 +322,9 @@ def comparisons(engine: sa.Engine) -> Iterator[Probe]:
 
 
 def _listing(
-    function: Callable[[Session, Any, Any], object], query: schemas.Page, user: str | None
+    function: Callable[[Session, Any, Any], object], query: schemas.Page, visible_to: VisibleTo
 ) -> Callable[[Session], object]:
-    return lambda session: function(session, query, user)
+    return lambda session: function(session, query, visible_to)
 
 
 def _times(connection: sa.Connection) -> list[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 
-router = APIRouter(prefix="/checkout", include_in_schema=False)
+from web.route import ServiceRoute
+
+router = APIRouter(prefix="/checkout", route_class=ServiceRoute, include_in_schema=False)
 
 # No script, no style from elsewhere, and nothing of what the gateway added to the address.
 PAGE = """<!doctype html>

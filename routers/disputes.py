@@ -9,9 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 import crud
 import schemas
-from auth import CurrentUser, require_scope
+from auth import CurrentUser
 from database import SessionDep
-from domain.access import PAYMENTS_MANAGE
 from errors import Forbidden, InvalidRequest
 from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
@@ -35,7 +34,7 @@ def list_disputes(
     query: Annotated[schemas.DisputeQuery, Query()],
 ) -> Sequence[Any]:
     """Newest first. Needs the scope `payments:manage`."""
-    require_scope(user, PAYMENTS_MANAGE)
+    user.require("list_disputes")
     return next_page(request, response, crud.list_disputes(session, query), query)
 
 
@@ -48,5 +47,5 @@ def list_disputes(
 )
 def get_dispute(session: SessionDep, user: CurrentUser, dispute_id: Id) -> Any:
     """Defend it at the gateway, before `evidence_due_at`. Needs the scope `payments:manage`."""
-    require_scope(user, PAYMENTS_MANAGE)
+    user.require("get_dispute")
     return crud.require_dispute(session, dispute_id)

@@ -9,9 +9,9 @@ from pydantic import BaseModel
 
 from errors import NotFound, catalog
 from web.problems import problems
-from web.route import PublicRoute
+from web.route import ServiceRoute
 
-router = APIRouter(prefix="/errors", tags=["Errors"], route_class=PublicRoute)
+router = APIRouter(prefix="/errors", tags=["Errors"], route_class=ServiceRoute)
 
 
 class ErrorCode(BaseModel):

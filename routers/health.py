@@ -15,9 +15,9 @@ from database import SessionDep, is_migrated
 from errors import DatabaseUnavailable
 from observability import metrics
 from web.problems import problems
-from web.route import PublicRoute, limiter
+from web.route import ServiceRoute, limiter
 
-router = APIRouter(tags=["Operations"], route_class=PublicRoute)
+router = APIRouter(tags=["Operations"], route_class=ServiceRoute)
 
 # Seconds that a probe waits for earlier ones; its statement has a limit of its own.
 PROBE_WAIT_SECONDS = 2.0

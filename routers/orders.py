@@ -19,10 +19,9 @@ from errors import (
     PaymentMethodNotFound,
 )
 from services import orders
-from web.pagination import Id, next_page, owner_filter
-from web.permissions import require_order, require_owner
+from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
-from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, permission
+from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
 
 router = APIRouter(prefix="/orders", tags=["Orders"], route_class=ServiceRoute)
 
@@ -58,7 +57,6 @@ CREATE_EXAMPLES: dict[str, Any] = {
     summary="Place an order",
     responses=problems(Forbidden, PaymentMethodNotFound, body=True),
 )
-@permission(require_owner)
 def create_order(
     session: SessionDep,
     context: CallContextDep,
@@ -84,7 +82,7 @@ def list_orders(
     query: Annotated[schemas.OrderQuery, Query()],
 ) -> Sequence[Any]:
     """Newest first. One's own; with `orders:manage` everyone's, or those of `user_id`."""
-    rows = crud.list_orders(session, query, owner_filter(query.user_id, user.orders_visible_to))
+    rows = crud.list_orders(session, query, user.visible_to("list_orders", query.user_id))
     return next_page(request, response, rows, query)
 
 
@@ -95,9 +93,9 @@ def list_orders(
     summary="Get an order",
     responses=resource_problems(),
 )
-def get_order(session: SessionDep, user: CurrentUser, order_id: Id) -> Any:
+def get_order(session: SessionDep, visible_to: VisibleToDep, order_id: Id) -> Any:
     """One's own order, or with `orders:manage` anybody's. Any other is 404."""
-    return crud.require_order(session, order_id, user.orders_visible_to)
+    return crud.require_order(session, order_id, visible_to)
 
 
 @router.put(
@@ -107,7 +105,6 @@ def get_order(session: SessionDep, user: CurrentUser, order_id: Id) -> Any:
     summary="Move an order",
     responses=resource_problems(InvalidStatusTransition, PaymentInProgress, body=True),
 )
-@permission(require_order)
 def set_order_status(
     session: SessionDep,
     context: CallContextDep,
@@ -138,11 +135,11 @@ def list_order_events(
     request: Request,
     response: Response,
     session: SessionDep,
-    user: CurrentUser,
+    visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
     """Newest first: what happened, when, who did it, and under which request."""
-    crud.require_order(session, order_id, user.orders_visible_to)
+    crud.require_order(session, order_id, visible_to)
     rows = crud.list_order_events(session, order_id, query)
     return next_page(request, response, rows, query, key="sequence")

@@ -19,11 +19,11 @@ from errors import (
     InvalidRequest,
     PaymentMethodDeclined,
 )
+from permissions import EVERYONE
 from services import payment_methods
-from web.pagination import Id, next_page, owner_filter
-from web.permissions import require_owner
+from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
-from web.route import CallContextDep, GatewaysDep, ServiceRoute, SettingsDep, permission
+from web.route import CallContextDep, GatewaysDep, ServiceRoute, SettingsDep, VisibleToDep
 
 router = APIRouter(prefix="/payment-methods", tags=["Payment methods"], route_class=ServiceRoute)
 
@@ -81,7 +81,6 @@ CREATE_EXAMPLES: dict[str, Any] = {
         body=True,
     ),
 )
-@permission(require_owner)
 def create_payment_method(
     session: SessionDep,
     context: CallContextDep,
@@ -113,8 +112,8 @@ def list_payment_methods(
     query: Annotated[schemas.PaymentMethodQuery, Query()],
 ) -> Sequence[Any]:
     """One's own active methods; with `orders:manage` those of the user in `user_id`."""
-    user_id = owner_filter(query.user_id, user.orders_visible_to)
-    if user_id is None:
+    user_id = user.visible_to("list_payment_methods", query.user_id)
+    if user_id is EVERYONE:
         raise InvalidRequest.of("user_id", "missing", "Name the user whose methods to list")
     rows = crud.list_payment_methods(session, query, user_id)
     return next_page(request, response, rows, query)
@@ -127,9 +126,9 @@ def list_payment_methods(
     summary="Get a payment method",
     responses=resource_problems(),
 )
-def get_payment_method(session: SessionDep, user: CurrentUser, method_id: Id) -> Any:
+def get_payment_method(session: SessionDep, visible_to: VisibleToDep, method_id: Id) -> Any:
     """An active method, as it is shown to shoppers: never more than brand, last four and expiry."""
-    return crud.require_payment_method(session, method_id, user.orders_visible_to)
+    return crud.require_payment_method(session, method_id, visible_to)
 
 
 @router.patch(

@@ -27,10 +27,9 @@ from errors import (
     PaymentMethodNotFound,
 )
 from services import payments, refunds, reviews
-from web.pagination import Id, next_page, owner_filter
-from web.permissions import require_managed_payment, require_order, require_payment
+from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
-from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, permission
+from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
 
 router = APIRouter(tags=["Payments"], route_class=ServiceRoute)
 
@@ -71,7 +70,6 @@ MANAGED = resource_problems(*MANAGED_ERRORS, body=True)
         body=True,
     ),
 )
-@permission(require_order)
 def pay_order(
     session: SessionDep,
     context: CallContextDep,
@@ -109,14 +107,14 @@ def list_order_payments(
     request: Request,
     response: Response,
     session: SessionDep,
-    user: CurrentUser,
+    visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
     """Newest first: every attempt, the declined ones too."""
-    order = crud.require_order(session, order_id, user.payments_visible_to)
+    order = crud.require_order(session, order_id, visible_to)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
-    rows = crud.list_payments(session, of_order, user.payments_visible_to)
+    rows = crud.list_payments(session, of_order, visible_to)
     return next_page(request, response, rows, query)
 
 
@@ -135,7 +133,7 @@ def list_payments(
     query: Annotated[schemas.PaymentQuery, Query()],
 ) -> Sequence[Any]:
     """Newest first. One's own; with `orders:manage` or `payments:manage` everyone's."""
-    rows = crud.list_payments(session, query, owner_filter(query.user_id, user.payments_visible_to))
+    rows = crud.list_payments(session, query, user.visible_to("list_payments", query.user_id))
     return next_page(request, response, rows, query)
 
 
@@ -146,9 +144,9 @@ def list_payments(
     summary="Get a payment",
     responses=resource_problems(),
 )
-def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
+def get_payment(session: SessionDep, visible_to: VisibleToDep, payment_id: Id) -> Any:
     """Ask this again while the status is `pending`; it settles by itself within seconds."""
-    return crud.require_payment(session, payment_id, user.payments_visible_to)
+    return crud.require_payment(session, payment_id, visible_to)
 
 
 @router.post(
@@ -158,7 +156,6 @@ def get_payment(session: SessionDep, user: CurrentUser, payment_id: Id) -> Any:
     summary="The shopper is back from a redirect",
     responses=PENDING | resource_problems(GatewayUnavailable, body=True),
 )
-@permission(require_payment)
 def confirm_payment(
     session: SessionDep,
     context: CallContextDep,
@@ -192,7 +189,6 @@ def confirm_payment(
     summary="Capture an authorized payment",
     responses=PENDING | MANAGED,
 )
-@permission(require_managed_payment)
 def capture_payment(
     session: SessionDep,
     context: CallContextDep,
@@ -220,7 +216,6 @@ def capture_payment(
     summary="Void an authorized payment",
     responses=PENDING | MANAGED,
 )
-@permission(require_managed_payment)
 def void_payment(
     session: SessionDep,
     context: CallContextDep,
@@ -243,7 +238,6 @@ def void_payment(
     summary="Refund a captured payment",
     responses=PENDING_REFUND | resource_problems(*MANAGED_ERRORS, PaymentDisputed, body=True),
 )
-@permission(require_managed_payment)
 def refund_payment(
     session: SessionDep,
     context: CallContextDep,
@@ -273,7 +267,6 @@ def refund_payment(
     summary="End the review of a payment",
     responses=resource_problems(InvalidStatusTransition, AmountExceedsRemaining, body=True),
 )
-@permission(require_managed_payment)
 def review_payment(
     session: SessionDep,
     context: CallContextDep,
@@ -313,12 +306,12 @@ def list_refunds(
     request: Request,
     response: Response,
     session: SessionDep,
-    user: CurrentUser,
+    visible_to: VisibleToDep,
     payment_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Sequence[Any]:
     """Newest first."""
-    crud.require_payment(session, payment_id, user.payments_visible_to)
+    crud.require_payment(session, payment_id, visible_to)
     rows = crud.list_refunds(session, payment_id, query)
     return next_page(request, response, rows, query)
 
@@ -330,9 +323,9 @@ def list_refunds(
     summary="Get a refund",
     responses=resource_problems(),
 )
-def get_refund(session: SessionDep, user: CurrentUser, payment_id: Id, refund_id: Id) -> Any:
+def get_refund(session: SessionDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id) -> Any:
     """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
-    crud.require_payment(session, payment_id, user.payments_visible_to)
+    crud.require_payment(session, payment_id, visible_to)
     return crud.require_refund(session, payment_id, refund_id)
 
 

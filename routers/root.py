@@ -9,9 +9,9 @@ from fastapi.responses import RedirectResponse
 from pydantic import BaseModel, Field
 
 from web.problems import problems
-from web.route import PublicRoute
+from web.route import ServiceRoute
 
-router = APIRouter(tags=["Operations"], route_class=PublicRoute)
+router = APIRouter(tags=["Operations"], route_class=ServiceRoute)
 
 DOCS = "/docs"
 BY_ACCEPT = {"Vary": "Accept"}

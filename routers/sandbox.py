@@ -11,19 +11,18 @@ from sqlalchemy import Row
 
 import crud
 import schemas
-from auth import CurrentUser, require_scope
+from auth import CurrentUser
 from database import SessionDep, phase
-from domain.access import PAYMENTS_MANAGE
 from domain.money import format_money
 from errors import Forbidden, InvalidRequest, NotFound
+from permissions import EVERYONE
 from services import lookups
 from services.payments import RETURN_PAGE
 from web.pagination import next_page
 from web.problems import problems
-from web.route import GatewaysDep, PublicRoute, SandboxDep, ServiceRoute, service_url
+from web.route import GatewaysDep, SandboxDep, ServiceRoute, service_url
 
 router = APIRouter(prefix="/sandbox", tags=["Sandbox"], route_class=ServiceRoute)
-pages = APIRouter(prefix="/sandbox", route_class=PublicRoute, include_in_schema=False)
 
 # Works without JavaScript, loads nothing, posts only to this service.
 PAGE_HEADERS = {
@@ -89,7 +88,7 @@ def list_charges(
 
     Newest first; with `order_id` the charges of this order, oldest first.
     """
-    require_scope(user, PAYMENTS_MANAGE)
+    user.require("list_charges")
     if query.order_id is not None and not 0 < query.order_id <= schemas.MAX_ID:
         return []
     try:
@@ -102,7 +101,7 @@ def list_charges(
     return [entry.as_dict() for entry in shown]
 
 
-@pages.get("/actions/{reference}")
+@router.get("/actions/{reference}", include_in_schema=False)
 def show_action(request: Request, sandbox: SandboxDep, reference: str) -> Response:
     """The page that a payment in `requires_action` sends its shopper to."""
     row = sandbox.action(reference)
@@ -111,7 +110,7 @@ def show_action(request: Request, sandbox: SandboxDep, reference: str) -> Respon
     return _page(row, request.url.path)
 
 
-@pages.post("/actions/{reference}/{decision}")
+@router.post("/actions/{reference}/{decision}", include_in_schema=False)
 def answer_action(
     request: Request,
     session: SessionDep,
@@ -127,7 +126,7 @@ def answer_action(
     if row is None:
         raise NotFound
     with phase(session):
-        payment = crud.get_payment(session, row.payment_id, None)
+        payment = crud.get_payment(session, row.payment_id, EVERYONE)
     if payment is not None:
         lookups.look_up_payment(session, request.app.state.lookup_rules, payment)
     if row.return_url and row.return_url != f"{service_url(request)}{RETURN_PAGE}":

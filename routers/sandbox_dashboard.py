@@ -22,7 +22,7 @@ from errors import Forbidden, InvalidRequest, NotFound
 from gateways.base import NotExecuted
 from gateways.sandbox.dashboard import MOST_COUNTED, Dashboard, Switches
 from gateways.sandbox.listing import Entry
-from web.route import PublicRoute, SandboxDep
+from web.route import SandboxDep, ServiceRoute
 
 CHARGES: Final = 20  # of a page
 PAGE: Final = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8"))
@@ -56,7 +56,7 @@ SWITCHES: Final[Mapping[tuple[str, str], Callable[[Dashboard], None]]] = {
     ("next-charge", "accept"): lambda dashboard: dashboard.decline_next(False),
 }
 
-router = APIRouter(prefix="/sandbox", route_class=PublicRoute, include_in_schema=False)
+router = APIRouter(prefix="/sandbox", route_class=ServiceRoute, include_in_schema=False)
 
 
 async def _read_form(request: Request) -> dict[str, str]:

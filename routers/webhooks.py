@@ -18,11 +18,11 @@ from errors import (
 )
 from services import webhooks
 from web.problems import problems
-from web.route import PublicRoute, limiter
+from web.route import ServiceRoute, limiter
 
 WEBHOOK_THREADS = 16  # of each gateway
 
-router = APIRouter(prefix="/webhooks", tags=["Webhooks"], route_class=PublicRoute)
+router = APIRouter(prefix="/webhooks", tags=["Webhooks"], route_class=ServiceRoute)
 
 
 class Received(BaseModel):

@@ -26,6 +26,7 @@ from gateways.registry import Gateways
 from leases import Lane
 from models import Payment, Refund
 from observability.logs import get_logger
+from permissions import EVERYONE
 from services import payments, refunds
 from settlement import gateway_requests
 from settlement.apply import (
@@ -294,7 +295,7 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         seen = crud.require_refund_to_look_up(session, leased.id)
         if seen.status != leased.status:
             return
-        of = crud.require_payment(session, seen.payment_id, None)
+        of = crud.require_payment(session, seen.payment_id, EVERYONE)
         method = crud.get_charged_payment_method(session, of.payment_method_id)
     gateway = rules.gateways.get(seen.gateway)
     if gateway is None:
@@ -380,7 +381,7 @@ def _flag_unknown(session: Session, seen: Row[Any]) -> None:
 def _flag_overdue_refund(session: Session, refund_id: int) -> None:
     with phase(session):
         seen = crud.require_refund_to_look_up(session, refund_id)
-        of = crud.require_payment(session, seen.payment_id, None)
+        of = crud.require_payment(session, seen.payment_id, EVERYONE)
     # A refund that the gateway has accepted may take some bank days.
     patience = REVIEW_AFTER if seen.gateway_reference is None else REFUND_REVIEW_AFTER
     if seen.status != "pending" or of.needs_review or not _is_overdue(seen, patience):

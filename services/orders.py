@@ -10,6 +10,7 @@ from database import phase
 from domain.states import ORDER_TRANSITIONS, OrderStatus, TransitionRole, allowed_transitions
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
 from models import Order
+from permissions import ORDERS_MANAGE
 from services import payments
 from settlement.context import CallContext, StoredResponse
 from settlement.gateway_calls import GatewayAccess
@@ -20,7 +21,7 @@ def create(
     session: Session, context: CallContext, data: schemas.OrderCreate, default_currency: str
 ) -> StoredResponse:
     """Place an order. Raises PaymentMethodNotFound for a method that is not the user's."""
-    user_id = context.owner(data.user_id)
+    user_id = context.require_owner("create_order", data.user_id)
     with phase(session):
         order = crud.create_order(
             session, data, user_id=user_id, currency=data.currency or default_currency
@@ -46,7 +47,8 @@ def set_status(
     that this caller may not make, PaymentInProgress while a payment's outcome is open.
     """
     with phase(session):
-        order = crud.lock_order(session, order_id, context.principal.orders_visible_to)
+        context.require_order(session, "set_order_status", order_id)
+        order = crud.lock_order(session, order_id)
         live = crud.get_live_payment(session, order.id)
         if order.status != status:
             _check_move(order, status, _roles(context, order))
@@ -64,7 +66,7 @@ def _roles(context: CallContext, order: Order) -> frozenset[TransitionRole]:
     roles: set[TransitionRole] = set()
     if order.user_id == context.principal.user_id:
         roles.add("owner")
-    if context.principal.manages_orders:
+    if ORDERS_MANAGE in context.principal.scopes:
         roles.add("manager")
     return frozenset(roles)
 

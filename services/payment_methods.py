@@ -19,7 +19,6 @@ from domain.masking import mask_email
 from errors import (
     CardNumberNotAccepted,
     DuplicatePaymentMethod,
-    Forbidden,
     GatewayUnavailable,
     InvalidRequest,
     NotFound,
@@ -51,7 +50,7 @@ def create(
 ) -> StoredResponse:
     """Save a method. Raises DuplicatePaymentMethod, PaymentMethodDeclined, InvalidRequest and
     CardNumberNotAccepted."""
-    user_id = context.owner(data.user_id)
+    user_id = context.require_owner("create_payment_method", data.user_id)
     gateway = _choose_gateway(gateways, data, default_currency)
     request, identity = _read(data, user_id)
     if request.card_number is not None and not gateway.capabilities.card_numbers:
@@ -99,7 +98,7 @@ def update(
 ) -> StoredResponse:
     """Change a card's expiry or holder, or make a method the default. Raises NotFound."""
     with phase(session):
-        owner = _own(session, context, method_id)
+        owner = context.require_payment_method(session, "update_payment_method", method_id).user_id
         crud.lock_user(session, owner)
         method = crud.lock_payment_method(session, method_id, owner)
         changed = _change_details(method, data.details)
@@ -124,7 +123,7 @@ def update(
 def delete(session: Session, context: CallContext, method_id: int) -> StoredResponse:
     """Deactivate a method; its orders and payments stay. Raises NotFound."""
     with phase(session):
-        owner = _own(session, context, method_id)
+        owner = context.require_payment_method(session, "delete_payment_method", method_id).user_id
         crud.lock_user(session, owner)
         method = crud.lock_payment_method(session, method_id, owner)
         _remove(session, ChangedBy.caller(context), method)
@@ -160,16 +159,6 @@ def _remove(session: Session, by: ChangedBy, method: PaymentMethod) -> None:
         promoted = crud.promote_newest_payment_method(session, method.user_id)
         if promoted is not None:
             record_payment_method_event(session, by, "payment_method.updated", promoted)
-
-
-def _own(session: Session, context: CallContext, method_id: int) -> str:
-    """The caller's id if the method is theirs. Managers may read every method, but change none."""
-    method = crud.get_payment_method(session, method_id, context.principal.orders_visible_to)
-    if method is None:
-        raise NotFound
-    if method.user_id != context.principal.user_id:
-        raise Forbidden("Only its owner may change a payment method")
-    return str(method.user_id)
 
 
 def _choose_gateway(gateways: Gateways, data: Create, default_currency: str) -> Gateway:

@@ -41,6 +41,7 @@ from gateways.base import (
     Refused,
 )
 from models import Order, Payment
+from permissions import EVERYONE
 from settlement import gateway_requests
 from settlement.apply import (
     record_action_required,
@@ -127,7 +128,8 @@ def _claim(
     """Claim what is sent to the gateway next: the charge, or the void of an earlier payment that
     waits for its shopper."""
     with phase(session):
-        order = crud.lock_order(session, order_id, context.principal.orders_visible_to)
+        context.require_order(session, "pay_order", order_id)
+        order = crud.lock_order(session, order_id)
         waiting = _waiting_payment(session, order) if may_void_waiting else None
         if waiting is None:
             require_payable(session, order)
@@ -205,7 +207,7 @@ def capture(
 ) -> StoredResponse:
     """Capture an authorization, all of it or `amount`; the rest is released.
 
-    Raises NotFound, AmountExceedsRemaining, InvalidStatusTransition, PaymentInProgress.
+    Raises NotFound, Forbidden, AmountExceedsRemaining, InvalidStatusTransition, PaymentInProgress.
     """
     return _operate(session, context, access, payment_id, "capture", amount)
 
@@ -235,7 +237,7 @@ def cancel_expired_payment(
     Returns the payment's status then; None if the gateway did not answer.
     """
     with phase(session):
-        found = crud.require_payment(session, payment_id, None)
+        found = crud.require_payment(session, payment_id, EVERYONE)
         order, payment = lock(session, found.order_id, payment_id)
         if payment.status != "requires_action" or payment.operation is not None:
             return None
@@ -252,7 +254,7 @@ def _operate(
     amount: int | None,
 ) -> StoredResponse:
     with phase(session):  # claim
-        found = crud.require_payment(session, payment_id, None)
+        found = context.require_payment(session, _ACTIONS[operation], payment_id)
         order, payment = lock(session, found.order_id, payment_id)
         claim = claim_operation(session, access, order, payment, operation, amount)
         context.link_gateway_request(session, claim.request.key)
@@ -379,7 +381,7 @@ def confirm(
     while its outcome is unknown. Raises NotFound.
     """
     with phase(session):  # claim
-        found = crud.require_payment(session, payment_id, context.principal.payments_visible_to)
+        found = context.require_payment(session, "confirm_payment", payment_id)
         order, payment = lock(session, found.order_id, payment_id)
         gateway = access.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
@@ -415,7 +417,7 @@ def confirm(
                 if payment.status == "pending" and snapshot.source(payment) == "answer":
                     record_action_required(session, by, order, payment, next_action)
     with phase(session):
-        shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, None))
+        shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, EVERYONE))
         if shown.status == "pending":
             return StoredResponse.resource(202, shown)  # not stored: a repeat asks again
         return context.store_response(session, StoredResponse.resource(200, shown))
@@ -471,6 +473,8 @@ def _require_allowed_operation(
         raise AmountExceedsRemaining(remaining=payment.amount)
 
 
+# What the caller of each must be allowed to do.
+_ACTIONS = {"capture": "capture_payment", "void": "void_payment", "cancel": "set_order_status"}
 _PAST_PARTICIPLE = {"capture": "captured", "void": "voided", "cancel": "voided"}
 _ALLOWED_STATUSES = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
 

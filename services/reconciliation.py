@@ -21,6 +21,7 @@ from database import new_session, phase
 from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
+from permissions import EVERYONE
 from services import payments
 from services.lookups import LookupRules, look_up_everything_open
 from settlement import gateway_requests
@@ -234,7 +235,7 @@ def _settle(
 ) -> Mismatch | None:
     """Look a payment up, and compare it with what the gateway shows now, or else with `listed`."""
     with phase(session):
-        payment = crud.require_payment(session, payment.id, None)
+        payment = crud.require_payment(session, payment.id, EVERYONE)
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
     snapshot = RowSnapshot.of_payment(payment)
     query = gateway_requests.charge_lookup(payment, method)
@@ -245,13 +246,13 @@ def _settle(
             by = ChangedBy.gateway(gateway.name)
             settle_charge(session, by, order, locked, charge, snapshot.source(locked))
     with phase(session):
-        payment = crud.require_payment(session, payment.id, None)
+        payment = crud.require_payment(session, payment.id, EVERYONE)
         refunds = crud.list_refunds_of_payments(session, [payment.id])
     if listed is not None and _is_other_charge(payment, listed):
         _look_up_difference(session, gateway, payment, listed)
         charge = listed  # no look-up of ours shows it
     with phase(session):
-        payment = crud.require_payment(session, payment.id, None)
+        payment = crud.require_payment(session, payment.id, EVERYONE)
     if _is_accepted(payment):
         return None
     shown = charge or listed

@@ -39,7 +39,7 @@ def refund(
     the shopper's bank gives the money back or may do so, unless the caller allows that.
     """
     with phase(session):  # claim: reserve the amount before the gateway is asked
-        found = crud.require_payment(session, payment_id, None)
+        found = context.require_payment(session, "refund_payment", payment_id)
         order = crud.lock_order(session, found.order_id)
         payment = crud.lock_payment(session, payment_id)
         gateway = access.gateway(payment.gateway)

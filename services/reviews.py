@@ -7,8 +7,9 @@ payment's state is refused.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
@@ -25,6 +26,7 @@ from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
 from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
 from gateways import base
 from models import Order, Payment
+from permissions import EVERYONE
 from services import payments
 from settlement.apply import (
     apply_decision,
@@ -54,9 +56,10 @@ REFUND_RESOLUTIONS: Final[frozenset[ReviewResolution]] = frozenset({"refunded", 
 def end_review(
     session: Session, context: CallContext, payment_id: int, data: schemas.ReviewCreate
 ) -> StoredResponse:
-    """End the review of a payment. Raises what `resolve` raises."""
+    """End the review of a payment. Raises Forbidden, and what `resolve` raises."""
     with phase(session):
-        shown = _resolve(session, ChangedBy.caller(context), payment_id, data)
+        found = context.require_payment(session, "review_payment", payment_id)
+        shown = _resolve(session, ChangedBy.caller(context), found, data)
         return context.store_response(session, StoredResponse.resource(200, shown))
 
 
@@ -69,14 +72,14 @@ def resolve(
     payment that needs no review and for what cannot follow from its state.
     """
     with phase(session):
-        return _resolve(session, by, payment_id, data)
+        found = crud.require_payment(session, payment_id, EVERYONE)
+        return _resolve(session, by, found, data)
 
 
 def _resolve(
-    session: Session, by: ChangedBy, payment_id: int, data: schemas.ReviewCreate
+    session: Session, by: ChangedBy, found: Row[Any], data: schemas.ReviewCreate
 ) -> schemas.Payment:
-    found = crud.require_payment(session, payment_id, None)
-    order, payment = payments.lock(session, found.order_id, payment_id)
+    order, payment = payments.lock(session, found.order_id, found.id)
     if not payment.needs_review:
         raise InvalidStatusTransition(
             "The payment needs no review", current_status=payment.status, allowed_statuses=[]

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from pydantic import BaseModel
+from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
+import crud
 import leases
-from domain.access import Principal
 from domain.events import Actor
-from errors import Forbidden, IdempotencyInProgress, ServiceError
+from errors import IdempotencyInProgress, ServiceError
+from permissions import Principal
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"  # RFC 9457
@@ -61,16 +64,34 @@ class CallContext:
     def actor(self) -> Actor:
         return Actor(type="user", id=self.principal.user_id)
 
-    def owner(self, user_id: str | None) -> str:
+    def require_owner(self, action: str, user_id: str | None) -> str:
         """The owner of the resource that is created: the caller, or the user that the body names.
 
         Raises Forbidden for another user without `orders:manage`.
         """
-        if user_id is None or user_id == self.principal.user_id:
-            return self.principal.user_id
-        if not self.principal.manages_orders:
-            raise Forbidden("Creating for another user needs the scope orders:manage")
-        return user_id
+        owner = self.principal.user_id if user_id is None else user_id
+        self.principal.require(action, owner)
+        return owner
+
+    def require_payment_method(self, session: Session, action: str, method_id: int) -> Row[Any]:
+        """The method to do this to. Raises NotFound if the caller may not see it, and Forbidden."""
+        visible_to = self.principal.visible_to("get_payment_method")
+        method = crud.require_payment_method(session, method_id, visible_to)
+        self.principal.require(action, method.user_id)
+        return method
+
+    def require_order(self, session: Session, action: str, order_id: int) -> Row[Any]:
+        """The same of an order."""
+        order = crud.require_order(session, order_id, self.principal.visible_to("get_order"))
+        self.principal.require(action, order.user_id)
+        return order
+
+    def require_payment(self, session: Session, action: str, payment_id: int) -> Row[Any]:
+        """The same of a payment."""
+        visible_to = self.principal.visible_to("get_payment")
+        payment = crud.require_payment(session, payment_id, visible_to)
+        self.principal.require(action, payment.user_id)
+        return payment
 
     def store_response(self, session: Session, response: StoredResponse) -> StoredResponse:
         """End the request with this response, in the transaction whose outcome it reports.

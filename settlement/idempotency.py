@@ -41,6 +41,7 @@ from errors import (
     ServiceError,
 )
 from observability.card_numbers import holds_card_number
+from permissions import EVERYONE
 from settlement.context import CallContext, ClaimedKey, StoredResponse
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
@@ -177,7 +178,7 @@ def _present(session: Session, row: Row[Any]) -> StoredResponse:
     if payment is None:
         raise IdempotencyInProgress  # settled at this moment; the next repeat gets the response
     if payment.operation_key == row.gateway_key and payment.operation == "cancel":
-        order = crud.require_order(session, payment.order_id, None)
+        order = crud.require_order(session, payment.order_id, EVERYONE)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))
     return StoredResponse.resource(202, schemas.Payment.model_validate(payment))
 

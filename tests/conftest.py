@@ -10,8 +10,6 @@ import secrets
 import threading
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -24,10 +22,9 @@ import database
 import main
 import postgres_server
 from config import Settings, load_settings
+from tests.support.clients import Api
 
-Api = Callable[..., httpx.Client]
-
-VISA = "4242424242424242"
+pytest_plugins = ["tests.support.shop", "tests.support.quiet"]
 
 
 @pytest.fixture(scope="session")
@@ -140,35 +137,3 @@ def alice(api: Api, user: str) -> httpx.Client:
 def manager(api: Api) -> httpx.Client:
     """A service that may do everything."""
     return api("manager", "orders:manage payments:manage webhooks:manage")
-
-
-def card(number: str = VISA, **changes: Any) -> dict[str, Any]:
-    """The body that saves a card."""
-    details = {"card_number": number, "exp_month": 12, "exp_year": 2040, "cvc": "123"}
-    return {"payment_type": "card", "details": details} | changes
-
-
-def order(**changes: Any) -> dict[str, Any]:
-    """The body that places an order."""
-    return {"product_id": "sku-1", "quantity": 1, "total_amount": 1099, "currency": "USD"} | changes
-
-
-def save_card(client: httpx.Client, number: str = VISA) -> dict[str, Any]:
-    return _created(client.post("/payment-methods", json=card(number)))
-
-
-def place_order(client: httpx.Client, **changes: Any) -> dict[str, Any]:
-    return _created(client.post("/orders", json=order(**changes)))
-
-
-def pay(client: httpx.Client, order_id: int, **body: Any) -> dict[str, Any]:
-    return _created(client.post(f"/orders/{order_id}/payments", json=body))
-
-
-def _created(answer: httpx.Response) -> dict[str, Any]:
-    assert answer.status_code == 201, answer.text
-    created: dict[str, Any] = answer.json()
-    return created
-
-
-ROOT = Path(__file__).resolve().parent.parent

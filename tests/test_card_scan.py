@@ -20,8 +20,7 @@ from jose import jwt
 import auth
 from config import Settings
 from gateways.sandbox import sign
-from tests.conftest import VISA, order
-from tests.processes import Service, copy_sources, wait_until_gone
+from tests.support.factories import VISA, order
 from tests.support.leaks import (
     Fields,
     Way,
@@ -36,6 +35,7 @@ from tests.support.leaks import (
     spaced,
     tables_of,
 )
+from tests.support.processes import Service, copy_sources, wait_until_gone
 
 REFUSED = {400}
 REVIEW = {"resolution": "accepted", "note": "looked at it"}

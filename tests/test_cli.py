@@ -14,8 +14,8 @@ import pytest
 
 import cli
 from config import Settings
-from tests.conftest import place_order
-from tests.processes import copy_sources, run
+from tests.support.factories import place_order
+from tests.support.processes import copy_sources, run
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from docs import generate
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 OUTSIDE = {"tests", "migrations", "benchmarks", "deploy", "docs", "proof"}
 LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception"}

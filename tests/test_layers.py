@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 # | floor | modules | what |
 FLOOR = re.compile(r"^\| (\d+) \| ((?:`[\w./]+` ?)+)\|", re.MULTILINE)
@@ -66,6 +66,7 @@ EXECUTES = {"execute", "exec_driver_sql", "scalar", "scalars", "query"}
 
 LOG_METHODS = {"debug", "info", "warning", "error", "critical", "exception", "log"}
 EVENT_NAME = re.compile(r"[a-z][a-z_]*(\.[a-z][a-z_]*)+")
+MAX_TEST_NAME = 90
 MAX_LINES = 600
 MAX_LINES_OF_CRUD = 900
 POINTLESS_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "shared"}
@@ -250,6 +251,16 @@ def print_violations(module: Module) -> list[str]:
     ]
 
 
+def sharing_violations(module: Module) -> list[str]:
+    """A test module or a conftest that is imported: what others need stands in tests/support."""
+    return [
+        f"{module.name} imports {target}"
+        for target in imports(module, set(SOURCES))
+        if target.startswith("tests.")
+        and any(part.startswith("test_") or part == "conftest" for part in target.split("."))
+    ]
+
+
 def cycles(graph: Mapping[str, set[str]]) -> list[str]:
     try:
         TopologicalSorter(graph).prepare()
@@ -328,6 +339,43 @@ def test_no_file_is_too_long_to_be_read_in_one_go() -> None:
     crud = lengths.pop("crud")  # a flat list of small functions
     assert crud <= MAX_LINES_OF_CRUD
     assert {name: lines for name, lines in lengths.items() if lines > MAX_LINES} == {}
+
+
+TESTS = [
+    parse(name, path.read_text())
+    for name, path in SOURCES.items()
+    if name.partition(".")[0] == "tests"
+]
+
+
+def test_tests_share_what_stands_in_support_only() -> None:
+    assert [line for module in TESTS for line in sharing_violations(module)] == []
+
+
+def test_the_name_of_a_test_fits_a_line() -> None:
+    names = [
+        f"{module.name}: {node.name}"
+        for module in TESTS
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        and node.name.startswith("test_")
+        and len(node.name) > MAX_TEST_NAME
+    ]
+    assert names == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from tests.web.test_errors import ADDRESSES",
+        "from tests.web import test_errors",
+        "import tests.web.test_errors",
+        "from tests.conftest import user",
+        "from tests.services.conftest import stripe",
+    ],
+)
+def test_the_sharing_test_sees(source: str) -> None:
+    assert len(sharing_violations(parse("tests.web.test_bodies", source))) == 1
 
 
 @pytest.mark.parametrize(

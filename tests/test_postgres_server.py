@@ -23,8 +23,8 @@ import pytest
 
 import postgres_server
 from postgres_server import PostgresStartError
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[1]
 LINUX = sys.platform == "linux"
 
 # Uses the server, and then does what its standard input says until that ends.

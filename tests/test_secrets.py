@@ -23,8 +23,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from tests.conftest import order
-from tests.processes import Service, copy_sources, wait_for, wait_until_gone
+from tests.support.factories import order
 from tests.support.leaks import (
     BAD_CVC,
     CVC,
@@ -41,6 +40,7 @@ from tests.support.leaks import (
     save,
     spaced,
 )
+from tests.support.processes import Service, copy_sources, wait_for, wait_until_gone
 
 # The sandbox's own: they are declined, or ask the shopper.
 DECLINED = ["4000000000000002", "4000000000009995", "4100000000000019", "4000000000000127"]

@@ -2,7 +2,7 @@
 
 import httpx
 
-from tests.conftest import pay, place_order, save_card
+from tests.support.factories import pay, place_order, save_card
 
 
 def test_a_saved_card_pays_an_order(alice: httpx.Client) -> None:

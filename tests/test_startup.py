@@ -15,8 +15,8 @@ import pytest
 import auth
 import postgres_server
 from config import load_settings
-from tests.conftest import card, order
-from tests.processes import (
+from tests.support.factories import card, order
+from tests.support.processes import (
     HANG,
     Service,
     copy_sources,

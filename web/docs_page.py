@@ -147,7 +147,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     takes_faults = "sandbox" in settings.gateway_names and not settings.production
     document = functools.cache(lambda: _complete(generate(), takes_faults))
     app.openapi = document  # type: ignore[method-assign]
-    app.mount("/docs/assets", _Assets(directory=ASSETS))
+    app.mount("/docs/assets", _Assets(directory=ASSETS), name="assets")
     app.add_route("/docs", swagger_ui, include_in_schema=False)
     app.add_route("/redoc", redoc, include_in_schema=False)
 

@@ -1,4 +1,4 @@
-"""Path ids, pages, and the owner filter of lists: what all resources share in their addresses."""
+"""Path ids and pages: what all resources share in their addresses."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from fastapi import Path, Request, Response
 from pydantic import BeforeValidator
 
 import schemas
-from errors import Forbidden
 
 T = TypeVar("T")
 
@@ -39,14 +38,3 @@ def next_page(
         query = {**request.query_params, "cursor": str(getattr(shown[-1], key))}
         response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
     return shown
-
-
-def owner_filter(user_id: str | None, visible: str | None) -> str | None:
-    """Whose rows a list shows; None is everyone's.
-
-    `user_id` is what the query asks for, `visible` the one user whose rows the caller may see,
-    or None for every user's. Raises Forbidden for somebody else's.
-    """
-    if user_id is not None and visible is not None and user_id != visible:
-        raise Forbidden("Listing another user's resources needs the scope orders:manage")
-    return user_id if user_id is not None else visible

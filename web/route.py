@@ -10,7 +10,7 @@ import functools
 import inspect
 import time
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 import anyio.to_thread
 from anyio import CapacityLimiter
@@ -25,6 +25,7 @@ from database import POOL_SIZE, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
+from permissions import ANYONE, RULES, VisibleTo
 from settlement import idempotency
 from settlement.context import CallContext, StoredResponse
 from settlement.gateway_calls import GatewayAccess
@@ -39,20 +40,15 @@ GATEWAY_THREADS = 256
 # Threads for requests without a token: they may wait for each other, and no user waits for them.
 PUBLIC_THREADS = 2
 
-Endpoint = TypeVar("Endpoint", bound=Callable[..., Any])
-# What is checked before an endpoint runs, and before its stored response is replayed.
-PERMISSIONS: dict[Callable[..., Any], Callable[..., None]] = {}
-
 # A limiter belongs to its event loop.
 _limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("limiters")
 
 
 class ServiceRoute(APIRoute):
-    """A route for callers with a token."""
-
-    public = False
+    """A route for callers with a token, or for anyone: `permissions.RULES` says which."""
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self.public = ANYONE in RULES[endpoint.__name__]
         if not inspect.iscoroutinefunction(endpoint):
             endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _thread_pool(endpoint)))
         super().__init__(path, endpoint, **options)
@@ -69,26 +65,6 @@ class ServiceRoute(APIRoute):
             return await handle(strict)
 
         return authenticated
-
-
-class PublicRoute(ServiceRoute):
-    """A route for everybody."""
-
-    public = True
-
-
-def permission(check: Callable[..., None]) -> Callable[[Endpoint], Endpoint]:
-    """Check with `check` whether the caller may call this endpoint at all.
-
-    The token that repeats a request may have fewer scopes than the one that made it. `check` takes
-    arguments of the endpoint by their names, and raises NotFound or Forbidden.
-    """
-
-    def register(endpoint: Endpoint) -> Endpoint:
-        PERMISSIONS[endpoint] = check
-        return endpoint
-
-    return register
 
 
 _PUBLIC = ("public", PUBLIC_THREADS)
@@ -136,7 +112,7 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if context is None:
             result = retry_transaction(session, work)
         else:
-            _check_permission(session, endpoint, arguments)
+            _check_permission(session, endpoint.__name__, context, arguments)
             result = idempotency.run(session, context, work)
     finally:
         session.close()
@@ -144,13 +120,19 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
 
 
 def _check_permission(
-    session: Session, endpoint: Callable[..., Any], arguments: dict[str, Any]
+    session: Session, action: str, context: CallContext, arguments: dict[str, Any]
 ) -> None:
-    check = PERMISSIONS.get(endpoint)
-    if check is not None:
-        with phase(session):
-            check(**{name: arguments[name] for name in inspect.signature(check).parameters})
-        session.info.pop("committed", None)  # nothing was written: the work may be retried
+    """Raises NotFound or Forbidden for what the caller may not do. Services do so too, but a
+    stored answer is repeated without them, to a token that may have fewer scopes than the first.
+    """
+    with phase(session):
+        if "payment_id" in arguments:
+            context.require_payment(session, action, arguments["payment_id"])
+        elif "order_id" in arguments:
+            context.require_order(session, action, arguments["order_id"])
+        elif "method_id" not in arguments:  # PATCH and DELETE, of which no answer is stored
+            context.require_owner(action, arguments["data"].user_id)
+    session.info.pop("committed", None)  # nothing was written: the work may be retried
 
 
 def _response(answer: StoredResponse) -> Response:
@@ -186,6 +168,10 @@ async def _sandbox(request: Request) -> SandboxGateway:
     if not isinstance(sandbox, SandboxGateway):
         raise NotFound("The sandbox gateway is switched off")
     return sandbox
+
+
+async def _visible_to(request: Request, user: CurrentUser) -> VisibleTo:
+    return user.visible_to(request.scope["endpoint"].__name__)
 
 
 async def _context(
@@ -244,5 +230,6 @@ async def _access(
 SettingsDep = Annotated[Settings, Depends(_settings)]
 GatewaysDep = Annotated[Gateways, Depends(_gateways)]
 SandboxDep = Annotated[SandboxGateway, Depends(_sandbox)]
+VisibleToDep = Annotated[VisibleTo, Depends(_visible_to)]
 CallContextDep = Annotated[CallContext, Depends(_context)]
 GatewayAccessDep = Annotated[GatewayAccess, Depends(_access)]

@@ -6,7 +6,7 @@ import json
 import tarfile
 from pathlib import Path
 
-CORPORA = Path(__file__).resolve().parent.parent / "corpora"
+from tests.support.paths import CORPORA
 
 
 def naughty_strings() -> list[str]:

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import Receive, Scope, Send
 
 from middleware.connection_limits import Connections
-from tests.processes import HANG, wait_for
+from tests.support.processes import HANG, wait_for
 from tests.support.raw import read_all
 
 BIG = b"x" * 32_000_000  # more than two sockets hold

@@ -17,8 +17,8 @@ import sqlalchemy as sa
 import auth
 import postgres_server
 from config import Settings, load_settings
-from tests.conftest import card, order
-from tests.processes import Service
+from tests.support.factories import card, order
+from tests.support.processes import Service
 
 CVC = "0917"  # with a zero in front: no process, millisecond or amount is written like this
 BAD_CVC = "0917-ZQ"

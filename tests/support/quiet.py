@@ -22,14 +22,9 @@ from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from services import audit, lookups, reconciliation
 from services.lookups import LookupRules
-from tests.conftest import ROOT
-from tests.support.shop import (
-    MANAGES,
-    Bearer,
-    Shop,
-    serve,
-    sql,
-)
+from tests.support.database import sql
+from tests.support.paths import ROOT
+from tests.support.shop import MANAGES, Bearer, Shop, serve
 from workers.roles import Resources
 
 LOST = {"Sandbox-Fault": "timeout_before_charge"}

@@ -28,12 +28,12 @@ from gateways.sandbox import SandboxGateway, sign
 from services import audit, payments
 from settlement import apply
 from settlement.transitions import ChangedBy
-from tests.conftest import card, order
+from tests.support.database import sql
+from tests.support.factories import VISA, card, order
 
 T = TypeVar("T")
 Bearer = Callable[..., dict[str, str]]
 
-VISA = "4242424242424242"
 DECLINED = "4000000000000002"
 INSUFFICIENT = "4000000000009995"
 ACTION = "4000002760003184"
@@ -66,13 +66,6 @@ def together(count: int, work: Callable[[int], T]) -> list[T]:
 
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(run, range(count)))
-
-
-def sql(engine: sa.Engine, statement: str, **values: Any) -> list[Any]:
-    """Run one statement in a transaction of its own."""
-    with engine.begin() as connection:
-        result = connection.execute(sa.text(statement), values)
-        return list(result.all()) if result.returns_rows else []
 
 
 def webhook(engine: sa.Engine, payload: dict[str, Any]) -> tuple[bytes, dict[str, str]]:
@@ -118,7 +111,7 @@ def settle(engine: sa.Engine) -> None:
     until(lambda: sql(engine, OPEN)[0][0] == 0, "everything is settled", 60)
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def invariants_hold(engine: sa.Engine, app: FastAPI) -> Iterator[None]:
     """After every scenario, both sets of books are whole and agree."""
     yield

@@ -17,15 +17,7 @@ from gateways.base import (
 )
 from gateways.paypal import PayPalGateway
 from gateways.paypal.gateway import ORDER_KEYS, PAYMENT_KEYS, UNPAID_ORDER_LIFE
-from tests.support.paypal import (
-    a_change,
-    a_charge,
-    a_refund,
-    authorized,
-    book,
-    captured,
-    utc_now,
-)
+from tests.support.paypal import a_change, a_charge, a_refund, authorized, book, captured, utc_now
 
 
 def test_a_lost_charge_is_found_by_asking_again(

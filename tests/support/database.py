@@ -1,0 +1,25 @@
+"""Statements beside those of the service."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+
+def sql(engine: sa.Engine, statement: str, **values: Any) -> list[Any]:
+    """Run one statement in a transaction of its own."""
+    with engine.begin() as connection:
+        result = connection.execute(sa.text(statement), values)
+        return list(result.all()) if result.returns_rows else []
+
+
+def sandbox_charges(engine: sa.Engine, order_id: int) -> list[sa.Row[Any]]:
+    """What the sandbox itself has on record, the oldest first."""
+    with engine.connect() as connection:
+        return list(
+            connection.execute(
+                sa.text("SELECT * FROM sandbox.charges WHERE order_id = :id ORDER BY created_at"),
+                {"id": order_id},
+            )
+        )
