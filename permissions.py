@@ -34,8 +34,8 @@ EVERYONE: Final = Everyone.EVERYONE
 VisibleTo = str | Everyone  # one user whose rows a caller sees, or everyone
 
 # Who may do what: OWNER to their own resources, a token with one of these scopes to those of
-# everyone. A caller who may not get an order, payment or method always gets 404 for it. A caller who
-# may get it, but not do what they ask for, gets 403.
+# everyone. A caller who may not get an order, payment or method always gets 404 for it. One who may
+# get it, but not do what they ask for, gets 403.
 RULES: Final[Mapping[str, Set[Party | str]]] = {
     "create_payment_method": {OWNER, ORDERS_MANAGE},
     "list_payment_methods": {OWNER, ORDERS_MANAGE},
