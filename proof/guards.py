@@ -105,7 +105,7 @@ def _idempotency() -> None:
 
 
 def _refund_reservation() -> None:
-    """Look up nothing, and let the gateway send no webhooks either."""
+    """Check what is left to refund neither here nor at the gateway."""
     from gateways.sandbox import SandboxGateway
     from gateways.sandbox.tables import charges
     from services import refunds
