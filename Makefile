@@ -7,7 +7,7 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz check lint types format prove clean
+.PHONY: help run test fuzz check lint types format docs prove clean
 .DELETE_ON_ERROR:
 
 help: ## What can be made
@@ -36,6 +36,9 @@ types: $(VENV)/.installed-dev ## Types, strictly
 
 format: $(VENV)/.installed-dev ## Format, and mend what can be mended by machine
 	@$(RUN) -m ruff check --fix --quiet . ; $(RUN) -m ruff format .
+
+docs: $(VENV)/.installed ## Write the parts of the docs that are made from the code
+	@$(RUN) -m docs.generate
 
 clean: ## Remove .venv and caches; .data (the database and the secrets) stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -30,13 +30,13 @@ from pydantic_settings import (
 
 ROOT = Path(__file__).resolve().parent
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
-MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long and still no secret
+MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long, and no secret
 
 # What `.env.example` shows where a secret belongs. Copied unchanged, it is public knowledge.
-EXAMPLE_SECRET_MARK = "change-me"  # noqa: S105 - it marks what is not a secret
+EXAMPLE_SECRET_MARKER = "change-me"  # noqa: S105 - it marks what is not a secret
 
 SECRET_SETTINGS = ("SECRET_KEY", "FINGERPRINT_KEY")
-# Made by others, who say how long they are.
+# Made by the gateways, in their own lengths.
 GATEWAY_SECRETS = (
     "STRIPE_API_KEY",
     "STRIPE_WEBHOOK_SECRET",
@@ -45,9 +45,9 @@ GATEWAY_SECRETS = (
     "ADYEN_HMAC_KEY",
 )
 SECRET_LISTS = ("FINGERPRINT_KEY", "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
-# Whoever guesses one of these can sign. An API key that is wrong is refused by its gateway.
+# Anybody who guesses one of these can sign. A gateway refuses an API key that is wrong.
 HMAC_KEYS = (*SECRET_SETTINGS, "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
-MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
+HOW_TO_MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
 
 HTTPS_SETTINGS = ("STRIPE_API_BASE", "PAYPAL_API_BASE", "ADYEN_API_BASE", "JWKS_URL")
 LOOPBACK_NAMES = (  # as /etc/hosts has them
@@ -261,7 +261,7 @@ def _values(settings: Settings, name: str) -> list[str]:
 
 
 def _refuse_empty_environment(env_file: Any) -> None:
-    """`ENVIRONMENT=$UNKNOWN` in a deployment is a mistake that must not end in development."""
+    """Refuse `ENVIRONMENT=$UNKNOWN` in a deployment: it must not end in development."""
     file = DotEnvSettingsSource(Settings, env_file=env_file, env_ignore_empty=False)
     variables = EnvSettingsSource(Settings, env_ignore_empty=False)
     if not {**file.env_vars, **variables.env_vars}.get("environment", "unset"):
@@ -279,7 +279,7 @@ def _unsafe_secrets(settings: Settings) -> Iterator[str]:
     seen: dict[str, str] = {}
     for name in (*_needed_secrets(settings), *GATEWAY_SECRETS):
         is_ours = name in SECRET_SETTINGS
-        remedy = MAKE_ONE if is_ours else "use the one of your account"
+        remedy = HOW_TO_MAKE_ONE if is_ours else "use the one of your account"
         values = _values(settings, name)
         if not values and (is_ours or getattr(settings, name.lower()) is not None):  # "," is none
             yield f"{name} is not set; {remedy}"
@@ -294,7 +294,7 @@ def _unsafe_secrets(settings: Settings) -> Iterator[str]:
 
 def _weakness(name: str, value: str) -> str | None:
     """Why this is no secret, or None if it may be one."""
-    if EXAMPLE_SECRET_MARK in value:
+    if EXAMPLE_SECRET_MARKER in value:
         return "is the one of .env.example"
     if name not in HMAC_KEYS:
         return None
@@ -350,7 +350,7 @@ def _leads_back(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, by its name or address, is this machine as only it can reach itself."""
+    """Whether a host name or address is loopback."""
     address = _address(host)
     if address is None:
         name = host.rstrip(".").lower()
@@ -359,7 +359,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as; None for a name."""
+    """The IP address that a host is written as; None for a name."""
     text = host.strip("[]").partition("%")[0]
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
     try:
@@ -372,22 +372,24 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def find_risks(settings: Settings, host: str) -> list[str]:
-    """What is allowed and yet worth a warning in the log. `host` is where the service listens."""
-    risks = []
+def configuration_warnings(settings: Settings, host: str) -> list[str]:
+    """Settings that are allowed and yet worth a warning. `host` is where the service listens."""
+    warnings = []
     if settings.production and settings.database_url is None:
-        risks.append("DATABASE_URL is not set: the embedded database has no replica and no backups")
+        warnings.append(
+            "DATABASE_URL is not set: the embedded database has no replica and no backups"
+        )
     if settings.production and settings.public_url is None:
-        risks.append(
+        warnings.append(
             "PUBLIC_URL is not set: shoppers who have to approve a payment are sent back to the"
             " address that this process listens on, which they may not reach"
         )
     if not settings.production and not is_loopback(host):
-        risks.append(
+        warnings.append(
             "HOST is not loopback, and ENVIRONMENT is development:"
             " whoever can reach this machine can use what is meant for its developer"
         )
-    return risks
+    return warnings
 
 
 def _check_keys(settings: Settings) -> None:

@@ -19,7 +19,7 @@ from starlette.middleware import Middleware
 
 import database
 from auth import TokenVerifier
-from config import ConfigurationError, Settings, find_risks, get_settings
+from config import ConfigurationError, Settings, configuration_warnings, get_settings
 from gateways.registry import Gateways
 from middleware import connection_limits
 from middleware.access_log import AccessLog
@@ -86,7 +86,7 @@ def create_app(
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
     app.state.look = None
-    app.state.metrics = metrics.RecentPage()
+    app.state.metrics = metrics.CachedPage()
     exception_handlers.install(app)
     for module in (
         payment_methods,
@@ -138,15 +138,15 @@ def _cors(settings: Settings) -> list[Middleware]:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
-    for risk in find_risks(settings, docs_page.listens_on(settings)[0]):
-        log.warning("settings.warning", risk=risk)
+    for warning in configuration_warnings(settings, docs_page.listens_on(settings)[0]):
+        log.warning("settings.warning", warning=warning)
     # The embedded server and the migrations block for a moment; nothing else runs yet.
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
     )
     app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
-    # What is loaded now stays; the collector need not look at it again with every request.
+    # What is loaded now stays, so garbage collection need not visit it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -157,7 +157,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     )
     if settings.run_workers:
         workers.start()
-    docs_page.announce(settings)
+    docs_page.print_greeting(settings)
     connections = connection_limits.Connections(
         settings.connections_per_address, settings.trusted_proxies
     )
@@ -193,7 +193,7 @@ def serve() -> None:
         server_header=False,
         proxy_headers=True,
         forwarded_allow_ips=settings.trusted_proxies,
-        # A gateway call may take its whole timeout; let it end and be written down.
+        # A gateway call may take its whole timeout; let it end and be settled.
         timeout_graceful_shutdown=int(settings.gateway_timeout) + 5,
     )
 

@@ -12,13 +12,13 @@ from observability.logs import get_logger
 log = get_logger()
 
 
-# A word of ours, or an id behind one. Whatever else stands in a path may be a secret.
+# A word of ours, or an id after one. Anything else in a path may be a secret.
 _WORD = re.compile(r"[a-z][a-z_-]{0,39}", re.ASCII)
 _ID = re.compile(r"[0-9]{1,11}", re.ASCII)  # card numbers have twelve digits or more
 
 
-def shown_path(path: str) -> str:
-    """A path as the log may show it."""
+def path_for_log(path: str) -> str:
+    """The path, with what may be a secret replaced."""
     shown: list[str] = []
     for part in path.split("/"):
         is_id = _ID.fullmatch(part) and shown and _WORD.fullmatch(shown[-1])
@@ -49,7 +49,7 @@ class AccessLog:
             log.info(
                 "http.request",
                 method=scope["method"],
-                path=shown_path(scope["path"]),
+                path=path_for_log(scope["path"]),
                 status=status,
                 milliseconds=round((time.perf_counter() - started) * 1000, 1),
             )

@@ -11,7 +11,7 @@ MAX_BODY = 64 * 1024
 
 
 class BodyLimit:
-    """Whoever reads the body of a request that is too large gets BodyTooLarge instead."""
+    """Raises BodyTooLarge in whatever reads the body of a request that is too large."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app

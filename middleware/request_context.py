@@ -29,7 +29,7 @@ class RequestContext:
             return
         headers = Headers(scope=scope)
         given = headers.get("x-request-id", "")
-        # The id is kept with what the request does, so it is none that the logs would not show.
+        # The id is stored with what the request does, so redaction must not change it in the log.
         is_good = _REQUEST_ID.fullmatch(given) and redact(given) == given
         request_id = given if is_good else _new_id()
         scope.setdefault("state", {})["request_id"] = request_id
@@ -51,7 +51,7 @@ class RequestContext:
 
 
 def _new_id() -> str:
-    """An id that the logs show as it is: a few in ten thousand look like a card number to them."""
+    """A new id that redaction leaves alone: a few in ten thousand look like a card number."""
     while redact(made := uuid.uuid4().hex) != made:
         pass
     return made

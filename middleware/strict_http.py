@@ -26,7 +26,7 @@ class StrictHttp:
         self.app = app
         self.names = frozenset(allowed_hosts)
         self.endings = tuple(name[1:] for name in self.names if name.startswith("*."))
-        # Callers use few hosts, and whoever tries many only tries them.
+        # Clients use few hosts; one that tries many only fills this cache.
         self.answers_to = lru_cache(maxsize=256)(self._answers_to)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -51,7 +51,7 @@ class StrictHttp:
             headers = [header for header in scope["headers"] if header[0] not in _RANGES]
             scope = {**scope, "headers": headers}
         if _CONTROL.search(scope["path"]):
-            # Read as bytes are that are no UTF-8: it names nothing that there is.
+            # As if it were not UTF-8: then the path names no resource.
             scope = {**scope, "path": _CONTROL.sub("\ufffd", scope["path"])}
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _without_body(send)

@@ -1,4 +1,4 @@
-"""Turns what nobody foresaw into a 500 that says no more than its code and request id."""
+"""Turns an unexpected exception into a 500 with nothing but its code and request id."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ log = get_logger()
 
 
 class UnhandledErrors:
-    """Catches before the framework would: its traceback shows messages, and so what was sent."""
+    """Catches before the framework does: its traceback shows messages, and so what was sent."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -33,14 +33,12 @@ class UnhandledErrors:
         try:
             await self.app(scope, receive, note_start)
         except ClientDisconnect:
-            log.info(
-                "http.client_disconnected"
-            )  # in the middle of the body; nobody waits for an answer
+            log.info("http.client_disconnected")  # while it sent its body; no answer is needed
         except Exception as error:
             # Where it happened, without the message: that may hold a value of the request.
             frames = traceback.extract_tb(error.__traceback__)[-12:]
             trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-            log.error("http.unhandled", error=type(error).__name__, trace=trace)
+            log.error("http.unhandled_error", error=type(error).__name__, trace=trace)
             if started:
                 raise
             body = InternalError().body(scope["state"]["request_id"])

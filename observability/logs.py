@@ -20,8 +20,8 @@ bind = structlog.contextvars.bind_contextvars
 clear = structlog.contextvars.clear_contextvars
 
 
-def bound(name: str) -> str:
-    """What is bound under this name for the request at hand."""
+def get_bound(name: str) -> str:
+    """The value bound under this name for the current request."""
     return str(structlog.contextvars.get_contextvars().get(name, ""))
 
 
@@ -54,7 +54,7 @@ def configure(level: str, *, json: bool) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Tracebacks become text first, so that the net below sees them too.
+                # Tracebacks become text first, so that redaction sees them too.
                 structlog.processors.format_exc_info,
                 _redact,
                 renderer,

@@ -91,11 +91,11 @@ async def _look(probe: Engine) -> bool | None:
 )
 def get_metrics(request: Request, session: SessionDep) -> Response:
     """How many payments are open, and how many wait for a person, at most five seconds ago."""
-    recent: metrics.RecentPage = request.app.state.metrics
+    recent: metrics.CachedPage = request.app.state.metrics
     page = recent.get(
         lambda: metrics.render(
-            payments_open=crud.count_open(session, metrics.MOST_COUNTED),
-            payments_need_review=crud.count_needs_review(session, metrics.MOST_COUNTED),
+            payments_open=crud.count_open(session, metrics.MAX_COUNTED),
+            payments_need_review=crud.count_needs_review(session, metrics.MAX_COUNTED),
         )
     )
     return Response(page, media_type=metrics.CONTENT_TYPE)

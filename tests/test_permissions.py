@@ -280,7 +280,7 @@ SERVICES: dict[str, tuple[str | None, Service]] = {
     ),
     "review_payment": (
         "payment_id",
-        lambda c, payment_id: reviews.end(c.session, c.context, payment_id, SEEN),
+        lambda c, payment_id: reviews.end_review(c.session, c.context, payment_id, SEEN),
     ),
 }
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
-from domain.declines import ADYEN, normalized
+from domain.declines import ADYEN, normalize_decline_code
 from gateways.adyen.amounts import read_amount
 from gateways.adyen.references import Reference, is_ours, read
 from gateways.base import Charge, Decline, Dispute, GatewayEvent, Refund, SignatureInvalid
@@ -204,7 +204,9 @@ def _authorization(found: Notification) -> GatewayEvent:
         return _unclear(found)
     if not found.done:
         code = REASON_CODES.get(found.reason.strip().lower())
-        return _charge(found, found.amount, "declined", Decline(normalized(ADYEN, code), code))
+        return _charge(
+            found, found.amount, "declined", Decline(normalize_decline_code(ADYEN, code), code)
+        )
     return _charge(found, found.amount, "captured" if ours.capture else "authorized")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from domain.declines import ADYEN, normalized
+from domain.declines import ADYEN, normalize_decline_code
 from domain.states import ChargeStatus
 from gateways.adyen.amounts import read_amount
 from gateways.base import Charge, Decline, NotExecuted, OutcomeUnknown, Refused
@@ -114,7 +114,7 @@ def text(found: Mapping[str, Any], name: str) -> str | None:
 
 def _decline(result: str, code: object) -> Decline:
     raw = code if isinstance(code, str) and PLAIN_WORD.fullmatch(code) else None
-    return Decline(normalized(ADYEN, raw) if raw in ADYEN else DECLINED[result], raw)
+    return Decline(normalize_decline_code(ADYEN, raw) if raw in ADYEN else DECLINED[result], raw)
 
 
 def _page(action: object) -> str | None:

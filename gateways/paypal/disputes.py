@@ -93,7 +93,7 @@ def _disputed(client: Client, dispute_id: str, now: datetime) -> ListedCharge | 
         order, dispute = read_order(answer), read_dispute(case.dispute)
         charge = charge_of_order(order, now)
     except OutcomeUnknown as error:
-        log.warning("gateway.dispute_unreadable", dispute=dispute_id, why=str(error))
+        log.warning("gateway.dispute_unreadable", dispute=dispute_id, reason=str(error))
         return None
     if order.payment_id is None or order.key is None:
         return ListedCharge(charge, None, None, (dispute,))

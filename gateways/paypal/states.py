@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any, Final, Literal
 
-from domain.declines import PAYPAL, normalized
+from domain.declines import PAYPAL, normalize_decline_code
 from domain.states import ChargeStatus, RefundStatus
 from gateways.base import Charge, Decline, Dispute, OutcomeUnknown, Refund
 from gateways.paypal import amounts
@@ -240,7 +240,7 @@ def _charge(order: Order, status: ChargeStatus, **more: Any) -> Charge:
 def decline(issue: str) -> Decline:
     if issue == "PAYER_ACTION_REQUIRED":
         return Decline("authentication_required", issue)
-    return Decline(normalized(PAYPAL, issue), issue)
+    return Decline(normalize_decline_code(PAYPAL, issue), issue)
 
 
 def link(answer: Object, rel: str) -> str | None:
@@ -306,7 +306,7 @@ def _decline(answer: Object) -> Decline:
     if not isinstance(code, str):
         code = _object(answer.get("status_details")).get("reason")
     raw = code if isinstance(code, str) and ID.fullmatch(code) else None
-    return Decline(normalized(PAYPAL, raw), raw)
+    return Decline(normalize_decline_code(PAYPAL, raw), raw)
 
 
 def _id(answer: Object, name: str = "id") -> str:

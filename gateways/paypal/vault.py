@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from domain.declines import PAYPAL, normalized
+from domain.declines import PAYPAL, normalize_decline_code
 from domain.masking import mask_email
 from gateways.base import MethodDeclined, MethodInvalid, MethodRequest, OutcomeUnknown, SavedMethod
 from gateways.paypal.client import Client, NotFound, Rejected
@@ -54,7 +54,7 @@ def _exchange_setup_token(client: Client, token: str) -> Object:
         return client.post(TOKENS, {"payment_source": source}, key=f"vault-{token}")
     except Rejected as refusal:
         if refusal.issue in DECLINES:
-            raise MethodDeclined(normalized(PAYPAL, refusal.issue)) from None
+            raise MethodDeclined(normalize_decline_code(PAYPAL, refusal.issue)) from None
         raise _token_unknown() from None
     except NotFound:
         raise _token_unknown() from None

@@ -13,7 +13,7 @@ from typing import Any, Final
 import httpx
 import stripe
 
-from domain.declines import STRIPE, normalized
+from domain.declines import STRIPE, normalize_decline_code
 from gateways.base import Decline, GatewayError, NotExecuted, OutcomeUnknown, Refused, RetryLater
 from gateways.transport import CONNECT_SECONDS, KEEPALIVE_SECONDS, fetch, retry_after
 
@@ -138,7 +138,7 @@ def outcome(error: stripe.StripeError) -> GatewayError:
     if isinstance(error, stripe.CardError):
         raw = word(body.get("decline_code")) or code
         intent = body.get("payment_intent")
-        decline = Decline(normalized(STRIPE, raw), raw)
+        decline = Decline(normalize_decline_code(STRIPE, raw), raw)
         return CardDeclined(why, decline, intent if isinstance(intent, Mapping) else None)
     if isinstance(error, stripe.AuthenticationError | stripe.PermissionError):
         return NotExecuted(why)  # of our key, not of the request

@@ -183,7 +183,7 @@ def _disputes(entry: Fields) -> tuple[Dispute, ...]:
     try:
         return (states.dispute(entry),)
     except OutcomeUnknown as error:  # the others of the page are not kept waiting by it
-        log.error("gateway.dispute_unreadable", gateway="stripe", why=str(error))
+        log.error("gateway.dispute_unreadable", gateway="stripe", reason=str(error))
         return ()
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final, Literal
 
-from domain.declines import STRIPE, normalized
+from domain.declines import STRIPE, normalize_decline_code
 from domain.states import ChargeStatus, RefundStatus
 from gateways.base import (
     Charge,
@@ -221,4 +221,4 @@ def _moment(seconds: object) -> datetime | None:
 def _last_decline(intent: Fields) -> Decline:
     error = part(intent, "last_payment_error")
     raw = word(part(error, "decline_code")) or word(part(error, "code"))
-    return Decline(normalized(STRIPE, raw), raw)
+    return Decline(normalize_decline_code(STRIPE, raw), raw)

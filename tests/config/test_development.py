@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from structlog.testing import CapturingLogger
 
 import main
-from config import ConfigurationError, Settings, find_risks, load_settings
+from config import ConfigurationError, Settings, configuration_warnings, load_settings
 from web import docs_page
 
 JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
@@ -203,12 +203,12 @@ def test_no_environment_is_development_and_the_variable_wins(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "::1", "localhost", "ip6-localhost"])
 def test_development_on_loopback_is_no_risk(tmp_path: Path, host: str) -> None:
-    assert find_risks(settings_of(tmp_path), host) == []
+    assert configuration_warnings(settings_of(tmp_path), host) == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "0", "192.168.1.20", "developer.example"])
 def test_development_that_others_can_reach_is_worth_a_warning(tmp_path: Path, host: str) -> None:
-    [risk] = find_risks(settings_of(tmp_path), host)
+    [risk] = configuration_warnings(settings_of(tmp_path), host)
     assert risk.startswith("HOST is not loopback")
 
 
@@ -238,5 +238,5 @@ def test_the_warning_is_logged_at_the_start(
     asyncio.run(start())
     [call] = log.calls
     assert (call.method_name, call.args) == ("warning", ("settings.warning",))
-    assert call.kwargs["risk"].startswith("HOST is not loopback")
+    assert call.kwargs["warning"].startswith("HOST is not loopback")
     assert docs_page.listens_on(settings)[0] == "0.0.0.0"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from config import ConfigurationError, Settings, find_risks, load_settings
+from config import ConfigurationError, Settings, configuration_warnings, load_settings
 from database import check_connections, open_database
 from tests.support.processes import copy_sources, free_port, run
 
@@ -177,7 +177,7 @@ def test_production_accepts(
         monkeypatch.setenv(variable, text)
     settings = load_settings(data_dir=tmp_path)
     assert settings.production
-    assert find_risks(settings, "0.0.0.0") == []
+    assert configuration_warnings(settings, "0.0.0.0") == []
     assert list(tmp_path.iterdir()) == []
 
 
@@ -195,13 +195,13 @@ def test_development_takes_doubles_and_containers(tmp_path: Path) -> None:
 
 def test_an_embedded_database_in_production_is_worth_a_warning() -> None:
     settings = settings_without("DATABASE_URL")
-    [risk] = find_risks(settings, "127.0.0.1")
+    [risk] = configuration_warnings(settings, "127.0.0.1")
     assert risk.startswith("DATABASE_URL is not set")
 
 
 def test_links_that_lead_to_the_address_served_on_in_production_are_worth_a_warning() -> None:
     settings = settings_without("PUBLIC_URL")
-    [risk] = find_risks(settings, "127.0.0.1")
+    [risk] = configuration_warnings(settings, "127.0.0.1")
     assert risk.startswith("PUBLIC_URL is not set")
 
 

@@ -266,7 +266,7 @@ def test_a_request_that_is_being_answered_may_take_as_long_as_it_takes() -> None
 
 
 def test_a_caller_that_does_not_read_its_answer_is_dropped() -> None:
-    before = refused("does_not_read")
+    before = refused("slow_reader")
     with guarded() as server, server.connect() as connection:
         connection.sendall(GET.replace(b"/ ", b"/big ") + b"\r\n")
         connection.recv(1)
@@ -275,7 +275,7 @@ def test_a_caller_that_does_not_read_its_answer_is_dropped() -> None:
         assert len(server.connections.all) == 1
         server.later(11)
         server.wait_for_connections(0)
-    assert refused("does_not_read") == before + 1
+    assert refused("slow_reader") == before + 1
 
 
 def test_a_caller_that_reads_slowly_gets_its_answer() -> None:

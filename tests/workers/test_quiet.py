@@ -23,7 +23,7 @@ from tests.support.quiet import resources
 from tests.support.wire import Wire
 from workers.roles import due_roles
 
-PULSE = "WITH RECURSIVE "  # how the statement begins that the pulse sends
+POLL = "WITH RECURSIVE "  # how the statement begins that the poll sends
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +78,11 @@ def settle(engine: sa.Engine) -> None:
 
 
 def wait_until_idle(wire: Wire) -> None:
-    """The roles have looked once at the start; from then on only the pulse does."""
+    """The roles have looked once at the start; from then on only the poll does."""
 
     def is_idle() -> bool:
         last = wire.statements[-6:]
-        return sum(text.startswith(PULSE) for text in last) >= 3 and "BEGIN" not in last
+        return sum(text.startswith(POLL) for text in last) >= 3 and "BEGIN" not in last
 
     wait_for(is_idle, "the process to be idle")
 
@@ -142,7 +142,7 @@ def test_a_process_whose_database_was_away_goes_on_when_it_is_back(
         save_card(alice)
         wait_until_idle(wire)
         wire.cut()
-        wait_for(lambda: workers.text.count("worker.failed") >= 2, "the pulse to fail")
+        wait_for(lambda: workers.text.count("worker.failed") >= 2, "the poll to fail")
         lost = lose_answer(alice, "timeout_after_charge")
         wire.mend()
         path = f"/payments/{lost['id']}"
@@ -279,7 +279,7 @@ def tables_read_whole(plan: dict[str, Any]) -> set[str]:
     return found.union(*(tables_read_whole(inner) for inner in plan.get("Plans", [])))
 
 
-def test_the_pulse_reads_no_more_when_the_tables_have_grown(
+def test_the_poll_reads_no_more_when_the_tables_have_grown(
     engine: sa.Engine,
     due: Callable[[], set[str]],
     api: Callable[..., httpx.Client],
