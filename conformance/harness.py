@@ -1,4 +1,4 @@
-"""The test stand: a real service on a real PostgreSQL, with one gateway behind a fault proxy."""
+"""The harness: a real service on a real PostgreSQL, with one gateway behind a fault proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ import auth
 import database
 import main
 from config import load_settings
+from conformance import records
 from conformance.doubles.server import BookEntry
 from conformance.fault_proxy import FOLLOWED, Exchange, Fault, FaultProxy, Relay
 from conformance.target import NotApplicable, Step, Target
@@ -111,21 +112,6 @@ class Harness:
     def log_text(self) -> str:
         return self._log_text.getvalue()
 
-    def dump(self) -> str:
-        """Everything that is in the database, as text."""
-        with self.engine.connect() as connection:
-            tables = connection.execute(
-                sa.text(
-                    "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
-                    " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
-                )
-            ).scalars()
-            return "\n".join(
-                str(row)
-                for table in tables
-                for row in connection.execute(sa.text(f"SELECT t::text FROM {table} t")).scalars()
-            )
-
     # Callers ------------------------------------------------------------------------------------
 
     def client(self, user: str, scope: str = "") -> httpx.Client:
@@ -201,7 +187,9 @@ class Harness:
         """The payment, once nothing about it is open any more."""
 
         def look() -> dict[str, Any] | None:
-            if self._operation(payment_id):  # before the status: it ends together with it
+            if records.has_open_operation(
+                self.engine, payment_id
+            ):  # before the status: it ends together with it
                 return None
             payment = self.payment(payment_id)
             return None if payment["status"] == "pending" else payment
@@ -221,11 +209,6 @@ class Harness:
             return None if refund["status"] == "pending" else refund
 
         return self.until(look, f"refund {refund_id} is settled")
-
-    def _operation(self, payment_id: int) -> bool:
-        with self.engine.connect() as connection:
-            query = sa.text("SELECT operation FROM payments WHERE id = :id")
-            return connection.execute(query, {"id": payment_id}).scalar_one() is not None
 
     def charges(self, payment_id: int) -> list[BookEntry]:
         """What the gateway's books show for a payment, what it declined left out."""
@@ -261,7 +244,7 @@ class Harness:
 
     def need_webhooks(self) -> None:
         if not self.has_webhooks:
-            raise NotApplicable("this bench sends no webhooks")
+            raise NotApplicable("this target sends no webhooks")
 
     def until(self, condition: Callable[[], T | None], what: str, seconds: float = 40) -> T:
         """What `condition` returns once it is true. Fails when it never is."""
@@ -295,19 +278,7 @@ class Harness:
     def _check_keys(self) -> None:
         """Every money request carries our stored key, and a repeat is the same to the byte."""
         first: dict[tuple[str, str], Exchange] = {}
-        with self.engine.connect() as connection:
-            stored = set(
-                connection.execute(
-                    sa.text(
-                        "SELECT gateway_key FROM payments UNION"
-                        " SELECT gateway_key FROM refunds UNION"
-                        " SELECT gateway_key FROM idempotency_keys WHERE gateway_key IS NOT NULL"
-                        " UNION SELECT operation_key FROM payments"
-                        " WHERE operation_key IS NOT NULL"
-                    )
-                ).scalars()
-            )
-        stored |= self.keys_of_scenarios
+        stored = records.gateway_keys(self.engine) | self.keys_of_scenarios
         for exchange in self.proxy.log:
             assert FOLLOWED not in exchange.path, "a redirect of a money request was followed"
             step = self._step(exchange)
@@ -331,7 +302,7 @@ class Harness:
         return next(fits, None)
 
     def secrets_seen(self) -> set[str]:
-        """What must never be written down: the bench's secrets, and those in the answers."""
+        """What must never be written down: the target's secrets, and those in the answers."""
         found = set(self.target.secrets())
         for exchange in self.proxy.log:
             for name in SECRETS_IN_ANSWERS:
@@ -381,7 +352,3 @@ def _collect(answer: bytes, name: str, found: set[str]) -> None:
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
-
-
-Scenario = Callable[[Harness], None]
-Scenarios = Sequence[Scenario]

@@ -1,4 +1,4 @@
-"""The benches of the gateways that come with the service, each with a double of ours."""
+"""The targets of the gateways that come with the service, each with its double."""
 
 from __future__ import annotations
 

@@ -19,7 +19,8 @@ from conformance.external_targets import (
     RealPaypalTarget,
     RealStripeTarget,
 )
-from conformance.harness import Harness, Scenario
+from conformance.harness import Harness
+from conformance.registry import Scenario
 from conformance.scenarios import SCENARIOS
 from conformance.target import NotApplicable, Target
 

@@ -1,4 +1,4 @@
-"""The conformance kit: it passes who keeps the contract, and finds who does not."""
+"""The conformance kit passes an adapter that keeps the contract, and fails one that does not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from config import ConfigurationError
-from conformance.runner import check
+from conformance import check
 from conformance.targets import StripeTarget
 from gateways.base import Charge, ChargeLookup, ChargeRequest, NotExecuted, Refund, RefundRequest
 from gateways.stripe import StripeGateway
@@ -41,15 +41,15 @@ class GenerousGateway(StripeGateway):
             return Refund(f"re_{request.key}", "succeeded", request.amount, request.currency)
 
 
-class CarelessBench(StripeTarget):
+class CarelessTarget(StripeTarget):
     gateway = f"{__name__}:CarelessGateway"
 
 
-class HastyBench(StripeTarget):
+class HastyTarget(StripeTarget):
     gateway = f"{__name__}:HastyGateway"
 
 
-class GenerousBench(StripeTarget):
+class GenerousTarget(StripeTarget):
     gateway = f"{__name__}:GenerousGateway"
 
 
@@ -68,9 +68,9 @@ def test_an_adapter_that_keeps_the_contract_holds() -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("CarelessBench", "charge with drop after"),
-        ("HastyBench", "charge with drop after"),
-        ("GenerousBench", "refund with drop before"),
+        ("CarelessTarget", "charge with drop after"),
+        ("HastyTarget", "charge with drop after"),
+        ("GenerousTarget", "refund with drop before"),
     ],
 )
 def test_an_adapter_that_breaks_it_fails(target: str, words: str) -> None:
@@ -89,8 +89,8 @@ def test_nothing_that_applies_is_no_success() -> None:
     ("module", "words", "told"),
     [
         ("no.such.module", "", "cannot be loaded"),
-        ("conformance.scenarios", "", "0 benches"),
-        (__name__, "", "3 benches"),
+        ("conformance.scenarios", "", "0 targets"),
+        (__name__, "", "3 targets"),
         ("stripe", "no such words", "no scenario"),
     ],
 )
