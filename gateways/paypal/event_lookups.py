@@ -1,4 +1,4 @@
-"""What has to be asked about a webhook before it can be told: whose it is, and how it stands."""
+"""Reads from PayPal what a webhook is about, because its own content cannot be trusted."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gateways.paypal.states import read_dispute
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a webhook is about, and what PayPal says of it when it is asked."""
+class Found:
+    """The subject of a webhook, with the dispute or the payment method as PayPal shows it."""
 
     subject: Subject
     dispute: Dispute | None = None
     method: MethodChange | None = None
 
 
-NOTHING = Answer(Subject())
+NOTHING = Found(Subject())
 
 
-def ask_about(client: Client, guard: Guard, subject: Subject) -> Answer:
-    """By PayPal's answers alone. Raises OutcomeUnknown when there is none."""
+def look_up(client: Client, guard: Guard, subject: Subject) -> Found:
+    """Raises OutcomeUnknown if PayPal does not answer."""
     try:
         if subject.token is not None:
             return _about_token(client, guard, subject.token)
@@ -34,21 +34,21 @@ def ask_about(client: Client, guard: Guard, subject: Subject) -> Answer:
             return _about_capture(client, guard, subject.capture_id)
     except NotExecuted as error:
         raise OutcomeUnknown(str(error)) from None
-    return Answer(subject)
+    return Found(subject)
 
 
-def _about_token(client: Client, guard: Guard, token: str) -> Answer:
+def _about_token(client: Client, guard: Guard, token: str) -> Found:
     gone = guard.run(lambda: vault.is_gone(client, token))
-    return Answer(Subject(), method=MethodChange(token, None)) if gone else NOTHING
+    return Found(Subject(), method=MethodChange(token, None)) if gone else NOTHING
 
 
-def _about_dispute(client: Client, guard: Guard, dispute_id: str) -> Answer:
-    case = guard.run(lambda: disputes.find(client, dispute_id))
-    if case is None:
+def _about_dispute(client: Client, guard: Guard, dispute_id: str) -> Found:
+    disputed = guard.run(lambda: disputes.find(client, dispute_id))
+    if disputed is None:
         return NOTHING
-    return Answer(subject_of_payment(case.capture), dispute=read_dispute(case.dispute))
+    return Found(subject_of_payment(disputed.capture), dispute=read_dispute(disputed.dispute))
 
 
-def _about_capture(client: Client, guard: Guard, capture_id: str) -> Answer:
+def _about_capture(client: Client, guard: Guard, capture_id: str) -> Found:
     capture = guard.run(lambda: disputes.find_capture(client, capture_id))
-    return Answer(subject_of_payment(capture)) if capture is not None else NOTHING
+    return Found(subject_of_payment(capture)) if capture is not None else NOTHING

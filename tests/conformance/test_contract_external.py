@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conformance.external_targets import (
+from tests.support.external_targets import (
     ExternalDoubles,
     ExternalPaypalTarget,
     ExternalStripeTarget,

@@ -5,14 +5,17 @@ from __future__ import annotations
 import io
 import uuid
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from config import ConfigurationError
-from conformance import check
+from conformance import NotApplicable, check
 from conformance.targets import StripeTarget
 from gateways.base import Charge, ChargeLookup, ChargeRequest, NotExecuted, Refund, RefundRequest
 from gateways.stripe import StripeGateway
+from tests.conftest import ROOT
 
 
 class CarelessGateway(StripeGateway):
@@ -97,3 +100,16 @@ def test_nothing_that_applies_is_no_success() -> None:
 def test_a_mistake_says_what_to_do(module: str, words: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         check(module, words, io.StringIO())
+
+
+def test_the_target_of_the_guide_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "docs" / "add-a-gateway.md").read_text()
+    code = guide.partition("```python\n# acme_pay/target.py\n")[2].partition("```")[0]
+    (tmp_path / "acme_target.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    target = import_module("acme_target").AcmeTarget()
+    assert target.method("good")["details"] == {"token": "tok_visa"}
+    with pytest.raises(NotApplicable, match="redirects"):
+        target.approve("ch_1", yes=True)

@@ -18,7 +18,7 @@ from conformance.doubles.adyen import AdyenDouble
 from conformance.doubles.server import Answer, Double, Request
 from domain.money import exponent
 from gateways.adyen import AdyenGateway
-from gateways.adyen.gateway import KEY_LIFE, shopper_reference
+from gateways.adyen.gateway import KEY_LIFETIME, shopper_reference
 from gateways.base import (
     ChangeRequest,
     Charge,
@@ -776,7 +776,7 @@ class TestLookUps:
         with pytest.raises(OutcomeUnknown):
             gateway.look_up_refund(RefundLookup(refund_request("P"), None, AGES_AGO))
         assert double.requests == []
-        assert timedelta(days=6) < KEY_LIFE < timedelta(days=7)
+        assert timedelta(days=6) < KEY_LIFETIME < timedelta(days=7)
 
     @pytest.mark.parametrize("operation", ["capture", "void"])
     def test_a_change_is_repeated_under_its_key(
