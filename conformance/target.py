@@ -88,7 +88,7 @@ class Target(ABC):
     ) -> None:
         """Hear where the service listens. `log` grows with every request to the gateway."""
 
-    def returned(self, reference: str) -> dict[str, str]:
+    def redirect_params(self, reference: str) -> dict[str, str]:
         """The query parameters that the gateway added to the return URL."""
         return {}
 

@@ -90,7 +90,7 @@ class AdyenTarget(DoubleTarget):
 
         super().__init__(AdyenDouble())
 
-    def returned(self, reference: str) -> dict[str, str]:
+    def redirect_params(self, reference: str) -> dict[str, str]:
         return dict(self._control("returned")(reference))
 
 

@@ -27,7 +27,7 @@ def waiting(harness: Harness, **body: Any) -> dict[str, Any]:
 def an_approved_payment_is_captured_when_only_the_gateway_tells_us(harness: Harness) -> None:
     payment = waiting(harness)
     harness.target.approve(payment["gateway_reference"], yes=True)
-    if harness.target.returned(payment["gateway_reference"]):
+    if harness.target.redirect_params(payment["gateway_reference"]):
         raise NotApplicable("this gateway waits for what it added to the return URL")
     payment = harness.becomes(payment["id"], "captured")
     assert payment["next_action"] is None
@@ -40,7 +40,7 @@ def an_approved_payment_is_captured_when_the_shopper_is_back(harness: Harness) -
     payment = waiting(harness)
     harness.relay.holds = True
     harness.target.approve(payment["gateway_reference"], yes=True)
-    returned = harness.target.returned(payment["gateway_reference"])
+    returned = harness.target.redirect_params(payment["gateway_reference"])
     answer = harness.post(harness.manager, f"/payments/{payment['id']}/confirm", returned=returned)
     assert answer.status_code in (200, 202), answer.text
     payment = harness.becomes(payment["id"], "captured")
@@ -51,7 +51,7 @@ def an_approved_payment_is_captured_when_the_shopper_is_back(harness: Harness) -
 def an_approved_authorization_is_held_and_captured_later(harness: Harness) -> None:
     payment = waiting(harness, capture_method="manual")
     harness.target.approve(payment["gateway_reference"], yes=True)
-    returned = harness.target.returned(payment["gateway_reference"])
+    returned = harness.target.redirect_params(payment["gateway_reference"])
     harness.post(harness.manager, f"/payments/{payment['id']}/confirm", returned=returned)
     payment = harness.becomes(payment["id"], "authorized")
     assert harness.order(payment["order_id"])["status"] == "authorized"
@@ -64,7 +64,7 @@ def an_approved_authorization_is_held_and_captured_later(harness: Harness) -> No
 def a_shopper_who_says_no_can_pay_otherwise(harness: Harness) -> None:
     payment = waiting(harness)
     harness.target.approve(payment["gateway_reference"], yes=False)
-    returned = harness.target.returned(payment["gateway_reference"])
+    returned = harness.target.redirect_params(payment["gateway_reference"])
     harness.post(harness.manager, f"/payments/{payment['id']}/confirm", returned=returned)
     payment = harness.becomes(payment["id"], "failed")
     assert payment["failure"]["code"] == "payment_declined"
@@ -104,7 +104,7 @@ def a_lost_answer_to_the_completion_never_charges_twice(harness: Harness) -> Non
         payment = waiting(harness)
         harness.arm(kind, "complete")
         harness.target.approve(payment["gateway_reference"], yes=True)
-        returned = harness.target.returned(payment["gateway_reference"])
+        returned = harness.target.redirect_params(payment["gateway_reference"])
         harness.post(harness.manager, f"/payments/{payment['id']}/confirm", returned=returned)
         if returned and not kind.endswith("_after"):
             # It never arrived, and this gateway waits for the very same from the storefront.

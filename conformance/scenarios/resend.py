@@ -74,7 +74,7 @@ class LostRequest:
             payment_id,
             PART if operation == "capture" else AMOUNT,
             "USD",
-            charged=AMOUNT,
+            charge_amount=AMOUNT,
             capture=False,
         )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from sqlalchemy import Engine
@@ -69,7 +69,7 @@ class AdyenGateway(Gateway):
     capabilities = Capabilities(
         payment_types=frozenset({"card"}), needs_redirect_params=True, can_retrieve=False
     )
-    needs: ClassVar[tuple[str, ...]] = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
+    required_settings = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
 
     def __init__(
         self, transport: Transport, *, api_key: str, merchant_account: str, hmac_keys: list[bytes]
@@ -165,7 +165,7 @@ class AdyenGateway(Gateway):
         Raises Refused if it belongs to another payment, which only the answer tells; then this
         payment still waits. Raises OutcomeNotShown without one.
         """
-        result = request.returned.get("redirectResult")
+        result = request.redirect_params.get("redirectResult")
         if not result:
             raise OutcomeNotShown("without the redirectResult only a notification can tell")
         # The key depends on the result, so that the answer to a wrong one does not replay.
@@ -178,7 +178,7 @@ class AdyenGateway(Gateway):
             raise OutcomeUnknown("the answer does not say which payment it is about")
         if about != reference:
             raise Refused("the redirectResult is of another payment")
-        expected = Expected(reference, request.charged, request.currency, request.capture)
+        expected = Expected(reference, request.charge_amount, request.currency, request.capture)
         return charge_of(answer, expected)
 
     def capture(self, request: ChangeRequest) -> Charge:
@@ -292,7 +292,7 @@ def _amount(amount: int, currency: str) -> dict[str, Any]:
 
 
 def _processing(request: ChangeRequest) -> Charge:
-    return Charge(request.reference, "processing", request.charged, request.currency)
+    return Charge(request.reference, "processing", request.charge_amount, request.currency)
 
 
 def _replay(call: Callable[[], T], query: ChargeLookup | RefundLookup) -> T | None:

@@ -337,7 +337,7 @@ def _charge(
 
 def _needs_review(found: Notification) -> GatewayEvent:
     """An event about our payment of which only a person can find out the meaning."""
-    return _event(found, review=True)
+    return _event(found, needs_review=True)
 
 
 def _irrelevant(found: Notification) -> GatewayEvent:

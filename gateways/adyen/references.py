@@ -37,12 +37,12 @@ def of_charge(request: ChargeRequest) -> str:
 
 def of_completed(request: ChangeRequest) -> str:
     """The reference of the charge that a completion completes."""
-    return _charge(request.payment_id, request.charged, request.capture)
+    return _charge(request.payment_id, request.charge_amount, request.capture)
 
 
 def of_change(request: ChangeRequest) -> str:
     """At most 80 characters, which is Adyen's limit: our keys are UUIDs."""
-    return f"{request.operation}-{request.payment_id}-{request.charged}-{request.key}"
+    return f"{request.operation}-{request.payment_id}-{request.charge_amount}-{request.key}"
 
 
 def of_refund(request: RefundRequest) -> str:

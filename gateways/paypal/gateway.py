@@ -116,7 +116,7 @@ class PayPalGateway(Gateway):
     """PayPal wallets: approved by the payer each time, or kept in PayPal's vault."""
 
     name = "paypal"
-    needs = ("paypal_client_id", "paypal_client_secret")
+    required_settings = ("paypal_client_id", "paypal_client_secret")
     # PayPal's transaction search lags by up to three hours and has no order ids, so it is no list
     # of charges. The service looks up each of its payments instead.
     capabilities = Capabilities(payment_types=frozenset({"paypal"}), lists_disputes=True)
@@ -241,7 +241,7 @@ class PayPalGateway(Gateway):
         return Charge(
             reference=request.reference,
             status=captured.status,
-            amount=request.charged,
+            amount=request.charge_amount,
             currency=captured.currency,
             amount_captured=captured.amount if captured.status == "captured" else 0,
             decline=captured.decline,
@@ -256,7 +256,7 @@ class PayPalGateway(Gateway):
         if created is None or self._now() < created + HONOR_PERIOD:
             return authorization
         path = f"{AUTHORIZATIONS}/{authorization.id}/reauthorize"
-        whole = {"amount": amounts.write(request.charged, request.currency)}
+        whole = {"amount": amounts.write(request.charge_amount, request.currency)}
         try:
             answer = self.client.post(path, whole, key=f"{request.key}-reauthorize")
         except Rejected:
@@ -427,7 +427,7 @@ class PayPalGateway(Gateway):
         )
         notice = events.read(body)
         found = event_lookups.Found(notice.subject)
-        if notice.subject.is_unclear and not self.is_known(delivery_id):
+        if notice.subject.is_unclear and not self.is_known_delivery(delivery_id):
             found = event_lookups.look_up(self.client, self.guard, notice.subject)
         return GatewayEvent(
             notice.id,
@@ -437,7 +437,7 @@ class PayPalGateway(Gateway):
             key=found.subject.key,
             dispute=found.dispute,
             method=found.method,
-            ask=found.subject.is_known,
+            needs_lookup=found.subject.is_known,
             delivery_id=delivery_id,
         )
 
@@ -522,7 +522,11 @@ def _voided(charge: Charge) -> Charge:
 
 def _declined(request: ChangeRequest, issue: str) -> Charge:
     return Charge(
-        request.reference, "declined", request.charged, request.currency, decline=decline(issue)
+        request.reference,
+        "declined",
+        request.charge_amount,
+        request.currency,
+        decline=decline(issue),
     )
 
 

@@ -1,4 +1,4 @@
-"""The transactions of the sandbox that write webhooks."""
+"""Transactions of the sandbox that write webhooks."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import wakeup
 
 @contextmanager
 def announcing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction that may write webhooks: once it is committed, those who deliver are woken."""
+    """A transaction that may write webhooks. The commit wakes the worker that delivers them."""
     with engine.begin() as connection:
         yield connection
     wakeup.wake()

@@ -1,4 +1,4 @@
-"""The sandbox's webhooks: written down with the change that they tell, signed when delivered."""
+"""The sandbox's webhooks: stored with the change that they report, signed on delivery."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ REORDERED_WEBHOOK = timedelta(seconds=2)
 WEBHOOK_RETRY = timedelta(seconds=1)
 
 
-# What they tell ---------------------------------------------------------------------------------
+# Content ----------------------------------------------------------------------------------------
 
 
 def announce_charge(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> None:
     if row.status == "captured":
-        # Real gateways tell each step, and not always in order.
+        # Real gateways report each step, and not always in order.
         created = _charge(row) | {"status": "processing", "amount_captured": 0}
         late = REORDERED_WEBHOOK if fault == "reordered_webhooks" else None
         announce(connection, row, "charge.created", {"charge": created}, delay=late)
@@ -76,7 +76,7 @@ def announce_dispute(
 
 def _charge(row: sa.Row[Any]) -> dict[str, Any]:
     state = asdict(charge_state(row))
-    del state["refunds"], state["replaces"]  # not what this tells
+    del state["refunds"], state["replaces"]  # not part of this webhook
     return state
 
 
@@ -107,11 +107,11 @@ def _iso(value: Any) -> str:
     return value.isoformat()
 
 
-# Delivering -------------------------------------------------------------------------------------
+# Delivery ---------------------------------------------------------------------------------------
 
 
 def read_secret(connection: sa.Connection) -> str:
-    """What webhooks are signed with."""
+    """The secret that signs webhooks."""
     secret: str = connection.execute(sa.select(account.c.webhook_secret)).scalar_one()
     return secret
 

@@ -89,7 +89,7 @@ def _refund(refund: Fields) -> dict[str, Any]:
 
 def _refunded(gateway_charge: Fields) -> dict[str, Any]:
     # It holds the sum of all refunds, not the refunds.
-    return {**_of_intent(gateway_charge), "ask": _intent(gateway_charge) is not None}
+    return {**_of_intent(gateway_charge), "needs_lookup": _intent(gateway_charge) is not None}
 
 
 def _dispute(dispute: Fields) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class StripeGateway(Gateway):
     """Cards by PaymentIntents: created and confirmed in one request."""
 
     name = "stripe"
-    needs = ("stripe_api_key", "stripe_webhook_secret")
+    required_settings = ("stripe_api_key", "stripe_webhook_secret")
 
     def __init__(
         self,

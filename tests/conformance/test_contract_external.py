@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from conformance.harness import Harness
+from conformance.registry import Scenario
+from conformance.scenarios import SCENARIOS
+from conformance.target import NotApplicable, Target
 from tests.support.external_targets import (
     ExternalDoubles,
     ExternalPaypalTarget,
@@ -19,10 +23,6 @@ from tests.support.external_targets import (
     RealPaypalTarget,
     RealStripeTarget,
 )
-from conformance.harness import Harness
-from conformance.registry import Scenario
-from conformance.scenarios import SCENARIOS
-from conformance.target import NotApplicable, Target
 
 
 def targets(folder: Path) -> dict[str, Callable[[], Target]]:

@@ -532,7 +532,7 @@ class TestRedirects:
         double.approve(waiting.reference, yes=True)
         completion = self.completion(double, waiting.reference)
         with pytest.raises(Refused):
-            gateway.complete(replace(completion, returned={"redirectResult": "made up"}))
+            gateway.complete(replace(completion, redirect_params={"redirectResult": "made up"}))
         assert gateway.complete(completion).status == "captured"
 
     def test_the_result_of_another_payment_completes_nothing_here(
@@ -1016,7 +1016,7 @@ class TestEvents:
         self, built: AdyenGateway, code: str
     ) -> None:
         told = read_event(built, eventCode=code, amount={"currency": "ISK", "value": 150})
-        assert told.review
+        assert told.needs_review
         assert (told.charge, told.refund, told.payment_id) == (None, None, 17)
 
     def test_a_capture_that_the_bank_undoes_names_its_key(self, built: AdyenGateway) -> None:
@@ -1079,7 +1079,7 @@ class TestEvents:
     )
     def test_other_events_mean_nothing(self, built: AdyenGateway, event: str) -> None:
         told = read_event(built, eventCode=event, merchantReference="", reason={"x": 1})
-        assert (told.type, told.payment_id, told.ask) == (event, None, False)
+        assert (told.type, told.payment_id, told.needs_lookup) == (event, None, False)
         assert (told.charge, told.refund, told.dispute, told.failed_key) == (None,) * 4
 
     @pytest.mark.parametrize(

@@ -44,8 +44,9 @@ def test_a_lost_charge_is_never_repeated_once_its_key_is_forgotten(
 ) -> None:
     request = a_charge(double.vault_token())
     count = len(double.requests)
+    too_old = utc_now() - ORDER_KEY_LIFETIME - timedelta(seconds=1)
     with pytest.raises(OutcomeUnknown):
-        paypal.look_up(ChargeLookup(request, None, utc_now() - ORDER_KEY_LIFETIME - timedelta(seconds=1)))
+        paypal.look_up(ChargeLookup(request, None, too_old))
     assert len(double.requests) == count
 
 
@@ -85,8 +86,9 @@ def test_a_capture_is_never_repeated_once_its_key_is_forgotten(
 ) -> None:
     request, charge = authorized(paypal, double)
     change = a_change(request, charge.reference, "capture")
+    too_old = utc_now() - PAYMENT_KEY_LIFETIME * 1.01
     with pytest.raises(OutcomeUnknown):
-        paypal.look_up(ChargeLookup(change, charge.reference, utc_now() - PAYMENT_KEY_LIFETIME * 1.01))
+        paypal.look_up(ChargeLookup(change, charge.reference, too_old))
     assert book(double, charge.reference).status == "authorized"
 
 
@@ -106,8 +108,9 @@ def test_a_lost_completion_and_a_lost_void_are_done(
     complete = a_change(request, waiting.reference, "complete")
     assert paypal.look_up(ChargeLookup(complete, waiting.reference, utc_now())) == waiting
     double.approve(waiting.reference)
+    too_old = utc_now() - ORDER_KEY_LIFETIME * 1.01
     with pytest.raises(OutcomeUnknown):
-        paypal.look_up(ChargeLookup(complete, waiting.reference, utc_now() - ORDER_KEY_LIFETIME * 1.01))
+        paypal.look_up(ChargeLookup(complete, waiting.reference, too_old))
     done = paypal.look_up(ChargeLookup(complete, waiting.reference, utc_now()))
     assert done is not None
     assert done.status == "authorized"

@@ -1094,7 +1094,8 @@ def test_events_tell_of_refunds(gateway: StripeGateway, double: StripeDouble) ->
     assert failed.refund == dataclasses.replace(refund, status="failed")
     assert failed.reference == charge.reference
     refunded = events["charge.refunded"]
-    assert (refunded.ask, refunded.reference, refunded.payment_id) == (True, charge.reference, 7)
+    assert refunded.needs_lookup
+    assert (refunded.reference, refunded.payment_id) == (charge.reference, 7)
 
 
 def test_a_refund_that_was_made_by_hand_has_no_id_of_ours(
