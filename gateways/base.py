@@ -222,10 +222,6 @@ class ChargeLookup:
     requested_at: datetime  # when the request was first sent
     resend: bool = True
 
-    @property
-    def key(self) -> str:
-        return self.request.key
-
 
 @dataclass(frozen=True, slots=True)
 class RefundLookup:
@@ -235,10 +231,6 @@ class RefundLookup:
     reference: str | None
     requested_at: datetime
     resend: bool = True
-
-    @property
-    def key(self) -> str:
-        return self.request.key
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,12 +49,7 @@ class Transport:
 
     def __init__(self, base_url: str, *, timeout: float) -> None:
         self._timeout = timeout
-        self._client = httpx.Client(
-            base_url=base_url.rstrip("/"),
-            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
-            follow_redirects=False,
-        )
+        self._client = new_client(timeout, base_url)
 
     def close(self) -> None:
         self._client.close()
@@ -92,6 +87,16 @@ class Transport:
         if not isinstance(found, dict):
             raise OutcomeUnknown("the answer is not a JSON object")
         return Reply(status, found, answered)
+
+
+def new_client(timeout: float, base_url: str = "") -> httpx.Client:
+    """A connection pool with the time limits of all gateways. It follows no redirects."""
+    return httpx.Client(
+        base_url=base_url.rstrip("/"),
+        timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+        limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
+        follow_redirects=False,
+    )
 
 
 def fetch(

@@ -53,7 +53,7 @@ def entries(harness: Harness, payment: Mapping[str, Any], since: datetime) -> li
         return []
     found = [one for one in listed(harness, since) if one.payment_id == payment["id"]]
     assert found, "it is listed"
-    key = records.charge_lookup(harness.engine, payment["id"]).key
+    key = records.charge_lookup(harness.engine, payment["id"]).request.key
     assert {one.key for one in found} == {key}
     return found
 

@@ -102,7 +102,7 @@ class Notification:
         return self.merchant_reference if canceled_offer else self.psp_reference
 
     @property
-    def ours(self) -> Reference | None:
+    def ours(self) -> Reference:
         return read(self.merchant_reference)
 
     @property
@@ -197,36 +197,33 @@ def event_of(found: Notification) -> GatewayEvent:
 
 
 def _authorization(found: Notification) -> GatewayEvent:
-    ours = found.ours
-    if ours is None or ours.capture is None:
+    if found.ours.capture is None:
         return _irrelevant(found)  # another system made the payment
     if found.amount is None:
         return _needs_review(found)
     if not found.succeeded:
         code = REASON_CODES.get(found.reason.strip().lower())
         return _charge(found, found.amount, "declined", Decline(normalized(ADYEN, code), code))
-    return _charge(found, found.amount, "captured" if ours.capture else "authorized")
+    return _charge(found, found.amount, "captured" if found.ours.capture else "authorized")
 
 
 def _capture(found: Notification) -> GatewayEvent:
-    ours, amount = found.ours, found.amount
     if not found.succeeded:
         return _operation_failed(found)
-    if amount is None:
+    if found.amount is None:
         return _needs_review(found)
-    charge_amount = ours.charge_amount if ours is not None else None
+    amount, currency = found.amount
     captured = Charge(
-        found.payment, "captured", charge_amount, amount[1], amount_captured=amount[0]
+        found.payment, "captured", found.ours.charge_amount, currency, amount_captured=amount
     )
-    return _event(found, charge=captured, executed_key=ours.key if ours is not None else None)
+    return _event(found, charge=captured, executed_key=found.ours.key)
 
 
 def _operation_failed(found: Notification) -> GatewayEvent:
     """A capture or void failed. One that somebody tried by hand changes nothing."""
-    ours = found.ours
-    if ours is not None and ours.key is not None:
-        return _event(found, failed_key=ours.key)
-    if ours is not None and found.event_code == TECHNICAL_CANCEL:
+    if found.ours.key is not None:
+        return _event(found, failed_key=found.ours.key)
+    if found.ours.payment_id is not None and found.event_code == TECHNICAL_CANCEL:
         # It repeats the reference of the payment. That of the cancel would hold our key.
         return _event(found, failed_operation="void")
     return _event(found)
@@ -234,7 +231,7 @@ def _operation_failed(found: Notification) -> GatewayEvent:
 
 def _capture_failed(found: Notification) -> GatewayEvent:
     """The bank did not pay, even if Adyen reported that the capture succeeded."""
-    if found.ours is not None and found.ours.key is not None:
+    if found.ours.key is not None:
         return _event(found, failed_key=found.ours.key)
     return _needs_review(found)  # it does not say which capture failed
 
@@ -263,8 +260,7 @@ def _charge_ended(
     if found.amount is None:
         return _needs_review(found)
     # The amount of the event may be only a part of the charge.
-    charge_amount = found.ours.charge_amount if found.ours is not None else None
-    return _charge(found, (charge_amount, found.amount[1]), status, decline)
+    return _charge(found, (found.ours.charge_amount, found.amount[1]), status, decline)
 
 
 def _refund(found: Notification) -> GatewayEvent:
@@ -278,8 +274,7 @@ def _refund_failed(found: Notification) -> GatewayEvent:
 def _refund_state(found: Notification, status: Literal["succeeded", "failed"]) -> GatewayEvent:
     if found.amount is None:
         return _needs_review(found)
-    refund_id = found.ours.refund_id if found.ours is not None else None
-    refund = Refund(found.psp_reference, status, *found.amount, refund_id=refund_id)
+    refund = Refund(found.psp_reference, status, *found.amount, found.ours.refund_id)
     return _event(found, refund=refund)
 
 
@@ -322,17 +317,15 @@ def _charge(
     status: Literal["authorized", "captured", "declined", "voided"],
     decline: Decline | None = None,
 ) -> GatewayEvent:
-    ours = found.ours
-    of_charge = ours is not None and ours.capture is not None
     state = Charge(
         found.payment,
         status,
         *amount,
         amount_captured=(amount[0] or 0) if status == "captured" else 0,
         decline=decline,
-        replaces=found.merchant_reference if of_charge else None,
+        replaces=found.merchant_reference if is_ours(found.merchant_reference) else None,
     )
-    return _event(found, charge=state, executed_key=ours.key if ours is not None else None)
+    return _event(found, charge=state, executed_key=found.ours.key)
 
 
 def _needs_review(found: Notification) -> GatewayEvent:
@@ -353,7 +346,7 @@ def _event(found: Notification, **said: Any) -> GatewayEvent:
     return GatewayEvent(
         id=f"{found.event_code}:{found.psp_reference}:{found.success}",
         type=found.event_code,
-        payment_id=found.ours.payment_id if found.ours is not None else None,
+        payment_id=found.ours.payment_id,
         reference=found.payment,
         **said,
     )

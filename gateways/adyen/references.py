@@ -24,7 +24,7 @@ REFUND: Final = re.compile(f"refund-{NUMBER}-{NUMBER}")
 class Reference:
     """The content of one of our references. At most one of the last three is given."""
 
-    payment_id: int
+    payment_id: int | None = None
     charge_amount: int | None = None  # the amount of the whole charge; None for a refund
     capture: bool | None = None  # of a charge: whether it is captured at once
     key: str | None = None  # of a capture or void: the key of its request
@@ -54,15 +54,15 @@ def is_ours(reference: str) -> bool:
     return CHARGE.fullmatch(reference) is not None
 
 
-def read(reference: str) -> Reference | None:
-    """The content of a reference; None for one that we did not make."""
+def read(reference: str) -> Reference:
+    """The content of a reference; empty for one that we did not make."""
     if found := CHARGE.fullmatch(reference):
         return Reference(int(found[1]), int(found[2]), capture=found[3] == "sale")
     if found := CHANGE.fullmatch(reference):
         return Reference(int(found[1]), int(found[2]), key=found[3])
     if found := REFUND.fullmatch(reference):
         return Reference(int(found[1]), refund_id=int(found[2]))
-    return None
+    return Reference()
 
 
 def _charge(payment_id: int, amount: int, capture: bool) -> str:

@@ -25,30 +25,19 @@ NOTHING = Found(Subject())
 
 def look_up(client: Client, guard: Guard, subject: Subject) -> Found:
     """Raises OutcomeUnknown if PayPal does not answer."""
+    token, dispute_id, capture_id = subject.token, subject.dispute_id, subject.capture_id
     try:
-        if subject.token is not None:
-            return _about_token(client, guard, subject.token)
-        if subject.dispute_id is not None:
-            return _about_dispute(client, guard, subject.dispute_id)
-        if subject.capture_id is not None:
-            return _about_capture(client, guard, subject.capture_id)
+        if token is not None:
+            gone = guard.run(lambda: vault.is_gone(client, token))
+            return Found(Subject(), method=MethodChange(token, None)) if gone else NOTHING
+        if dispute_id is not None:
+            found = guard.run(lambda: disputes.find(client, dispute_id))
+            if found is None:
+                return NOTHING
+            return Found(subject_of_payment(found.capture), dispute=read_dispute(found.dispute))
+        if capture_id is not None:
+            capture = guard.run(lambda: disputes.find_capture(client, capture_id))
+            return Found(subject_of_payment(capture)) if capture is not None else NOTHING
     except NotExecuted as error:
         raise OutcomeUnknown(str(error)) from None
     return Found(subject)
-
-
-def _about_token(client: Client, guard: Guard, token: str) -> Found:
-    gone = guard.run(lambda: vault.is_gone(client, token))
-    return Found(Subject(), method=MethodChange(token, None)) if gone else NOTHING
-
-
-def _about_dispute(client: Client, guard: Guard, dispute_id: str) -> Found:
-    disputed = guard.run(lambda: disputes.find(client, dispute_id))
-    if disputed is None:
-        return NOTHING
-    return Found(subject_of_payment(disputed.capture), dispute=read_dispute(disputed.dispute))
-
-
-def _about_capture(client: Client, guard: Guard, capture_id: str) -> Found:
-    capture = guard.run(lambda: disputes.find_capture(client, capture_id))
-    return Found(subject_of_payment(capture)) if capture is not None else NOTHING

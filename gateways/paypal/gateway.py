@@ -203,11 +203,7 @@ class PayPalGateway(Gateway):
         try:
             answer = self.client.post(path, {}, key=f"{request.key}-complete")
         except Rejected as refusal:
-            if refusal.issue in COMPLETED_BEFORE:
-                return self._state_instead_of(refusal, request)
-            if refusal.issue not in DECLINES:
-                raise
-            return _declined(request, refusal.issue)
+            return self._state_after(refusal, request, COMPLETED_BEFORE)
         charge = self._state(read_order(answer))
         if charge.status == "approved":
             raise OutcomeUnknown("the order does not show its completion")
@@ -232,11 +228,7 @@ class PayPalGateway(Gateway):
                 key=request.key,
             )
         except Rejected as refusal:
-            if refusal.issue in NOT_CAPTURABLE:
-                return self._state_instead_of(refusal, request)
-            if refusal.issue not in DECLINES:
-                raise
-            return _declined(request, refusal.issue)
+            return self._state_after(refusal, request, NOT_CAPTURABLE)
         captured = read_capture(answer)
         return Charge(
             reference=request.reference,
@@ -467,6 +459,17 @@ class PayPalGateway(Gateway):
         except NotExecuted as error:
             raise OutcomeUnknown(f"reading the order: {error}") from None
 
+    def _state_after(
+        self, refusal: Rejected, request: ChangeRequest, changed: frozenset[str]
+    ) -> Charge:
+        """The state of a charge after a refusal: changed already, or declined. Raises Rejected."""
+        if refusal.issue in changed:
+            return self._state_instead_of(refusal, request)
+        if refusal.issue not in DECLINES:
+            raise refusal
+        amount, why = request.charge_amount, decline(refusal.issue)
+        return Charge(request.reference, "declined", amount, request.currency, decline=why)
+
     def _state_instead_of(self, refusal: Rejected, request: ChangeRequest) -> Charge:
         """The state of a charge that PayPal refused to change because it has changed already."""
         state = self._current_state(request)
@@ -518,16 +521,6 @@ def _declined_charge(request: ChargeRequest, issue: str) -> Charge:
 def _voided(charge: Charge) -> Charge:
     """PayPal cannot cancel an order. It is void because we never complete it."""
     return replace(charge, status="voided", redirect_url=None)
-
-
-def _declined(request: ChangeRequest, issue: str) -> Charge:
-    return Charge(
-        request.reference,
-        "declined",
-        request.charge_amount,
-        request.currency,
-        decline=decline(issue),
-    )
 
 
 def _path_id(reference: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -22,31 +22,24 @@ def tick(connection: sa.Connection) -> int:
     due = _lock_due_charges(connection)
     if not due:
         return 0
-    expired = connection.execute(
-        charges.update()
-        .where(charges.c.reference.in_(due), EXPIRED)
-        .values(status="voided")
-        .returning(*charges.c)
-    ).all()
+    expired = _update(connection, charges, charges.c.reference.in_(due) & EXPIRED, "voided")
     for charge in expired:
         announce_charge(connection, charge)
-    failed = connection.execute(
-        refunds.update()
-        .where(refunds.c.charge.in_(due), FAILED)
-        .values(status="failed")
-        .returning(*refunds.c)
-    ).all()
+    failed = _update(connection, refunds, refunds.c.charge.in_(due) & FAILED, "failed")
     for refund in failed:
         announce_refund(connection, refund, due[refund.charge])
-    closed = connection.execute(
-        disputes.update()
-        .where(disputes.c.charge.in_(due), CLOSED)
-        .values(status="won")
-        .returning(*disputes.c)
-    ).all()
+    closed = _update(connection, disputes, disputes.c.charge.in_(due) & CLOSED, "won")
     for dispute in closed:
         announce_dispute(connection, dispute, due[dispute.charge])
     return len(expired) + len(failed) + len(closed)
+
+
+def _update(
+    connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool], status: str
+) -> Sequence[sa.Row[Any]]:
+    return connection.execute(
+        table.update().where(where).values(status=status).returning(*table.c)
+    ).all()
 
 
 def _lock_due_charges(connection: sa.Connection) -> Mapping[str, sa.Row[Any]]:

@@ -14,8 +14,8 @@ import sqlalchemy as sa
 
 from gateways.base import Charge, Dispute, Refund
 from gateways.sandbox import operations, records, webhooks
-from gateways.sandbox.announcing import announcing
 from gateways.sandbox.tables import account
+from gateways.sandbox.webhooks import announcing
 
 DISPUTE_CLOSES_AFTER: Final = timedelta(days=7)  # unless somebody closes it before
 MOST_COUNTED: Final = 100  # webhooks that wait

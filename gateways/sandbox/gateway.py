@@ -30,10 +30,10 @@ from gateways.base import (
     SavedMethod,
 )
 from gateways.sandbox import cards, clock, events, listing, operations, records, webhooks
-from gateways.sandbox.announcing import announcing
 from gateways.sandbox.dashboard import Dashboard
 from gateways.sandbox.faults import with_fault
 from gateways.sandbox.listing import Entry
+from gateways.sandbox.webhooks import announcing
 
 
 class SandboxGateway(Gateway):
@@ -111,11 +111,11 @@ class SandboxGateway(Gateway):
 
     def look_up(self, query: ChargeLookup) -> Charge | None:
         with self.engine.begin() as connection:
-            known = records.fence_key(connection, query.key)
+            known = records.fence_key(connection, query.request.key)
             row = (
                 records.require_charge(connection, known)
                 if known is not None
-                else records.find_charge_by_key(connection, query.key)
+                else records.find_charge_by_key(connection, query.request.key)
             )
             if row is None:
                 return None
@@ -124,7 +124,7 @@ class SandboxGateway(Gateway):
     def look_up_refund(self, query: RefundLookup) -> Refund | None:
         request = query.request
         with self.engine.begin() as connection:
-            known = records.fence_key(connection, query.key)
+            known = records.fence_key(connection, query.request.key)
             row = (
                 records.require_refund(connection, known)
                 if known is not None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
+import wakeup
 from gateways.sandbox.records import charge_state, dispute_state
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import account, webhooks
@@ -19,6 +21,14 @@ from gateways.sandbox.tables import account, webhooks
 LATE_WEBHOOK = timedelta(seconds=5)
 REORDERED_WEBHOOK = timedelta(seconds=2)
 WEBHOOK_RETRY = timedelta(seconds=1)
+
+
+@contextmanager
+def announcing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that may write webhooks. The commit wakes the worker that delivers them."""
+    with engine.begin() as connection:
+        yield connection
+    wakeup.wake()
 
 
 # Content ----------------------------------------------------------------------------------------

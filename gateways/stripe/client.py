@@ -10,12 +10,12 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import httpx
 import stripe
 
 from domain.declines import STRIPE, normalized
+from gateways import transport
 from gateways.base import Decline, GatewayError, NotExecuted, OutcomeUnknown, Refused, RetryLater
-from gateways.transport import CONNECT_SECONDS, KEEPALIVE_SECONDS, fetch, retry_after
+from gateways.transport import fetch, retry_after
 
 Fields = Mapping[str, Any]
 
@@ -68,11 +68,7 @@ class HttpxClient(stripe.HTTPClient):
     def __init__(self, timeout: float) -> None:
         super().__init__()
         self._timeout = timeout
-        self._client = httpx.Client(
-            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
-            follow_redirects=False,
-        )
+        self._client = transport.new_client(timeout)
 
     def request(
         self,
