@@ -15,7 +15,7 @@ from conformance import NotApplicable, check
 from conformance.targets import StripeTarget
 from gateways.base import Charge, ChargeLookup, ChargeRequest, NotExecuted, Refund, RefundRequest
 from gateways.stripe import StripeGateway
-from tests.conftest import ROOT
+from tests.support.paths import ROOT
 
 
 class CarelessGateway(StripeGateway):

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.conftest import ROOT
-from tests.processes import copy_sources, environment
+from tests.support.paths import ROOT
+from tests.support.processes import copy_sources, environment
 
 NOT_INSTALLED = {"tests", "benchmarks"}
 ADAPTER = """
