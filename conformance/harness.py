@@ -37,14 +37,14 @@ SECRETS_IN_ANSWERS = ("client_secret", "access_token")
 
 
 class Harness:
-    """One service with one gateway, for as long as it is entered."""
+    """One service with one gateway. It runs while the harness is entered."""
 
     def __init__(self, target: Target, database_url: str, data_dir: Path) -> None:
         self.target = target
         self._database_url, self._data_dir = database_url, data_dir
         self._clients: dict[str, httpx.Client] = {}
         self._fault_header: dict[str, str] = {}
-        self.keys_of_scenarios: set[str] = set()  # which asked the gateway beside the service
+        self.keys_of_scenarios: set[str] = set()  # of requests that scenarios sent past the service
 
     def __enter__(self) -> Harness:
         self.target.__enter__()
@@ -101,7 +101,7 @@ class Harness:
     # Logs ---------------------------------------------------------------------------------------
 
     def _record_logs(self) -> None:
-        """Keep what is logged, as it is written."""
+        """Store what the service logs, in its format."""
         self._log_text = io.StringIO()
         self._handler = logging.StreamHandler(self._log_text)
         written = logging.getLogger().handlers[0]
@@ -127,13 +127,13 @@ class Harness:
         return self._clients[user]
 
     def shopper(self) -> httpx.Client:
-        """Somebody new."""
+        """The client of a new user."""
         return self.client(f"shopper-{secrets.token_hex(6)}")
 
     def post(
         self, client: httpx.Client, path: str, key: str | None = None, **body: Any
     ) -> httpx.Response:
-        """Every answer to a shopper or a store comes in time, and none is a 500."""
+        """Send a request. Its answer has to come in time and must not be a 500."""
         began = time.monotonic()
         headers, self._fault_header = self._fault_header, {}
         headers |= {"Idempotency-Key": key} if key is not None else {}
@@ -167,7 +167,7 @@ class Harness:
         assert payment["status"] == "authorized"
         return client, payment
 
-    # What became of it --------------------------------------------------------------------------
+    # State --------------------------------------------------------------------------------------
 
     def payment(self, payment_id: int) -> dict[str, Any]:
         return dict(ok(self.manager.get(f"/payments/{payment_id}"), 200))
@@ -179,12 +179,12 @@ class Harness:
         return dict(ok(self.manager.get(f"/payments/{payment_id}/refunds/{refund_id}"), 200))
 
     def events(self, order_id: int) -> list[str]:
-        """The types of what happened to an order, the oldest first."""
+        """The types of an order's events, the oldest first."""
         rows = ok(self.manager.get(f"/orders/{order_id}/events?limit=200"), 200)
         return [event["type"] for event in reversed(rows)]
 
     def settled(self, payment_id: int) -> dict[str, Any]:
-        """The payment, once nothing about it is open any more."""
+        """The payment, once none of its outcomes is open."""
 
         def look() -> dict[str, Any] | None:
             if records.has_open_operation(
@@ -211,11 +211,11 @@ class Harness:
         return self.until(look, f"refund {refund_id} is settled")
 
     def charges(self, payment_id: int) -> list[BookEntry]:
-        """What the gateway's books show for a payment, what it declined left out."""
+        """The charges of a payment in the gateway's books, without those that it declined."""
         return [entry for entry in self.target.charges(payment_id) if entry.status != "declined"]
 
     def agree(self, payment: Mapping[str, Any]) -> None:
-        """Both sets of books show the same, and never more than one charge."""
+        """Assert that both sets of books show the same, and at most one charge."""
         entries = self.charges(payment["id"])
         if payment["status"] in ("failed", "canceled"):
             held = [e for e in entries if e.status in ("authorized", "captured")]
@@ -231,7 +231,7 @@ class Harness:
     # Faults and webhooks ------------------------------------------------------------------------
 
     def arm(self, kind: str, step: Step, **options: Any) -> Fault:
-        """Let something go wrong with the next request for this step."""
+        """Cause a fault in the next request for this step. Raises NotApplicable."""
         if self.target.fault_headers is not None:
             name = f"{kind} {options['status']}" if "status" in options else kind
             if name not in self.target.fault_headers or options.get("times", 1) > 1:
@@ -247,7 +247,7 @@ class Harness:
             raise NotApplicable("this target sends no webhooks")
 
     def until(self, condition: Callable[[], T | None], what: str, seconds: float = 40) -> T:
-        """What `condition` returns once it is true. Fails when it never is."""
+        """Wait for `condition` and return its value. Fails after so many seconds."""
         deadline = time.monotonic() + seconds
         while True:
             value = condition()
@@ -259,7 +259,7 @@ class Harness:
     # After every scenario -----------------------------------------------------------------------
 
     def check(self) -> None:
-        """What holds whatever happened."""
+        """Assert what holds after every scenario."""
         self.proxy.disarm()
         self.relay.holds = False
         violations = list(self.target.violations())
@@ -276,7 +276,7 @@ class Harness:
             return audit.check(session, self.app.state.gateways)
 
     def _check_keys(self) -> None:
-        """Every money request carries our stored key, and a repeat is the same to the byte."""
+        """Every money request carries a stored key, and a repeat has the same body."""
         first: dict[tuple[str, str], Exchange] = {}
         stored = records.gateway_keys(self.engine) | self.keys_of_scenarios
         for exchange in self.proxy.log:
@@ -302,7 +302,7 @@ class Harness:
         return next(fits, None)
 
     def secrets_seen(self) -> set[str]:
-        """What must never be written down: the target's secrets, and those in the answers."""
+        """The secrets of the target, and those in the gateway's answers."""
         found = set(self.target.secrets())
         for exchange in self.proxy.log:
             for name in SECRETS_IN_ANSWERS:

@@ -1,4 +1,4 @@
-"""An HTTP server on a loopback port, for the doubles and for what stands between."""
+"""An HTTP server on a loopback port: the base of the doubles, the fault proxy and the relay."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ OUTSIDE = {"tests", "migrations", "benchmarks", "deploy", "docs"}
 MANY_OF_A_KIND = {
     "routers": set[str](),
     "middleware": set[str](),
-    "gateways": {"base", "transport"},  # the contract, and HTTP
+    "gateways": {"base", "replay", "transport"},  # the contract, and what adapters share
     "domain": {"states"},  # the words of them all
 }
 KNOWS_ITS_EQUALS = {"gateways.registry"}  # it puts together the gateways there are

@@ -1,4 +1,4 @@
-"""What all doubles have in common: an HTTP server, a log of requests, webhooks to one address."""
+"""The base of all doubles: an HTTP server, a log of requests, webhooks to one address."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class BookEntry:
-    """A charge in a double's books, in minor units as ISO 4217 counts them."""
+    """A charge in the books of a gateway, in minor units of ISO 4217."""
 
     reference: str
     payment_id: int
@@ -55,7 +55,7 @@ class Double(LocalServer):
         super().__init__()
         self.lock = threading.RLock()
         self.requests: list[Request] = []
-        self.violations: list[str] = []  # what a client must not do, and did
+        self.violations: list[str] = []  # what a client did that the gateway forbids
         self.webhook_url: str | None = None
         self.sent: list[tuple[dict[str, str], bytes]] = []  # every webhook: headers and body
         self.base_url = self.url
@@ -81,14 +81,14 @@ class Double(LocalServer):
         headers = {"Content-Type": "application/json", **dict(answer.headers)}
         write(handler, answer.status, headers, content)
 
-    # What a double of a gateway says ------------------------------------------------------------
+    # What each double implements ----------------------------------------------------------------
 
     def answer(self, request: Request) -> Answer:
         """Answer one request. The lock is held."""
         raise NotImplementedError
 
     def approve(self, reference: str, *, yes: bool) -> None:
-        """What the shopper says on the gateway's page."""
+        """Approve or refuse a charge as the shopper does on the gateway's page."""
         raise NotImplementedError
 
     def books(self) -> list[BookEntry]:
@@ -97,7 +97,7 @@ class Double(LocalServer):
     # Webhooks -----------------------------------------------------------------------------------
 
     def send_webhook(self, headers: Mapping[str, str], body: bytes) -> None:
-        """Remember a signed webhook, and deliver it until somebody takes it."""
+        """Store a signed webhook, and deliver it until the receiver accepts it."""
         self.sent.append((dict(headers), body))
         if self.webhook_url is not None:
             threading.Thread(

@@ -15,8 +15,10 @@ DAY: Final = 86_400.0  # seconds
 TURNS: Final = 6  # orders in which webhooks are delivered, evenly from as sent to reversed
 
 
-def told(harness: Harness, *about: dict[str, Any], at_least: int = 1) -> Sequence[Delivery]:
-    """What the gateway has sent about a payment and its refunds, once it is so much."""
+def deliveries_about(
+    harness: Harness, *about: dict[str, Any], at_least: int = 1
+) -> Sequence[Delivery]:
+    """The webhooks about a payment and its refunds, once there are so many."""
     harness.need_webhooks()
     references = [resource["gateway_reference"] for resource in about]
 
@@ -41,7 +43,7 @@ def a_webhook_twice_or_a_hundred_times_at_once_has_one_effect(harness: Harness) 
         harness.until(lambda: bool(harness.charges(_latest(harness, order))), "it is charged")
         payment_id = _latest(harness, order)
         reference = harness.charges(payment_id)[0].reference
-        deliveries = harness.until(lambda: harness.relay.about(reference), "it is told")
+        deliveries = harness.until(lambda: harness.relay.about(reference), "a webhook is sent")
         answers = together(
             100, lambda number: harness.relay.post(deliveries[number % len(deliveries)])
         )
@@ -92,13 +94,13 @@ def webhooks_in_every_order_end_in_the_same_state(harness: Harness) -> None:
         _, payment = harness.authorized(700)
         ok_or_accepted = harness.post(harness.manager, f"/payments/{payment['id']}/capture")
         assert ok_or_accepted.status_code in (200, 202)
-        if ok_or_accepted.status_code == 202:  # only a webhook will tell
-            _deliver_all(harness, turn, told(harness, payment, at_least=2))
+        if ok_or_accepted.status_code == 202:  # only a webhook reports the outcome
+            _deliver_all(harness, turn, deliveries_about(harness, payment, at_least=2))
         payment = harness.becomes(payment["id"], "captured")
         path = f"/payments/{payment['id']}/refunds"
         harness.post(harness.manager, path, amount=200)
         refund = _known_refund(harness, path)
-        _deliver_all(harness, turn, told(harness, payment, refund, at_least=3))
+        _deliver_all(harness, turn, deliveries_about(harness, payment, refund, at_least=3))
         harness.refund_settled(payment["id"], refund["id"])
         after = harness.settled(payment["id"])
         assert (after["status"], after["amount_captured"]) == ("partially_refunded", 700)
@@ -128,7 +130,7 @@ def forged(about: str, change: Callable[[Harness, Delivery], Delivery]) -> Scena
     def run(harness: Harness) -> None:
         _, payment = harness.paid()
         before = harness.events(payment["order_id"])
-        delivery = change(harness, told(harness, payment)[-1])
+        delivery = change(harness, deliveries_about(harness, payment)[-1])
         answer = harness.relay.post(delivery)
         if harness.target.signs_all or answer.status_code != 200:
             assert answer.status_code == 400, answer.text

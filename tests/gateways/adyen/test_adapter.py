@@ -485,7 +485,9 @@ class TestRedirects:
         return charge_request(double.store_card("action"))
 
     def completion(self, double: AdyenDouble, reference: str) -> ChangeRequest:
-        return change_request("complete", reference, key=KEY, returned=double.returned(reference))
+        return change_request(
+            "complete", reference, key=KEY, redirect_params=double.returned(reference)
+        )
 
     def test_the_shopper_is_sent_to_a_page(
         self, gateway: AdyenGateway, double: AdyenDouble, request_: ChargeRequest
@@ -549,14 +551,14 @@ class TestRedirects:
         answer = {"resultCode": "Authorised", "pspReference": "P"}
         built = answering(Answer(200, answer))
         with pytest.raises(OutcomeUnknown):
-            built.complete(change_request("complete", "R", returned={"redirectResult": "x"}))
+            built.complete(change_request("complete", "R", redirect_params={"redirectResult": "x"}))
 
     @pytest.mark.parametrize("returned", [{}, {"redirectResult": ""}, {"payload": "x"}])
     def test_without_a_result_nothing_can_be_completed(
         self, gateway: AdyenGateway, double: AdyenDouble, returned: dict[str, str]
     ) -> None:
         with pytest.raises(OutcomeUnknown):
-            gateway.complete(change_request("complete", "R", returned=returned))
+            gateway.complete(change_request("complete", "R", redirect_params=returned))
         assert double.requests == []
 
     def test_a_waiting_charge_is_looked_up_by_repeating_it(
@@ -586,7 +588,7 @@ class TestRedirects:
     ) -> None:
         waiting = gateway.charge(request_)
         completion = change_request(
-            "complete", waiting.reference, returned={"redirectResult": "made up"}
+            "complete", waiting.reference, redirect_params={"redirectResult": "made up"}
         )
         with pytest.raises(OutcomeUnknown):
             gateway.look_up(ChargeLookup(completion, waiting.reference, NOW))
