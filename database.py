@@ -462,7 +462,7 @@ def _revisions() -> tuple[str | None, frozenset[str]]:
 
 
 def alembic_config(url: str) -> AlembicConfig:
-    config = AlembicConfig(ROOT / "alembic.ini")
+    config = AlembicConfig(ROOT / "migrations" / "alembic.ini")
     config.attributes["url"] = url
     return config
 

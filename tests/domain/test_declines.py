@@ -10,10 +10,10 @@ from domain.declines import (
     ADYEN,
     DECLINE_MESSAGES,
     PAYPAL,
+    RETRYABLE_DECLINES,
     STRIPE,
-    WORTH_ANOTHER_TRY,
     decline_message,
-    normalized,
+    normalize_decline_code,
 )
 
 every_table = pytest.mark.parametrize("table", [STRIPE, PAYPAL, ADYEN], ids=["st", "pp", "ad"])
@@ -21,7 +21,7 @@ every_table = pytest.mark.parametrize("table", [STRIPE, PAYPAL, ADYEN], ids=["st
 
 @every_table
 def test_a_gateways_word_becomes_one_that_has_a_message(table: Mapping[str, str]) -> None:
-    assert {normalized(table, raw) for raw in table} <= DECLINE_MESSAGES.keys()
+    assert {normalize_decline_code(table, raw) for raw in table} <= DECLINE_MESSAGES.keys()
 
 
 @every_table
@@ -29,12 +29,12 @@ def test_a_gateways_word_becomes_one_that_has_a_message(table: Mapping[str, str]
 def test_a_word_that_nobody_knows_is_a_generic_decline(
     table: Mapping[str, str], raw: str | None
 ) -> None:
-    assert normalized(table, raw) == "generic_decline"
+    assert normalize_decline_code(table, raw) == "generic_decline"
 
 
 @pytest.mark.parametrize("raw", ["lost_card", "stolen_card", "pickup_card"])
 def test_whoever_holds_a_card_does_not_learn_that_it_was_reported(raw: str) -> None:
-    assert normalized(STRIPE, raw) == "generic_decline"
+    assert normalize_decline_code(STRIPE, raw) == "generic_decline"
 
 
 @pytest.mark.parametrize(
@@ -48,12 +48,12 @@ def test_whoever_holds_a_card_does_not_learn_that_it_was_reported(raw: str) -> N
 def test_the_same_reason_has_the_same_word_at_every_gateway(
     table: Mapping[str, str], raw: str, ours: str
 ) -> None:
-    assert normalized(table, raw) == ours
+    assert normalize_decline_code(table, raw) == ours
 
 
 def test_only_a_word_of_ours_is_worth_another_try() -> None:
-    assert DECLINE_MESSAGES.keys() > WORTH_ANOTHER_TRY
-    assert not WORTH_ANOTHER_TRY & {"generic_decline", "fraudulent", "expired_card"}
+    assert DECLINE_MESSAGES.keys() > RETRYABLE_DECLINES
+    assert not RETRYABLE_DECLINES & {"generic_decline", "fraudulent", "expired_card"}
 
 
 @pytest.mark.parametrize("code", DECLINE_MESSAGES)

@@ -16,7 +16,7 @@ FACTS = PaymentFacts(
     reference="ch_1",
     operation=None,
     operation_amount=None,
-    order="paid",
+    order_status="paid",
 )
 RELEASED = Charge(reference="ch_1", status="voided", amount=1000, currency="USD", amount_captured=0)
 

@@ -9,24 +9,24 @@ import pytest
 
 from domain.states import (
     CAPTURED_PAYMENT_STATUSES,
-    CHARGE_MOVES,
+    CHARGE_TRANSITIONS,
     DEAD_PAYMENT_STATUSES,
-    ORDER_MOVES,
     ORDER_STATUSES,
-    PAYMENT_MOVES,
+    ORDER_TRANSITIONS,
     PAYMENT_STATUSES,
-    REFUND_MOVES,
+    PAYMENT_TRANSITIONS,
     REFUND_STATUSES,
-    Mover,
+    REFUND_TRANSITIONS,
     OrderStatus,
-    allowed_moves,
+    TransitionRole,
+    allowed_transitions,
 )
 
-MOVERS: tuple[Mover, ...] = get_args(Mover)
+MOVERS: tuple[TransitionRole, ...] = get_args(TransitionRole)
 MOVES: dict[str, tuple[Any, tuple[str, ...], set[str]]] = {  # moves, statuses, where they begin
-    "order": (ORDER_MOVES, ORDER_STATUSES, {"pending"}),
-    "payment": (PAYMENT_MOVES, PAYMENT_STATUSES, {"pending"}),
-    "refund": (REFUND_MOVES, REFUND_STATUSES, {"pending"}),
+    "order": (ORDER_TRANSITIONS, ORDER_STATUSES, {"pending"}),
+    "payment": (PAYMENT_TRANSITIONS, PAYMENT_STATUSES, {"pending"}),
+    "refund": (REFUND_TRANSITIONS, REFUND_STATUSES, {"pending"}),
 }
 
 
@@ -42,17 +42,17 @@ def test_every_status_is_reached_and_none_moves_to_itself(
 
 
 def test_a_dead_payment_moves_no_more() -> None:
-    assert not {start for start, _ in PAYMENT_MOVES} & set(DEAD_PAYMENT_STATUSES)
+    assert not {start for start, _ in PAYMENT_TRANSITIONS} & set(DEAD_PAYMENT_STATUSES)
 
 
 def test_money_that_was_taken_moves_by_refunds_only() -> None:
     taken = set(CAPTURED_PAYMENT_STATUSES)
-    assert not {start for start, _ in CHARGE_MOVES} & taken
-    assert {end for start, end in PAYMENT_MOVES if start in taken} == taken
+    assert not {start for start, _ in CHARGE_TRANSITIONS} & taken
+    assert {end for start, end in PAYMENT_TRANSITIONS if start in taken} == taken
 
 
 def test_a_refund_that_failed_is_over() -> None:
-    assert "failed" not in {start for start, _ in REFUND_MOVES}
+    assert "failed" not in {start for start, _ in REFUND_TRANSITIONS}
 
 
 @pytest.mark.parametrize(
@@ -72,14 +72,14 @@ def test_a_refund_that_failed_is_over() -> None:
     ],
 )
 def test_the_next_statuses_are_those_of_the_callers_roles_in_the_order_of_an_orders_life(
-    status: OrderStatus, movers: set[Mover], allowed: list[OrderStatus]
+    status: OrderStatus, movers: set[TransitionRole], allowed: list[OrderStatus]
 ) -> None:
-    assert allowed_moves(status, frozenset(movers)) == allowed
+    assert allowed_transitions(status, frozenset(movers)) == allowed
 
 
 def test_the_next_statuses_are_the_table_read_by_status() -> None:
     for start, mover in product(ORDER_STATUSES, MOVERS):
         expected = {
-            end for (begin, end), who in ORDER_MOVES.items() if begin == start if mover in who
+            end for (begin, end), who in ORDER_TRANSITIONS.items() if begin == start if mover in who
         }
-        assert set(allowed_moves(start, frozenset({mover}))) == expected
+        assert set(allowed_transitions(start, frozenset({mover}))) == expected

@@ -359,7 +359,7 @@ def charge_request(key: str) -> base.ChargeRequest:
 
 
 def change_request(key: str, reference: str, payment_id: int) -> base.ChangeRequest:
-    return base.ChangeRequest("void", key, reference, payment_id, 100, "USD", charged=100)
+    return base.ChangeRequest("void", key, reference, payment_id, 100, "USD", charge_amount=100)
 
 
 def test_a_key_that_was_looked_up_first_can_never_be_charged(
