@@ -352,6 +352,16 @@ def test_tests_share_what_stands_in_support_only() -> None:
     assert [line for module in TESTS for line in sharing_violations(module)] == []
 
 
+def test_the_longest_tests_that_begin_first_are_there() -> None:
+    (conftest,) = (module for module in TESTS if module.name == "tests.conftest")
+    names = next(
+        ast.literal_eval(node.value)
+        for node in conftest.tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "LONGEST"
+    )
+    assert [name for name in names if not (ROOT / "tests" / name).exists()] == []
+
+
 def test_the_name_of_a_test_fits_a_line() -> None:
     names = [
         f"{module.name}: {node.name}"
