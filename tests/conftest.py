@@ -53,8 +53,8 @@ LONGEST = [
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Twice as many as there are cores: most tests wait for somebody."""
-    return 2 * (os.cpu_count() or 1)
+    """Two more than there are cores: most tests wait for somebody."""
+    return 2 + (os.cpu_count() or 1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
