@@ -29,12 +29,12 @@ MAX_TOKEN = 8 * 1024  # what proxies allow for one header line; checked before a
 MAX_VERIFIED = 4096  # tokens remembered, mostly under a kilobyte each
 
 # The issuer's clock may run ahead of ours, so a token may begin a moment from now. Its end has no
-# such grace: whoever holds an expired token can always ask for a new one.
+# such grace: the holder of an expired token can always ask for a new one.
 LEEWAY = 5.0
 LAST_SECOND = 253_402_300_799  # the end of the year 9999; a greater number was in milliseconds
 
-JWKS_FRESH = 300.0  # a key that the issuer withdraws is good for five minutes more,
-JWKS_STALE = 3600.0  # or while its host is down for an hour: time enough to mend it
+JWKS_FRESH = 300.0  # a key that the issuer withdraws stays good for five minutes,
+JWKS_STALE = 3600.0  # and, while its host is down, for an hour: time to repair it
 JWKS_PAUSE = 10.0  # between two fetches, however many unknown keys the tokens name
 JWKS_TIMEOUT = 3.0
 MAX_JWKS = 64 * 1024
@@ -81,7 +81,7 @@ class TokenVerifier:
         kid = known.kid if known else self._read_kid(token)
         key = await self._keys.require_key(kid)
         if known is None or known.key is not key:  # a refresh makes new keys: each judges anew
-            known = self._judge(token, kid, key)
+            known = self._verify_claims(token, kid, key)
         if known.expires_at <= time.time():
             self._verified.pop(digest, None)
             raise Unauthenticated("The token has expired.")
@@ -109,7 +109,7 @@ class TokenVerifier:
             raise Unauthenticated("The token's `kid` must be a string.")
         return header.get("kid")
 
-    def _judge(self, token: str, kid: str | None, key: Key) -> _Verified:
+    def _verify_claims(self, token: str, kid: str | None, key: Key) -> _Verified:
         """Check the signature, then everything about the claims but whether they have expired."""
         # The key itself is asked, not `jwt.decode`, which lets claims be missing, takes `exp` from
         # a string, and meets deeply nested JSON with RecursionError.
@@ -175,12 +175,12 @@ def mint(
 
 async def authenticate(request: Request) -> Principal:
     """The caller of this request, verified once however often it is asked for."""
-    state: dict[str, Any] = request.scope["state"]
+    state: dict[str, Any] = request.scope.setdefault("state", {})
     known: Principal | None = state.get("principal")
     if known is not None:
         return known
     headers = request.headers.getlist("authorization")
-    if len(headers) > 1:  # a proxy before us may have gone by the other one
+    if len(headers) > 1:  # a proxy before us may have read the other one
         raise Unauthenticated("The Authorization header must be sent once, not several times.")
     verifier: TokenVerifier = request.app.state.verifier
     principal = await verifier.verify(headers[0] if headers else None)
@@ -197,12 +197,11 @@ bearer = HTTPBearer(
 )
 
 
-def _current_user(
+async def _current_user(
     request: Request,
     _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(bearer)] = None,
 ) -> Principal:
-    principal: Principal = request.scope["state"]["principal"]  # the route has authenticated it
-    return principal
+    return await authenticate(request)
 
 
 CurrentUser = Annotated[Principal, Depends(_current_user)]
@@ -250,7 +249,7 @@ class _KeySet:
         """The key of that name; without a name, the only one there is."""
         age = time.monotonic() - self._fetched_at
         if age >= JWKS_FRESH:
-            # While the host is down the keys at hand serve, and nobody waits for it again.
+            # While the host is down the cached keys serve, and no request waits for it again.
             await self._refresh(wait=age >= JWKS_STALE or not self._host_is_down)
             if time.monotonic() - self._fetched_at >= JWKS_STALE:
                 raise Overloaded("The keys that verify tokens cannot be fetched at the moment.")
@@ -279,7 +278,7 @@ class _KeySet:
                 return
             self._asked_at = time.monotonic()
             self._fetch = asyncio.create_task(self._load())
-        if wait:  # shielded: a caller that hangs up does not take the others' fetch along
+        if wait:  # shielded: a client that hangs up does not cancel the fetch for the others
             await asyncio.shield(self._fetch)
 
     async def _load(self) -> None:
@@ -287,7 +286,7 @@ class _KeySet:
             # httpx times each read; this bounds their sum, should the host send byte by byte.
             document = json.loads(await asyncio.wait_for(self._download(), JWKS_TIMEOUT))
             keys = _public_keys(document, self._algorithm)
-        except Exception as error:  # whatever the host does, the keys at hand stay
+        except Exception as error:  # whatever the host does, the cached keys stay
             self._host_is_down = True
             log.warning("auth.jwks_unavailable", error=type(error).__name__, reason=str(error))
             return
@@ -353,7 +352,7 @@ def _json_object(part: str, name: str) -> dict[str, Any]:
 
 def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) != len(pairs):  # whoever looked at the token before us may have read the other
+    if len(found) != len(pairs):  # a proxy before us may have read the other
         raise ValueError("duplicate key")
     return found
 
@@ -384,7 +383,7 @@ def _hmac_key(settings: Settings) -> Key:
 
 
 def _jwks_url(settings: Settings) -> str:
-    """JWKS_URL decides whose tokens are good, so nobody on the way may change what it answers.
+    """Check JWKS_URL, which decides whose tokens are good: nobody on the way may change its answer.
 
     It is https; development may use its container network.
     """

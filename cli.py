@@ -114,12 +114,10 @@ def prove(arguments: argparse.Namespace) -> int:
 
 
 def check_gateway(arguments: argparse.Namespace) -> int:
-    """Run the contract of gateways against one adapter, tell of each scenario."""
-    try:
-        from conformance.runner import check  # needs nothing of what the other commands need
-    except ImportError as error:
-        raise ConfigurationError(f"this needs the whole repository: {error}") from None
-    return 0 if check(arguments.module, arguments.words).holds else 1
+    """Run the contract of gateways against one adapter, report on each scenario."""
+    from conformance import check  # needs nothing of what the other commands need
+
+    return 0 if check(arguments.target, arguments.words).holds else 1
 
 
 def end_review(arguments: argparse.Namespace) -> int:
@@ -141,7 +139,7 @@ def end_review(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _span(text: str) -> timedelta:
+def _parse_timespan(text: str) -> timedelta:
     """ "7d", "36h" or "90m" as a time span. Raises ValueError."""
     found = re.fullmatch(r"([1-9][0-9]{0,5})([dhm])", text, re.ASCII)
     if found is None:
@@ -150,7 +148,7 @@ def _span(text: str) -> timedelta:
 
 
 def _progress(what: str, count: int) -> None:
-    """Tell a person who waits at a terminal how far it is, in the place of what was told before."""
+    """Show progress on a terminal, in place of what was shown before."""
     if sys.stderr.isatty():
         print(f"\r\x1b[K{what}: {count}\r", end="", file=sys.stderr, flush=True)
 
@@ -193,7 +191,9 @@ def parser() -> argparse.ArgumentParser:
         "reconcile", help="settle what is open with the gateways once, and compare the books"
     )
     command.add_argument(
-        "--since", type=_span, help="compare what was made or changed since then, such as 7d"
+        "--since",
+        type=_parse_timespan,
+        help="compare what was made or changed since then, such as 7d",
     )
     command.set_defaults(run=reconcile)
 
@@ -232,8 +232,8 @@ def parser() -> argparse.ArgumentParser:
     about = command.add_subparsers(required=True, metavar="command")
     command = about.add_parser("check", help="run the contract of gateways against an adapter")
     command.add_argument(
-        "module",
-        help="the module of its bench (docs/add-a-gateway.md), module:Class, or"
+        "target",
+        help="the target of its adapter (docs/add-a-gateway.md) as module or module:Class, or"
         " sandbox, stripe, paypal, adyen",
     )
     command.add_argument("-k", dest="words", default="", help="only scenarios with these words")

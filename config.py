@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import ipaddress
 import json
@@ -16,7 +15,7 @@ import socket
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from iso4217 import Currency
@@ -31,13 +30,13 @@ from pydantic_settings import (
 
 ROOT = Path(__file__).resolve().parent
 MIN_SECRET_BYTES = 32  # RFC 7518 §3.2: an HS256 key is at least as long as the hash
-MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long and still no secret
+MIN_DIFFERENT_CHARACTERS = 8  # "aaaa…" is long, and no secret
 
 # What `.env.example` shows where a secret belongs. Copied unchanged, it is public knowledge.
-EXAMPLE_SECRET_MARK = "change-me"  # noqa: S105 - it marks what is not a secret
+EXAMPLE_SECRET_MARKER = "change-me"  # noqa: S105 - it marks what is not a secret
 
 SECRET_SETTINGS = ("SECRET_KEY", "FINGERPRINT_KEY")
-# Made by others, who say how long they are.
+# Made by the gateways, in their own lengths.
 GATEWAY_SECRETS = (
     "STRIPE_API_KEY",
     "STRIPE_WEBHOOK_SECRET",
@@ -46,12 +45,15 @@ GATEWAY_SECRETS = (
     "ADYEN_HMAC_KEY",
 )
 SECRET_LISTS = ("FINGERPRINT_KEY", "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
-# Whoever guesses one of these can sign. An API key that is wrong is refused by its gateway.
+# Anybody who guesses one of these can sign. A gateway refuses an API key that is wrong.
 HMAC_KEYS = (*SECRET_SETTINGS, "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
-MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
+HOW_TO_MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
 
 HTTPS_SETTINGS = ("STRIPE_API_BASE", "PAYPAL_API_BASE", "ADYEN_API_BASE", "JWKS_URL")
-LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")  # as /etc/hosts has them
+LOOPBACK_NAMES = (  # as /etc/hosts has them
+    *("localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"),
+    *("localhost.localdomain", "localhost4.localdomain4", "localhost6.localdomain6"),
+)
 
 _HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _BASE_URL = re.compile(
@@ -259,7 +261,7 @@ def _values(settings: Settings, name: str) -> list[str]:
 
 
 def _refuse_empty_environment(env_file: Any) -> None:
-    """`ENVIRONMENT=$UNKNOWN` in a deployment is a mistake that must not end in development."""
+    """Refuse `ENVIRONMENT=$UNKNOWN` in a deployment: it must not end in development."""
     file = DotEnvSettingsSource(Settings, env_file=env_file, env_ignore_empty=False)
     variables = EnvSettingsSource(Settings, env_ignore_empty=False)
     if not {**file.env_vars, **variables.env_vars}.get("environment", "unset"):
@@ -277,9 +279,9 @@ def _unsafe_secrets(settings: Settings) -> Iterator[str]:
     seen: dict[str, str] = {}
     for name in (*_needed_secrets(settings), *GATEWAY_SECRETS):
         is_ours = name in SECRET_SETTINGS
-        remedy = MAKE_ONE if is_ours else "use the one of your account"
+        remedy = HOW_TO_MAKE_ONE if is_ours else "use the one of your account"
         values = _values(settings, name)
-        if is_ours and not values:
+        if not values and (is_ours or getattr(settings, name.lower()) is not None):  # "," is none
             yield f"{name} is not set; {remedy}"
         for value in values:
             weakness = _weakness(name, value)
@@ -292,7 +294,7 @@ def _unsafe_secrets(settings: Settings) -> Iterator[str]:
 
 def _weakness(name: str, value: str) -> str | None:
     """Why this is no secret, or None if it may be one."""
-    if EXAMPLE_SECRET_MARK in value:
+    if EXAMPLE_SECRET_MARKER in value:
         return "is the one of .env.example"
     if name not in HMAC_KEYS:
         return None
@@ -348,7 +350,7 @@ def _leads_back(host: str) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host, by its name or address, is this machine as only it can reach itself."""
+    """Whether a host name or address is loopback."""
     address = _address(host)
     if address is None:
         name = host.rstrip(".").lower()
@@ -357,7 +359,7 @@ def is_loopback(host: str) -> bool:
 
 
 def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address that a host is written as; None for a name."""
+    """The IP address that a host is written as; None for a name."""
     text = host.strip("[]").partition("%")[0]
     address: ipaddress.IPv4Address | ipaddress.IPv6Address
     try:
@@ -370,17 +372,24 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     return getattr(address, "ipv4_mapped", None) or address
 
 
-def find_risks(settings: Settings, host: str) -> list[str]:
-    """What is allowed and yet worth a warning in the log. `host` is where the service listens."""
-    risks = []
+def configuration_warnings(settings: Settings, host: str) -> list[str]:
+    """Settings that are allowed and yet worth a warning. `host` is where the service listens."""
+    warnings = []
     if settings.production and settings.database_url is None:
-        risks.append("DATABASE_URL is not set: the embedded database has no replica and no backups")
+        warnings.append(
+            "DATABASE_URL is not set: the embedded database has no replica and no backups"
+        )
+    if settings.production and settings.public_url is None:
+        warnings.append(
+            "PUBLIC_URL is not set: shoppers who have to approve a payment are sent back to the"
+            " address that this process listens on, which they may not reach"
+        )
     if not settings.production and not is_loopback(host):
-        risks.append(
+        warnings.append(
             "HOST is not loopback, and ENVIRONMENT is development:"
             " whoever can reach this machine can use what is meant for its developer"
         )
-    return risks
+    return warnings
 
 
 def _check_keys(settings: Settings) -> None:
@@ -398,20 +407,20 @@ def _complete(settings: Settings) -> None:
     missing = [name for name in _needed_secrets(settings) if not _values(settings, name)]
     if not missing:
         return
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    path = settings.data_dir / "secrets.json"
-    with open(path, "a+", opener=_owner_only) as file:
-        if os.fstat(file.fileno()).st_mode & 0o077:
-            raise ConfigurationError(
-                "DATA_DIR has a secrets.json that is open to other users:"
-                " make it private (chmod 600);"
-                " if somebody may have read it remove it, and new secrets are made"
-            )
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        opened = open(  # noqa: SIM115 - closed below
+            settings.data_dir / "secrets.json", "a+", encoding="utf-8", opener=_owner_only
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"DATA_DIR has no secrets.json that can be opened: {error.strerror}"
+        ) from None
+    with opened as file:
+        _require_private(file, settings.data_dir)
         fcntl.flock(file, fcntl.LOCK_EX)  # several processes may start at once
         file.seek(0)
-        kept: dict[str, str] = {}
-        with contextlib.suppress(json.JSONDecodeError):  # an empty file: the first start
-            kept = json.load(file)
+        kept = _read_secrets(file)
         if not all(name in kept for name in missing):
             kept = {**{name: secrets.token_urlsafe(48) for name in missing}, **kept}
             file.seek(0)
@@ -421,6 +430,31 @@ def _complete(settings: Settings) -> None:
             os.fsync(file.fileno())
     for name in missing:
         setattr(settings, name.lower(), SecretStr(kept[name]))
+
+
+def _require_private(file: IO[str], folder: Path) -> None:
+    """Raises ConfigurationError if others than we, and who owns the folder, can read the file."""
+    found = os.fstat(file.fileno())
+    if found.st_mode & 0o077 or found.st_uid not in (os.geteuid(), folder.stat().st_uid):
+        raise ConfigurationError(
+            "DATA_DIR has a secrets.json that is open to other users:"
+            " make it private (chmod 600) and your own (chown);"
+            " if somebody may have read it remove it, and new secrets are made"
+        )
+
+
+def _read_secrets(file: IO[str]) -> dict[str, str]:
+    """What was kept. Raises ConfigurationError for a damaged file: the keys in it may be in use."""
+    try:
+        kept = json.loads(file.read() or "{}")  # empty: the first start
+    except ValueError:
+        kept = None
+    if not (isinstance(kept, dict) and all(isinstance(value, str) for value in kept.values())):
+        raise ConfigurationError(
+            "DATA_DIR has a secrets.json that is damaged: restore it,"
+            " or remove it, and new secrets are made"
+        )
+    return kept
 
 
 def _owner_only(path: str, flags: int) -> int:

@@ -1,7 +1,6 @@
-"""The way to PostgreSQL: engine, time limits, sessions, transactions, migrations.
+"""PostgreSQL: engine, time limits, sessions, transactions, migrations. No SQL of the service.
 
-No SQL of the service. Where the server is (the embedded one or DATABASE_URL) is decided here and
-nowhere else.
+Only this module decides where the server is: the embedded one, or DATABASE_URL.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ log = get_logger()
 # One number for the whole process: as many database connections as worker threads that use them
 # (see web/route.py). More would only move the queue into PostgreSQL.
 POOL_SIZE = 10
-SPARE = 20  # connections of the embedded server for operators' commands
+RESERVED_CONNECTIONS = 20  # connections of the embedded server for operators' commands
 
-# A transaction is repeated this often at most when PostgreSQL gave it up for a deadlock or a
-# serialization failure; the third failure is not bad luck any more.
+# A transaction runs this often at most when PostgreSQL ends it for a deadlock or a serialization
+# failure. A third failure has another cause.
 MAX_ATTEMPTS = 3
 SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
 UNDEFINED_TABLE = "42P01"
 
-# Any number will do as long as nobody else uses it on this database.
+# Any number that no other application uses on this database.
 MIGRATION_LOCK = 7_233_105_944_871
-# Seconds for another process that migrates; the indexes of large tables take their time.
+# Seconds to wait for another process that migrates; indexes of large tables take long.
 MIGRATION_WAIT, MIGRATION_PAUSE = 3600.0, 0.2
 
 
@@ -62,23 +61,23 @@ class TimeLimits:
 
 SERVING: Final = TimeLimits()
 PROBING: Final = TimeLimits(connect=2.0, statement=2.0)  # a probe is repeated anyway
-# Requests queue behind a table that a migration waits for. Whoever holds it for longer than any
-# request (a dump) must not keep them waiting: then migrating fails, to be repeated.
+# Requests queue behind a table lock that a migration waits for. If something holds the table for
+# longer than a request (a dump), the migration fails and can be repeated.
 MIGRATING: Final = TimeLimits(statement=None, lock=15.0)
 
-# The server ends a statement that takes too long, and says so. If that does not arrive within this
-# time after the limit, the connection is dead.
-ANSWER_SECONDS: Final = 0.5
+# The server ends a statement that takes too long, and reports it. If the report does not arrive
+# within this time after the limit, the connection is dead.
+RESPONSE_GRACE_SECONDS: Final = 0.5
 # What connecting may take after an answer was missed, doubled each time up to TimeLimits.connect.
-# Short at first, because requests that waited for the missing answer wait for this one too; longer
-# later, because a server that is only slow must be reached at last.
+# Short at first, because requests that waited for the missing answer wait for this, too; longer
+# later, so that a slow server is reached.
 TRIAL_SECONDS: Final = 1.0
-ENOUGH_FAILURES: Final = 10  # to have reached any limit, and far from the largest float
-# After that nobody tries for a moment, because those who come now have waited long already.
+MAX_FAILURES_COUNTED: Final = 10  # enough to reach any limit, without overflow
+# After a failure no request tries for a moment: those that come have waited long already.
 TRIAL_PAUSE: Final = 0.5
-# Longer than both: whoever waits in line for a connection learns why there is none.
+# Longer than both, so that a request in the queue learns why there is no connection.
 POOL_WAIT_SECONDS: Final = 2.0
-NO_ANSWER: Final = "the database does not answer"
+UNRESPONSIVE: Final = "the database does not answer"
 
 SESSION_OPTIONS = {
     "timezone": "UTC",
@@ -93,26 +92,54 @@ TCP_OPTIONS = {
     "keepalives_idle": 30,
     "keepalives_interval": 5,
     "keepalives_count": 3,  # where there is no tcp_user_timeout (macOS): dead after 45 s
-    # Milliseconds without an acknowledgment. Enough for some four repeats, and less than connecting
-    # may take: of several hosts the next one gets its turn.
+    # Milliseconds without an acknowledgment. Enough for some four retransmissions, and less than
+    # the connect limit, so that the next of several hosts is tried.
     "tcp_user_timeout": 4000,
 }
 
 
 def check_connections(settings: Settings) -> None:
     """Raises ConfigurationError if the processes could want more connections than the embedded
-    server has. How many another server has is its operators' business."""
+    server has. Operators size any other server."""
     wanted = settings.workers * (POOL_SIZE + 1)  # and the probe's
-    if settings.database_url is None and wanted > postgres_server.MAX_CONNECTIONS - SPARE:
-        most = (postgres_server.MAX_CONNECTIONS - SPARE) // (POOL_SIZE + 1)
+    _require_address(settings.database_url)
+    if (
+        settings.database_url is None
+        and wanted > postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS
+    ):
+        most = (postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS) // (POOL_SIZE + 1)
         raise ConfigurationError(
             f"WORKERS is more than the embedded PostgreSQL has connections for: at most {most},"
             " or name a server of your own in DATABASE_URL"
         )
 
 
+def _require_address(text: str | None) -> None:
+    """Raises ConfigurationError for an address that is read otherwise than it was meant.
+
+    What is taken for the host or the port is quoted when it cannot be reached, and it is the end of
+    the password where that holds an @.
+    """
+    if text is None:
+        return
+    try:
+        url = sqlalchemy.make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        url = None
+    if (
+        url is None
+        or url.get_backend_name() not in ("postgresql", "postgres")
+        or "@" in f"{url.host} {url.database}"
+    ):
+        raise ConfigurationError(
+            "DATABASE_URL is not of the form postgresql://user:password@host/name;"
+            " in a password write @ as %40 and % as %25"
+        )
+
+
 def database_url(settings: Settings) -> str:
     """The server's address; starts or joins the embedded server when DATABASE_URL is unset."""
+    _require_address(settings.database_url)
     url = settings.database_url or postgres_server.ensure_running(settings.data_dir)
     # People write postgres:// or postgresql://; SQLAlchemy 2.1 would take psycopg 3 for both.
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)
@@ -134,15 +161,15 @@ def open_database(settings: Settings, limits: TimeLimits = SERVING) -> sqlalchem
 
 
 def open_probe(settings: Settings) -> sqlalchemy.Engine:
-    """An engine of one connection, to ask whether the database answers.
+    """An engine of one connection, for the readiness probe.
 
-    It is apart from the pool, so that neither load nor a stall keeps the question waiting.
+    It is apart from the pool, so that neither load nor a stall delays the probe.
     """
     return _revived(create_engine(database_url(settings), pool_size=1, limits=PROBING), settings)
 
 
 def _revived(engine: sqlalchemy.Engine, settings: Settings) -> sqlalchemy.Engine:
-    """Even the embedded server's supervisor can be killed: a new connection starts it again."""
+    """Start the embedded server again on a new connection, should even its supervisor be killed."""
     if settings.database_url is None:
         sqlalchemy.event.listen(
             engine, "do_connect", lambda *_: _keep_running(settings.data_dir), retval=True
@@ -191,12 +218,12 @@ class _Connection(extensions.connection):
 
 
 class _Server:
-    """The server as one engine knows it: how long it may take, and whether it answered lately.
+    """The server as one engine knows it: its time limits, and whether it answered lately.
 
-    After a missed answer one connection at a time finds out whether it answers again. The first
-    one is waited for, since one dead connection says little. When it has failed, whoever else needs
-    a connection fails at once, and for a moment everybody does. So requests in line share one
-    stall, instead of meeting it one after another.
+    After a missed answer one connection at a time tries whether it answers again. Requests wait for
+    the first trial, since one dead connection says little. Once it has failed, other requests fail
+    at once, and for a moment all do. So requests in the queue share one stall, instead of meeting
+    it one after another.
     """
 
     def __init__(self, limits: TimeLimits) -> None:
@@ -210,11 +237,11 @@ class _Server:
         """A new connection (psycopg2's `connection_factory`). Raises OperationalError."""
         limits = self._limits
         connection = self._try(dsn) if self._lost else _Connection(dsn, self, limits.connect)
-        connection.seconds = limits.statement and limits.statement + ANSWER_SECONDS
+        connection.seconds = limits.statement and limits.statement + RESPONSE_GRACE_SECONDS
         return connection
 
     def missed(self) -> None:
-        """An answer did not come in time."""
+        """Note that an answer did not come in time."""
         self._lost, self._missed_at = True, time.monotonic()
         log.error("database.unresponsive")
 
@@ -222,18 +249,18 @@ class _Server:
         before = self._failures
         too_soon = before and time.monotonic() < self._missed_at + TRIAL_PAUSE
         if too_soon or not self._trial.acquire(timeout=0 if before else TRIAL_SECONDS):
-            raise psycopg2.OperationalError(NO_ANSWER)
+            raise psycopg2.OperationalError(UNRESPONSIVE)
         try:
-            if self._failures > before:  # of the one that was waited for
-                raise psycopg2.OperationalError(NO_ANSWER)
+            if self._failures > before:  # the trial that this one waited for failed
+                raise psycopg2.OperationalError(UNRESPONSIVE)
             connection = _Connection(
                 dsn, self, min(TRIAL_SECONDS * 2**before, self._limits.connect)
             )
             with connection.cursor() as cursor:
-                cursor.execute("SELECT 1")  # a pooler lets clients in while its server is gone
+                cursor.execute("SELECT 1")  # a pooler accepts clients while its server is away
             connection.rollback()
         except psycopg2.Error:
-            self._failures = min(before + 1, ENOUGH_FAILURES)
+            self._failures = min(before + 1, MAX_FAILURES_COUNTED)
             raise
         else:
             self._lost, self._failures = False, 0
@@ -256,7 +283,7 @@ def _wait(connection: Any) -> None:
         left = None if end is None else end - time.monotonic()
         if left is not None and left <= 0:
             connection.server.missed()
-            raise psycopg2.OperationalError(NO_ANSWER)
+            raise psycopg2.OperationalError(UNRESPONSIVE)
         poll = select.poll()
         poll.register(
             connection.fileno(),
@@ -292,7 +319,7 @@ def autocommit(engine: sqlalchemy.Engine) -> Iterator[Session]:
                 yield session
             driver.autocommit = False
         except BaseException:
-            connection.invalidate()  # nobody's transaction may run on it as it is
+            connection.invalidate()  # no transaction may run on it in autocommit
             raise
 
 
@@ -313,15 +340,15 @@ def phase(session: Session) -> Iterator[Session]:
 
 
 def wake_after_commit(session: Session) -> None:
-    """This transaction makes work that is due now: the workers look once it is committed."""
+    """Wake the workers once this transaction is committed: it makes work that is due now."""
     session.info["wakes"] = True
 
 
-def repeat(session: Session, work: Callable[[], T]) -> T:
-    """Run `work`, again when PostgreSQL gave its transaction up for a deadlock.
+def retry_transaction(session: Session, work: Callable[[], T]) -> T:
+    """Run `work`, and run it again when PostgreSQL ended its transaction for a deadlock.
 
-    Only what has not committed anything yet is repeated: past its first phase, work may have
-    asked a gateway, and the reconciler finishes it instead.
+    Only work that has committed nothing is retried: past its first phase it may have asked a
+    gateway, and look-ups finish it instead.
     """
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
@@ -372,11 +399,11 @@ def migrating(url: str) -> Iterator[sqlalchemy.Connection]:
 
 @contextmanager
 def _migration_lock(engine: sqlalchemy.Engine) -> Iterator[None]:
-    """Hold the lock in a transaction of its own that does nothing else. Raises TimeoutError.
+    """Hold the migration lock in a transaction that does nothing else. Raises TimeoutError.
 
-    Whoever has to wait asks again and again. A transaction that waits for the lock inside a
-    statement has a snapshot, and CREATE INDEX CONCURRENTLY waits for the end of every snapshot:
-    two processes would wait for each other. A transaction between two statements has none.
+    It polls for the lock. A transaction that waits for the lock inside a statement has a snapshot,
+    and CREATE INDEX CONCURRENTLY waits for the end of every snapshot: two processes would wait for
+    each other. A transaction between two statements has none.
     """
     # Transaction-level, so it works behind PgBouncer and ends with its connection.
     lock = sqlalchemy.text(f"SELECT pg_try_advisory_xact_lock({MIGRATION_LOCK})")
@@ -418,7 +445,7 @@ def newest_revision() -> str | None:
 
 
 def _is_older(revision: str | None) -> bool:
-    """Whether migrations of this code are missing. One that it does not know is a newer one."""
+    """Whether migrations of this code are missing. An unknown revision is a newer one."""
     newest, known = _revisions()
     return revision is None or (revision in known and revision != newest)
 
@@ -435,7 +462,7 @@ def _revisions() -> tuple[str | None, frozenset[str]]:
 
 
 def alembic_config(url: str) -> AlembicConfig:
-    config = AlembicConfig(ROOT / "alembic.ini")
+    config = AlembicConfig(ROOT / "migrations" / "alembic.ini")
     config.attributes["url"] = url
     return config
 

@@ -58,9 +58,6 @@ class ServiceError(Exception):
     code: ClassVar[str]
     what_to_do: ClassVar[str]  # what the reader should do next
     retryable: ClassVar[bool] = False  # the very same request may succeed later
-    # An answer is kept for its Idempotency-Key once the work has begun. What is refused before
-    # that is not: the corrected request may use the same key.
-    stored_for_replay: ClassVar[bool] = False
     example: ClassVar[Mapping[str, Any]] = {}  # the members that this problem adds
 
     def __init__(
@@ -239,7 +236,6 @@ class PaymentDeclined(ServiceError):
     status = 402
     code = "payment_declined"
     what_to_do = "Ask the shopper for another payment method, then pay the order again."
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {
         "detail": "The account has insufficient funds.",
         "decline_code": "insufficient_funds",
@@ -256,7 +252,6 @@ class PaymentMethodDeclined(ServiceError):
     status = 402
     code = "payment_method_declined"
     what_to_do = "Ask the shopper to check what was typed, or for another payment method."
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"decline_code": "expired_card"}
 
 
@@ -318,7 +313,6 @@ class DuplicatePaymentMethod(ServiceError):
     what_to_do = (
         "Use the method in `payment_method_id`; PATCH it if its expiry or name has changed."
     )
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"payment_method_id": 7}
 
 
@@ -331,7 +325,6 @@ class InvalidStatusTransition(ServiceError):
     status = 409
     code = "invalid_status_transition"
     what_to_do = "Read the resource again and choose one of `allowed_statuses`."
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {
         "current_status": "pending",
         "allowed_statuses": ["canceled"],
@@ -360,7 +353,6 @@ class OrderAlreadyPaid(ServiceError):
     status = 409
     code = "order_already_paid"
     what_to_do = "Nothing is left to pay; GET /orders/{id}/payments shows the payment."
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"payment_id": 12}
 
 
@@ -374,7 +366,6 @@ class AmountExceedsRemaining(ServiceError):
     status = 409
     code = "amount_exceeds_remaining"
     what_to_do = "Send at most `remaining`, or leave the amount out to take all of it."
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"remaining": 1099}
 
 
@@ -390,7 +381,6 @@ class PaymentDisputed(ServiceError):
         "Look at the dispute in `dispute_id`: GET /disputes/{id}. To refund all the same, send"
         " `allow_disputed: true`."
     )
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"dispute_id": 3}
 
 
@@ -403,7 +393,6 @@ class OperationNotSupported(ServiceError):
     status = 409
     code = "operation_not_supported"
     what_to_do = "Read the payment: its status says which operations are left."
-    stored_for_replay = True
 
 
 class IdempotencyInProgress(ServiceError):
@@ -502,7 +491,6 @@ class GatewayUnavailable(ServiceError):
         " payment method."
     )
     retryable = True
-    stored_for_replay = True
     example: ClassVar[Mapping[str, Any]] = {"payment_id": 12}
 
 

@@ -1,6 +1,6 @@
-"""The types of the API's fields, and the rules that a value of each keeps.
+"""The types of the API's fields and the rules of their values; `schemas` says who has which.
 
-Which fields a request or a resource has is said in `schemas`. No message repeats what was sent.
+No message repeats what was sent.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MAX_ID = 2**63 - 1
 MAX_QUANTITY = 2**53 - 1  # the largest integer that every JSON reader keeps exactly (RFC 8259 §6)
 
 
-def wrong(code: str, message: str, field: str | None = None) -> PydanticCustomError:
+def invalid_value(code: str, message: str, field: str | None = None) -> PydanticCustomError:
     """A rule that was broken. The message never holds what was sent.
 
     `field` names the field of a rule that is about more than one.
@@ -47,9 +47,9 @@ _SURROGATE = re.compile("[\ud800-\udfff]")
 def _text(value: str) -> str:
     """Text that PostgreSQL and UTF-8 can hold."""
     if "\0" in value:
-        raise wrong("text_nul", "Text cannot hold the NUL character")
+        raise invalid_value("text_nul", "Text cannot hold the NUL character")
     if not value.isascii() and _SURROGATE.search(value):
-        raise wrong("text_surrogate", "Text cannot hold half of a surrogate pair")
+        raise invalid_value("text_surrogate", "Text cannot hold half of a surrogate pair")
     return value
 
 
@@ -60,7 +60,7 @@ Name = Annotated[Text, StringConstraints(min_length=1, max_length=255)]
 
 def _no_card_number(value: str) -> str:
     if holds_card_number(value):
-        raise wrong("card_number_not_allowed", "This holds a card number; take it out")
+        raise invalid_value("card_number_not_allowed", "This holds a card number; take it out")
     return value
 
 
@@ -91,7 +91,7 @@ Amount = Annotated[MinorUnits, Field(ge=MIN_AMOUNT, le=MAX_AMOUNT)]
 
 def _currency(value: str) -> str:
     if value not in EXPONENTS:
-        raise wrong("currency_unknown", "Use an ISO 4217 code in upper case, such as USD")
+        raise invalid_value("currency_unknown", "Use an ISO 4217 code in upper case, such as USD")
     return value
 
 
@@ -110,7 +110,7 @@ _RFC_3339 = re.compile(
 def _rfc_3339(value: Any) -> Any:
     if isinstance(value, str) and _RFC_3339.fullmatch(value):
         return value
-    raise wrong(
+    raise invalid_value(
         "timestamp",
         "Use RFC 3339 with an offset, such as 2026-01-31T12:00:00Z; in a URL write + as %2B",
     )
@@ -142,9 +142,10 @@ def _integer(value: Any) -> Any:
     """A query parameter that is an integer written in plain ASCII digits."""
     if isinstance(value, int):
         return value
-    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,30}", value, re.ASCII):
+    # Python reads no more digits; an id that no row can have is none that is wrong.
+    if isinstance(value, str) and re.fullmatch(r"-?[0-9]{1,4300}", value, re.ASCII):
         return int(value)
-    raise wrong("integer", "Use an integer, such as 50")
+    raise invalid_value("integer", "Use an integer, such as 50")
 
 
 QueryInteger = Annotated[int, BeforeValidator(_integer)]
@@ -153,7 +154,7 @@ QueryInteger = Annotated[int, BeforeValidator(_integer)]
 def _cursor(pattern: str) -> AfterValidator:
     def check(value: str) -> str:
         if not re.fullmatch(pattern, value, re.ASCII):
-            raise wrong("cursor", "Use the cursor of a `Link` header, unchanged")
+            raise invalid_value("cursor", "Use the cursor of a `Link` header, unchanged")
         return value
 
     return AfterValidator(check)
@@ -171,7 +172,7 @@ def _flag(value: Any) -> Any:
         return value
     if value in ("true", "false"):
         return value == "true"
-    raise wrong("boolean", "Use true or false")
+    raise invalid_value("boolean", "Use true or false")
 
 
 QueryFlag = Annotated[bool, BeforeValidator(_flag)]
@@ -183,13 +184,13 @@ QueryFlag = Annotated[bool, BeforeValidator(_flag)]
 def _card_number(value: str) -> str:
     digits = re.sub(r"[ -]", "", value)
     if not re.fullmatch(r"[0-9]{12,19}", digits, re.ASCII):
-        raise wrong(
+        raise invalid_value(
             "card_number_digits", "Send 12 to 19 digits; spaces and dashes between them are fine"
         )
     try:
         PaymentCardNumber.validate_luhn_check_digit(digits)
     except PydanticCustomError:
-        raise wrong(
+        raise invalid_value(
             "card_number_luhn",
             "The card number's check digit is wrong: there is a typing error in it",
         ) from None
@@ -200,22 +201,22 @@ def card_brand(card_number: str) -> str:
     """The brand by the number's first digits, such as "visa"; "other" if no brand is like that."""
     try:
         return PaymentCardNumber.validate_brand(card_number).name
-    except PydanticCustomError:  # the digits of a brand, in a length that it does not have
+    except PydanticCustomError:  # the brand has no numbers of this length
         return "other"
 
 
 def _cvc(value: str) -> str:
     if not re.fullmatch(r"[0-9]{3,4}", value, re.ASCII):
-        raise wrong("cvc_digits", "Send the 3 or 4 digits of the security code")
+        raise invalid_value("cvc_digits", "Send the 3 or 4 digits of the security code")
     return value
 
 
 def _email(value: str) -> str:
     try:
-        # Offline: whether the domain takes mail is the gateway's question, not ours.
+        # Offline: the gateway finds out whether the domain takes mail.
         email_validator.validate_email(value, check_deliverability=False, test_environment=True)
     except email_validator.EmailNotValidError:
-        raise wrong("email", "Send an email address, such as name@example.com") from None
+        raise invalid_value("email", "Send an email address, such as name@example.com") from None
     return value
 
 
@@ -223,19 +224,21 @@ def _iban(value: str) -> str:
     try:
         return str(iban.validate(value if value.isascii() else "", check_country=False))
     except stdnum.exceptions.ValidationError:
-        raise wrong("iban", "Send a valid IBAN; its checksum or its format is wrong") from None
+        raise invalid_value(
+            "iban", "Send a valid IBAN; its checksum or its format is wrong"
+        ) from None
 
 
 def check_expiry(month: int, year: int) -> None:
     """A card is good through the last day of its month, in the last time zone to reach it."""
     today = (datetime.now(timezone.utc) - timedelta(hours=12)).date()
     if date(year, month, 1) < today.replace(day=1):
-        raise wrong("card_expired", "The card has expired; send an expiry that is not past")
+        raise invalid_value("card_expired", "The card has expired; send an expiry that is not past")
 
 
 def _country(value: str) -> str:
     if not re.fullmatch(r"[A-Z]{2}", value, re.ASCII):
-        raise wrong("country", "Use two capital letters as in ISO 3166-1, such as DE")
+        raise invalid_value("country", "Use two capital letters as in ISO 3166-1, such as DE")
     return value
 
 
@@ -301,7 +304,9 @@ def _return_url(value: str) -> str:
     _no_card_number(value)
     _no_card_number(unquote_plus(value))
     if web_origin(value) is None:
-        raise wrong("url", "Use an absolute http or https address, without user and password")
+        raise invalid_value(
+            "url", "Use an absolute http or https address, without user and password"
+        )
     return value
 
 

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp
 
 import database
 from auth import TokenVerifier
-from config import ConfigurationError, Settings, find_risks, get_settings
+from config import ConfigurationError, Settings, configuration_warnings, get_settings
 from gateways.registry import Gateways
 from middleware import connection_limits
 from middleware.cors import Cors
@@ -77,6 +77,7 @@ def create_app(
         version=VERSION,
         description=docs_page.DESCRIPTION,
         openapi_tags=docs_page.TAGS,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -86,7 +87,8 @@ def create_app(
     app.state.time_limits = time_limits
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
-    app.state.metrics = metrics.RecentPage()
+    app.state.look = None
+    app.state.metrics = metrics.CachedPage()
     for module in (
         orders,  # the ones asked for most come first
         payments,
@@ -140,15 +142,15 @@ def _cors(settings: Settings) -> Callable[[ASGIApp], ASGIApp] | None:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     settings: Settings = app.state.settings
-    for risk in find_risks(settings, docs_page.listens_on(settings)[0]):
-        log.warning("settings.warning", risk=risk)
+    for warning in configuration_warnings(settings, docs_page.listens_on(settings)[0]):
+        log.warning("settings.warning", warning=warning)
     # The embedded server and the migrations block for a moment; nothing else runs yet.
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
     )
     app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
-    # What is loaded now stays; the collector need not look at it again with every request.
+    # What is loaded now stays, so garbage collection need not visit it again.
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000, 20, 50)
@@ -159,7 +161,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     )
     if settings.run_workers:
         workers.start()
-    docs_page.announce(settings)
+    docs_page.print_greeting(settings)
     connections = connection_limits.Connections(
         settings.connections_per_address, settings.trusted_proxies
     )
@@ -185,6 +187,9 @@ def serve() -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        # A worker that says nothing for so long is killed. It cannot while it imports what it
+        # needs, which takes more than the default of 5 s on a busy machine, again and again.
+        timeout_worker_healthcheck=60,
         loop="uvloop",
         http="httptools",
         access_log=False,  # we write our own, with the request id
@@ -192,7 +197,7 @@ def serve() -> None:
         server_header=False,
         proxy_headers=True,
         forwarded_allow_ips=settings.trusted_proxies,
-        # A gateway call may take its whole timeout; let it end and be written down.
+        # A gateway call may take its whole timeout; let it end and be settled.
         timeout_graceful_shutdown=int(settings.gateway_timeout) + 5,
     )
 

@@ -1,7 +1,7 @@
 """Who may do what to whose resources. Reading tokens is the work of `auth.py`.
 
 An action has the name of the endpoint that offers it; an endpoint in no row cannot be served.
-Services ask for the same rows, and so refuse what their caller may not do, whoever calls them.
+Services read the same rows, and refuse for themselves what their caller may not do.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Everyone(Enum):
 ANYONE: Final = Party.ANYONE
 OWNER: Final = Party.OWNER
 EVERYONE: Final = Everyone.EVERYONE
-VisibleTo = str | Everyone  # the user who sees their own rows, or somebody who sees everyone's
+VisibleTo = str | Everyone  # one user whose rows a caller sees, or everyone
 
-# Who may do what: OWNER to their own, a token with one of these scopes to everyone's. Whoever may
-# not get an order, payment or method is told that there is none (404), whatever they ask of it;
-# whoever may get it, and not do the rest, that they may not (403).
+# Who may do what: OWNER to their own resources, a token with one of these scopes to those of
+# everyone. A caller who may not get an order, payment or method always gets 404 for it. One who may
+# get it, but not do what they ask for, gets 403.
 RULES: Final[Mapping[str, Set[Party | str]]] = {
     "create_payment_method": {OWNER, ORDERS_MANAGE},
     "list_payment_methods": {OWNER, ORDERS_MANAGE},
@@ -45,7 +45,7 @@ RULES: Final[Mapping[str, Set[Party | str]]] = {
     "create_order": {OWNER, ORDERS_MANAGE},
     "list_orders": {OWNER, ORDERS_MANAGE},
     "get_order": {OWNER, ORDERS_MANAGE},
-    "set_order_status": {OWNER, ORDERS_MANAGE},  # to which: ORDER_MOVES in domain/states.py
+    "set_order_status": {OWNER, ORDERS_MANAGE},  # to which: ORDER_TRANSITIONS in domain/states.py
     "list_order_events": {OWNER, ORDERS_MANAGE},
     "pay_order": {OWNER, ORDERS_MANAGE},
     "list_order_payments": {OWNER, ORDERS_MANAGE, PAYMENTS_MANAGE},
@@ -93,7 +93,7 @@ class Principal:
     def visible_to(self, action: str, user_id: str | None = None) -> VisibleTo:
         """Whose resources this caller may do this to; with a `user_id`, only that user's.
 
-        Raises Forbidden if nobody's, or not that user's.
+        Raises Forbidden when there are none.
         """
         if user_id is not None:
             self.require(action, user_id)

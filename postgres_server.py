@@ -42,7 +42,7 @@ from urllib.parse import quote
 MAJOR_VERSION = "18"
 START_SECONDS = 120.0  # a first start takes about one; recovery after a crash may take longer
 GRACE_SECONDS = 1.0  # a reload, or the next command, finds the server still there
-STOP_SECONDS = 30.0  # then the server has to end at once, and the next start recovers
+STOP_SECONDS = 30.0  # after that it is killed, and the next start recovers
 LOG_BYTES = 10_000_000  # of server.log, and once more of server.log.1
 SOCKET_PATH_BYTES = 107 if sys.platform == "linux" else 103  # what fits into a sockaddr_un
 MOUNTS = Path("/proc/self/mountinfo")  # proc(5); there is none on macOS
@@ -54,7 +54,7 @@ NETWORK_FILE_SYSTEM = re.compile(
 )
 PORT = 5432  # only a part of the socket's name: nothing listens on a network
 
-# Superuser of a server of its own, trusted: who can open the socket could read the files as well.
+# Superuser of its own server, trusted: anybody who can open the socket can read the files as well.
 USER = DATABASE = "estore"
 INITDB_OPTIONS = [
     *(f"--username={USER}", "--auth=trust", "--encoding=UTF8", "--no-instructions"),
@@ -74,8 +74,8 @@ SETTINGS = {
     "fsync": "on",
     "full_page_writes": "on",
     "synchronous_commit": "on",
-    # That is the supervisor's work, so there is one way back up instead of two. And PostgreSQL 18.6
-    # hangs when it has to stop just then: it waits for helpers that it has not told.
+    # The supervisor restarts the server: one way to come back, not two. And PostgreSQL 18.6
+    # hangs when it has to stop just then: it waits for helpers that it has not stopped.
     "restart_after_crash": "off",
     # Small, and independent of /dev/shm and huge pages, which containers limit.
     "shared_buffers": "128MB",
@@ -122,7 +122,7 @@ def ensure_running(data_dir: Path) -> str:
             place.prepare()
             if share is None:  # closed on exec, as all that Python opens, so no child keeps it
                 share = os.open(place.users, os.O_RDWR | os.O_CREAT, 0o600)
-            # Refused while a supervisor stops the server. What comes next is a new one.
+            # Refused while a supervisor stops the server; the next start makes a new one.
             if not _wait(partial(_lock, share, fcntl.LOCK_SH), deadline):
                 raise place.error("The server that is stopping does not end")
             _start(place, programs, deadline)
@@ -138,7 +138,7 @@ def ensure_running(data_dir: Path) -> str:
 
 
 def stop(data_dir: Path) -> None:
-    """Give up this process's share; if it was the last one, wait until the server has stopped."""
+    """Release this process's share; if it was the last one, wait until the server has stopped."""
     place = _Place(data_dir)
     with _guard:
         share = _shares.pop(place.folder, None)
@@ -152,7 +152,7 @@ def stop(data_dir: Path) -> None:
 
 
 def _forget_shares() -> None:
-    """In a forked child: it must not prolong its parent's share, nor find the guard taken."""
+    """In a forked child: drop its parent's share, and make a new guard."""
     global _guard
     _guard = threading.Lock()
     for share in _shares.values():
@@ -178,7 +178,7 @@ class _Place:
         # PostgreSQL and its clients split lists of folders at commas and the like.
         plain = re.fullmatch(r"[\w/.@+=-]+", str(self.socket), re.ASCII)
         if not plain or len(str(self.socket)) > SOCKET_PATH_BYTES:
-            # Not $TMPDIR, which may differ between the processes that are to meet here.
+            # Not $TMPDIR, which may differ between the processes that share this server.
             name = f"estore-postgres-{hashlib.sha256(os.fsencode(self.folder)).hexdigest()[:16]}"
             self.socket = Path("/tmp", name, self.socket.name)  # noqa: S108 - checked in prepare
 
@@ -288,7 +288,7 @@ def _start(place: _Place, programs: Path, deadline: float) -> None:
 def _spawn(place: _Place, programs: Path, lock: BinaryIO, log: BinaryIO) -> None:
     command = [sys.executable, "-I", "-S", str(Path(__file__).resolve())]
     # Most of the environment stays here: PG* variables would change the server, and the service's
-    # secrets are not its business.
+    # secrets are not for it.
     kept = {name: os.environ[name] for name in ("PATH", "LD_LIBRARY_PATH") if name in os.environ}
     subprocess.run(  # noqa: S603 - this file
         [*command, str(place.data_dir), str(programs), str(lock.fileno())],
@@ -331,7 +331,7 @@ def _supervise(place: _Place, programs: Path, lock: BinaryIO) -> None:
                 _log(place, f"{now} The server ended with status {status}: restarting it.\n")
                 lock.truncate(0)
                 ready, server = False, None
-                time.sleep(0.2)  # what cannot start now is tried again, not too often
+                time.sleep(0.2)  # try again, but not too often
             elif not ready and _is_ready(place, server.pid):
                 lock.write(b"%d\n" % os.getpid())
                 ready = was_ready = True
@@ -340,7 +340,7 @@ def _supervise(place: _Place, programs: Path, lock: BinaryIO) -> None:
             elif time.monotonic() - last_used < GRACE_SECONDS:
                 fcntl.flock(users, fcntl.LOCK_UN)
             else:
-                break  # keeping the lock: who comes now waits until this process is gone
+                break  # keep the lock: new users wait until this process is gone
             time.sleep(0.1 if ready else 0.02)
     finally:
         lock.truncate(0)
@@ -377,7 +377,7 @@ def _launch(place: _Place, programs: Path) -> subprocess.Popen[bytes] | None:
         options = [f"--{name}={value}" for name, value in settings.items()]
         command = (programs / "postgres", "-D", place.cluster)
         server = _run(lock, *command, *options, stderr=subprocess.PIPE)
-        # Not a daemon thread: the supervisor ends, and is gone for others, after the last line.
+        # Not a daemon thread: the supervisor ends only after the last line is logged.
         threading.Thread(target=_copy_log, args=(place, server)).start()
         return server
 
@@ -391,7 +391,7 @@ def _names_a_server(pid_file: Path) -> bool:
 
 
 def _copy_log(place: _Place, server: subprocess.Popen[bytes]) -> None:
-    """Log what the server says, but for what no setting keeps out: the statement of a PANIC."""
+    """Log what the server writes, except the statement of a PANIC, which no setting keeps out."""
     hidden = False
     for line in server.stderr or ():
         # Of a message with several lines, the later ones begin with a tab.
@@ -432,7 +432,7 @@ def _create(place: _Place, programs: Path, lock: BinaryIO) -> None:
         child.communicate(statement.encode())
         if child.returncode:
             sys.exit(f"{program} ended with status {child.returncode}.")
-    # Both have written all their files to disk. What is left is the name.
+    # Both have written all their files to disk; only the name is missing.
     new.rename(place.cluster)
     folder = os.open(place.folder, os.O_RDONLY)
     os.fsync(folder)
@@ -525,7 +525,7 @@ def _enter_namespace(user: pwd.struct_passwd) -> None:
 
 
 def _become(user: pwd.struct_passwd) -> None:
-    """Change the user, and keep a single power of root: to pass through folders like /root."""
+    """Change the user, and keep one capability of root: to pass through folders like /root."""
     libc = ctypes.CDLL(None)
     if sys.platform == "linux":
         # Otherwise setuid() drops them all, and access() ignores the one that is kept.
@@ -545,7 +545,7 @@ def _become(user: pwd.struct_passwd) -> None:
 
 
 if __name__ == "__main__":
-    if os.fork():  # so that it is no user's child, which the user would have to wait for
+    if os.fork():  # so that it is not the child of a process that uses the server
         os._exit(0)
     data_dir_, programs_, lock_ = sys.argv[1:]
     # The lock is not closed before the process ends, and so is not free before.

@@ -55,7 +55,7 @@ from fields import (
     SandboxCursor,
     Timestamp,
     TypedName,
-    wrong,
+    invalid_value,
 )
 from fields import card_brand as card_brand
 from fields import check_expiry as check_expiry
@@ -154,7 +154,7 @@ class CardCreate(_PaymentMethodCreate):
     @model_validator(mode="after")
     def _token_names_its_gateway(self) -> CardCreate:
         if isinstance(self.details, ByToken) and self.gateway is None:
-            raise wrong(
+            raise invalid_value(
                 "gateway_missing", "A token belongs to a gateway; name it in `gateway`", "gateway"
             )
         return self
@@ -383,7 +383,7 @@ class Refund(Out):
 
 
 class Dispute(Out):
-    """What an event tells of a dispute."""
+    """A dispute in an event."""
 
     id: int
     payment_id: int
@@ -457,7 +457,7 @@ class SandboxQuery(Page):
     @model_validator(mode="after")
     def _show_whole_orders(self) -> SandboxQuery:
         if self.order_id is not None and "limit" not in self.model_fields_set:
-            self.limit = 200  # few orders have more: who reads one need not page
+            self.limit = 200  # few orders have more, so one page is enough
         return self
 
 

@@ -1,7 +1,6 @@
-"""How this process tells its own workers that there is work now, right after the COMMIT.
+"""Wakes this process's own workers right after a COMMIT.
 
-Nothing depends on it: who is not told, or dies before telling, leaves the work to the next look of
-any process, within a second.
+Nothing depends on it: without it any process finds the work with its next poll, within a second.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ _listeners: set[threading.Event] = set()
 
 
 def listen(event: threading.Event) -> None:
-    """Have this event set at every `wake`."""
+    """Set this event at every `wake`."""
     _listeners.add(event)
 
 
@@ -21,6 +20,6 @@ def unlisten(event: threading.Event) -> None:
 
 
 def wake() -> None:
-    """There is committed work. Cheap, and nothing happens where no workers run."""
+    """Wake the workers: there is committed work. Cheap where no workers run."""
     for event in tuple(_listeners):
         event.set()

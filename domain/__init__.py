@@ -1,1 +1,1 @@
-"""The words and rules of money. No I/O, and nothing of ours is imported here."""
+"""The statuses and rules of money. No I/O; imports nothing else of the service."""

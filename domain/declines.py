@@ -1,7 +1,7 @@
-"""Decline codes: the words we answer with, whichever gateway declined, and what they come from.
+"""Decline codes: ours, and the tables that translate each gateway's.
 
-A gateway's own word is kept beside ours for those who run the store, and never shown to shoppers:
-Stripe for one says that who learns that a card was reported stolen should not be who holds it.
+The gateway's own code is kept beside ours for operators, and never shown to shoppers: whoever holds
+a stolen card must not learn that it was reported (Stripe says so, too).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-# What a shopper may be told. Everything a gateway says beyond these becomes `generic_decline`.
+# What a shopper may be shown. Any other code of a gateway becomes `generic_decline`.
 DECLINE_MESSAGES: Final[dict[str, str]] = {
     "generic_decline": "The card was declined.",
     "insufficient_funds": "The account has insufficient funds.",
@@ -25,8 +25,8 @@ DECLINE_MESSAGES: Final[dict[str, str]] = {
     "limit_exceeded": "The payment is over a limit of the card or the account.",
 }
 
-# The very same payment may succeed later. All others want another method, or the shopper.
-WORTH_ANOTHER_TRY: Final = frozenset({"processing_error", "try_again_later"})
+# The very same payment may succeed later. The others need another method, or the shopper.
+RETRYABLE_DECLINES: Final = frozenset({"processing_error", "try_again_later"})
 
 # https://docs.stripe.com/declines/codes (`decline_code`, else the error's `code`)
 STRIPE: Final[Mapping[str, str]] = {
@@ -110,11 +110,11 @@ ADYEN: Final[Mapping[str, str]] = {
 }
 
 
-def normalized(table: Mapping[str, str], raw: str | None) -> str:
-    """Our word for a gateway's: `normalized(STRIPE, "lost_card")` is "generic_decline"."""
+def normalize_decline_code(table: Mapping[str, str], raw: str | None) -> str:
+    """Our code for a gateway's: "lost_card" of STRIPE is "generic_decline"."""
     return table.get(raw or "", "generic_decline")
 
 
 def decline_message(decline_code: str) -> str:
-    """The sentence for a decline code; the generic one for a code we do not know."""
+    """The message of a decline code; the generic one for an unknown code."""
     return DECLINE_MESSAGES.get(decline_code, DECLINE_MESSAGES["generic_decline"])

@@ -1,9 +1,9 @@
-"""What may be shown of what must not be stored."""
+"""Masks what may be shown in part only."""
 
 from __future__ import annotations
 
 
 def mask_email(email: str) -> str:
-    """Its first letter and its domain: a***@example.com."""
+    """The first letter and the domain of an address: a***@example.com."""
     local, _, domain = email.rpartition("@")
     return f"{local[:1]}***@{domain}"

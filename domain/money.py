@@ -1,7 +1,7 @@
-"""Amounts and currencies: integers in minor units, and the one place that knows the exponents.
+"""Amounts are integers in minor units; only this module knows the currencies' exponents.
 
-What a currency is, and how many decimals it has, comes from the ISO 4217 table that the
-`iso4217` package carries; nothing here may assume two decimals.
+Currencies and their decimals come from the ISO 4217 table of the `iso4217` package. Nothing here
+assumes two decimals.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ MIN_AMOUNT = 1
 MAX_AMOUNT = 999_999_999_999  # twelve digits: what card schemes carry in ISO 8583 field 4
 
 # Codes without a minor unit (gold, test and no-currency codes such as XAU, XTS, XXX) cannot be
-# charged, so they are no currencies to us.
+# charged, so the service does not take them.
 EXPONENTS: dict[str, int] = {
     currency.code: currency.exponent for currency in Currency if currency.exponent is not None
 }
@@ -32,7 +32,7 @@ def to_major(amount: int, currency: str) -> Decimal:
 
 
 def from_major(text: str, currency: str) -> int | None:
-    """Minor units of an amount that a person wrote: "10.99" with USD is 1099.
+    """Minor units of an amount that a person typed: "10.99" with USD is 1099.
 
     None for what is not an amount of this currency.
     """
@@ -43,16 +43,16 @@ def from_major(text: str, currency: str) -> int | None:
 
 
 def rescale(amount: int, currency: str, decimals: int) -> int | None:
-    """Minor units as somebody counts them who gives the currency so many decimals.
+    """Minor units for a gateway that counts the currency with so many decimals.
 
-    None when that would lose something: 10.50 HUF where no decimals are taken. 1099 USD stays
-    1099 with two decimals; 500 ISK are 50000 with two.
+    None when that would lose something: 10.50 HUF without decimals. 1099 USD stays 1099 with two
+    decimals; 500 ISK are 50000 with two.
     """
     return _shifted(amount, decimals - exponent(currency))
 
 
 def unscale(amount: int, currency: str, decimals: int) -> int | None:
-    """The way back from `rescale`; None for an amount that our minor units cannot hold."""
+    """The inverse of `rescale`; None for an amount that our minor units cannot hold."""
     return _shifted(amount, exponent(currency) - decimals)
 
 

@@ -1,14 +1,14 @@
-"""What a gateway's books mean for a payment or a refund of ours: the whole rule, as functions.
+"""Decides what a gateway's books mean for a payment or a refund of ours, as pure functions.
 
-What we know and what was learned go in, what to do comes out; no session, no clock, no gateway.
-`settlement/apply.py` does what is decided here, whoever learned it: the request that asked, a
+Facts about our row and the gateway's state go in, a decision comes out; no session, no clock, no
+gateway. `settlement/apply.py` writes the decision, whoever learned of the state: the request, a
 webhook, a look-up, or a person.
 
 | relation of the gateway's state to ours | from an answer | from a hint |
 |---|---|---|
-| ahead: it can follow from ours | move | move; "processing" only asks |
-| level: it is what we have, or older | nothing | nothing; "approved" asks |
-| other amount, contradiction | review, with its reason | ask now |
+| ahead: it can follow from ours | transition | transition; "processing": look up |
+| level: it is what we have, or older | nothing | nothing; "approved": look up |
+| other amount, contradiction | review, with its reason | look up |
 | other charge | review, if it holds money | the same |
 """
 
@@ -18,9 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 
 from domain.states import (
-    CHARGE_MOVES,
+    CHARGE_TRANSITIONS,
     DEAD_PAYMENT_STATUSES,
-    REFUND_MOVES,
+    REFUND_TRANSITIONS,
     CaptureMethod,
     ChargeStatus,
     OrderStatus,
@@ -30,19 +30,19 @@ from domain.states import (
     ReviewReason,
 )
 
-# An answer shows the books as they are now: the row has not moved since the gateway was asked.
-# A hint may be old news: a webhook, or an answer about a row that has moved since.
+# An answer shows the books as they are now: our row has not changed since the gateway was asked.
+# A hint may be old news: a webhook, or an answer about a row that has changed since.
 Source = Literal["answer", "hint"]
 Relation = Literal["ahead", "level", "other_amount", "contradiction", "other_charge"]
-# When the gateway is asked next. leases.py turns it into a time, by the database's clock.
+# When the next look-up is due. leases.py turns it into a time, by the database's clock.
 NextLookup = Literal["keep", "now", "soon", "later", "at_expiry", "never"]
 
-HOLDS_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "captured"})
-OVER: Final[frozenset[ChargeStatus]] = frozenset({"declined", "voided"})
-UNDECIDED: Final[frozenset[PaymentStatus]] = frozenset({"authorized", "requires_action"})
+CHARGE_STATUSES_WITH_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "captured"})
+CHARGE_STATUSES_WITHOUT_MONEY: Final[frozenset[ChargeStatus]] = frozenset({"declined", "voided"})
+OPERABLE_STATUSES: Final[frozenset[PaymentStatus]] = frozenset({"authorized", "requires_action"})
 
-# What a state in the gateway's books makes of our payment; see `target_of` for the exceptions.
-TARGETS: Final[dict[ChargeStatus, PaymentStatus]] = {
+# What each status of a charge makes of our payment; see `target_status` for the exceptions.
+PAYMENT_STATUS_OF_CHARGE: Final[dict[ChargeStatus, PaymentStatus]] = {
     "processing": "pending",
     "approved": "pending",
     "requires_action": "requires_action",
@@ -85,24 +85,24 @@ class RefundState(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PaymentFacts:
-    """What we know of a payment. Amounts are in minor units."""
+    """The facts about a payment that a decision needs. Amounts are in minor units."""
 
     status: PaymentStatus
     amount: int
     currency: str
     amount_captured: int
     capture_method: CaptureMethod
-    reference: str | None  # the gateway's name of the charge, if we have heard it
-    operation: PaymentOperation | None  # what is asked for and not decided
+    reference: str | None  # the gateway's id of the charge, once we know it
+    operation: PaymentOperation | None  # asked for, and not decided yet
     operation_amount: int | None
-    order: OrderStatus
-    review: ReviewReason | None = None
+    order_status: OrderStatus
+    review_reason: ReviewReason | None = None
     can_retrieve: bool = True  # whether the gateway's books can be read
-    not_executed: bool = False  # the operation surely had no effect: what is shown, others did
+    not_executed: bool = False  # the operation surely had no effect; others caused what is shown
 
     @property
     def is_open(self) -> bool:
-        """Whether the outcome of a request is not known."""
+        """Whether the outcome of a request is unknown."""
         return self.status == "pending" or self.operation is not None
 
 
@@ -110,11 +110,11 @@ class PaymentFacts:
 class Decision:
     """What to write down."""
 
-    payment: PaymentStatus | None = None  # where it moves to
-    order: OrderStatus | None = None
-    operation: Literal["done", "not_done"] | None = None  # how it ended, if it did
-    review: ReviewReason | None = None
-    ends_review: bool = False  # what a person was asked for is known now
+    payment_status: PaymentStatus | None = None  # the new one; None: it stays as it is
+    order_status: OrderStatus | None = None
+    operation_result: Literal["executed", "not_executed"] | None = None  # None: not known yet
+    review_reason: ReviewReason | None = None
+    ends_review: bool = False  # the outcome that the review was about is known
     lookup: NextLookup = "keep"
 
 
@@ -122,11 +122,13 @@ class Decision:
 
 
 def decide(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
-    """What the state of a charge means for our payment."""
+    """Decide what the state of a charge means for our payment."""
     relation = relation_of(facts, charge, source)
     if relation == "other_charge":
-        # No look-up of the first will show it. If it holds money, the shopper is charged twice.
-        return Decision(review="second_charge" if charge.status in HOLDS_MONEY else None)
+        # No look-up of the first charge shows it. If it holds money, the shopper is charged twice.
+        return Decision(
+            review_reason="second_charge" if charge.status in CHARGE_STATUSES_WITH_MONEY else None
+        )
     if relation in ("other_amount", "contradiction"):
         if source == "hint" and facts.can_retrieve:
             return Decision(lookup="now")
@@ -135,39 +137,40 @@ def decide(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision
         reason: ReviewReason = (
             "amount_differs" if relation == "other_amount" else "state_contradicts"
         )
-        return Decision(review=reason, lookup=_lookup_when(facts))
+        return Decision(review_reason=reason, lookup=_lookup_when(facts))
     if relation == "level":
         return _stay(facts, charge, source)
     if source == "hint" and charge.status == "processing":
-        return Decision(lookup="now")  # that a gateway works on it may be old news by now
+        return Decision(lookup="now")  # the charge may have ended since
     return _move(facts, charge, source)
 
 
 def decide_not_executed(facts: PaymentFacts, source: Source) -> Decision:
-    """The request that is open surely had no effect, and never will have.
+    """Decide what follows when the open request surely had no effect, and never will have.
 
-    As a hint it decides nothing: somebody else may have sent the request since.
+    A hint decides nothing: another process may have sent the request since.
     """
     if source == "hint":
         return Decision()
     if facts.operation is not None:
         after = replace(facts, operation=None)
         lookup: NextLookup = "later" if facts.status == "requires_action" else _lookup_when(after)
-        return _ends_review(facts, after, Decision(operation="not_done", lookup=lookup))
+        return _ends_review(facts, after, Decision(operation_result="not_executed", lookup=lookup))
     if facts.status == "pending":
         after = replace(facts, status="failed")
-        return _ends_review(facts, after, Decision(payment="failed", lookup="never"))
+        return _ends_review(facts, after, Decision(payment_status="failed", lookup="never"))
     return Decision(lookup=_lookup_when(facts))
 
 
 def decide_unknown(facts: PaymentFacts, *, overdue: bool) -> Decision:
-    """The gateway cannot tell. `overdue`: it has been open, or could not be given up, for too long.
+    """Decide what follows when the gateway cannot tell.
 
-    An outcome that is known is never a person's: its gateway may only be away for a moment.
+    `overdue`: the outcome has been open, or a void has failed, for too long. A known outcome needs
+    no review: its gateway may only be away for a moment.
     """
     may_move = facts.is_open or facts.status == "requires_action"
-    if overdue and may_move and facts.review is None:
-        return Decision(review="outcome_unknown")
+    if overdue and may_move and facts.review_reason is None:
+        return Decision(review_reason="outcome_unknown")
     return Decision()
 
 
@@ -179,39 +182,39 @@ def relation_of(facts: PaymentFacts, charge: ChargeState, source: Source = "answ
         return "contradiction"
     if not is_our_amount(facts, charge):
         return "other_amount"
-    target = target_of(facts, charge, source)
-    if target is not None and (facts.status, target) in CHARGE_MOVES:
+    target = target_status(facts, charge, source)
+    if target is not None and (facts.status, target) in CHARGE_TRANSITIONS:
         return "ahead"
     if source == "hint" and facts.status == "voided" and charge.status == "authorized":
-        return "level"  # what was voided was authorized before: that is old news by nature
+        return "level"  # an older event: it was authorized before it was voided
     if charge.status == "voided" and 0 < facts.amount_captured < facts.amount:
-        return "level"  # what was not captured has been released
+        return "level"  # the rest of a partial capture was released
     is_dead = facts.status in DEAD_PAYMENT_STATUSES
-    if charge.status in (HOLDS_MONEY if is_dead else OVER):
+    if charge.status in (CHARGE_STATUSES_WITH_MONEY if is_dead else CHARGE_STATUSES_WITHOUT_MONEY):
         return "contradiction"
     return "level"
 
 
-def target_of(facts: PaymentFacts, charge: ChargeState, source: Source) -> PaymentStatus | None:
-    """The status that the state of a charge makes of our payment; None: it tells nothing new."""
+def target_status(facts: PaymentFacts, charge: ChargeState, source: Source) -> PaymentStatus | None:
+    """The status that a charge gives our payment; None when it says nothing new."""
     if charge.status in ("processing", "approved"):
-        # Once the shopper has acted the outcome is open; unless the payment is being given up.
+        # Once the shopper has acted the outcome is open, unless a void is under way.
         waits = facts.status == "requires_action" and facts.operation is None
         return "pending" if waits else None
     if charge.status == "requires_action" and facts.reference is not None:
-        # Either the shopper has acted since, or their approval is gone again: only the books as
-        # they are now tell. A gateway that cannot be read says it whenever it is asked.
+        # Either the shopper has acted since, or the approval is gone again: only an answer
+        # tells. A gateway that cannot be read says this whenever it is asked.
         return "requires_action" if source == "answer" and facts.can_retrieve else None
     if charge.status == "voided" and facts.status != "authorized":
         return "canceled"
-    return TARGETS[charge.status]
+    return PAYMENT_STATUS_OF_CHARGE[charge.status]
 
 
 def is_our_amount(facts: PaymentFacts, charge: ChargeState) -> bool:
-    """Whether the gateway speaks of the amount that we asked for.
+    """Whether the charge is of the amount that we asked for.
 
-    An authorization may be captured in part, by us or in the gateway's dashboard; but while a
-    capture of ours may have been executed, another amount than we asked for is not its outcome.
+    An authorization may be captured in part, by us or in the gateway's dashboard. But while a
+    capture of ours may have been executed, a different amount is not its outcome.
     """
     if charge.currency != facts.currency or charge.amount not in (None, facts.amount):
         return False
@@ -227,7 +230,7 @@ def is_our_amount(facts: PaymentFacts, charge: ChargeState) -> bool:
 
 
 def _is_declined_capture(facts: PaymentFacts, charge: ChargeState) -> bool:
-    """A capture was declined. The money is held as before."""
+    """Whether a capture was declined; the money is still held."""
     return (
         charge.status == "declined"
         and facts.status == "authorized"
@@ -236,15 +239,15 @@ def _is_declined_capture(facts: PaymentFacts, charge: ChargeState) -> bool:
 
 
 def _stay(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
-    if source == "hint":  # old news calls no look-up off
+    if source == "hint":  # a hint cancels no look-up
         return Decision(lookup="now" if charge.status == "approved" else "keep")
     return Decision(lookup=_lookup_when(facts))
 
 
 def _move(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
-    target = target_of(facts, charge, source)
+    target = target_status(facts, charge, source)
     assert target is not None
-    operation = None if target in UNDECIDED else _how_it_ended(facts, charge, target)
+    operation = None if target in OPERABLE_STATUSES else _how_it_ended(facts, charge, target)
     after = replace(
         facts, status=target, operation=None if operation is not None else facts.operation
     )
@@ -256,46 +259,49 @@ def _move(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
     else:
         lookup = _lookup_when(after)
     decision = Decision(
-        payment=target, order=_order_follows(facts, target), operation=operation, lookup=lookup
+        payment_status=target,
+        order_status=_order_follows(facts, target),
+        operation_result=operation,
+        lookup=lookup,
     )
     return _ends_review(facts, after, decision)
 
 
 def _how_it_ended(
     facts: PaymentFacts, charge: ChargeState, target: PaymentStatus
-) -> Literal["done", "not_done"] | None:
-    """Whether what the operation that is open was to do has been done, by whomever."""
+) -> Literal["executed", "not_executed"] | None:
+    """Whether the open operation has taken effect, whoever caused it."""
     if facts.operation is None:
         return None
     if facts.operation == "capture":
-        done = target == "captured" and charge.amount_captured == facts.operation_amount
+        executed = target == "captured" and charge.amount_captured == facts.operation_amount
     else:
-        done = target in ("voided", "canceled")
-    return "done" if done else "not_done"
+        executed = target in ("voided", "canceled")
+    return "executed" if executed else "not_executed"
 
 
 def _order_follows(facts: PaymentFacts, target: PaymentStatus) -> OrderStatus | None:
-    if target == "captured" and facts.order in ("pending", "authorized"):
+    if target == "captured" and facts.order_status in ("pending", "authorized"):
         return "paid"
-    if target == "authorized" and facts.order == "pending":
+    if target == "authorized" and facts.order_status == "pending":
         return "authorized"
-    if target == "voided" and facts.order == "authorized":
+    if target == "voided" and facts.order_status == "authorized":
         return "canceled"
-    if target == "canceled" and facts.operation == "cancel" and facts.order == "pending":
+    if target == "canceled" and facts.operation == "cancel" and facts.order_status == "pending":
         return "canceled"
     return None
 
 
 def _lookup_when(facts: PaymentFacts) -> NextLookup:
-    """When a payment that stays in this state is looked up next."""
+    """When the next look-up of a payment is due that stays as it is."""
     if facts.is_open or facts.status == "requires_action":
-        return "keep"  # as the claim, or the last look-up, has set it
+        return "keep"  # as the claim or the last look-up has scheduled it
     return "at_expiry" if facts.status == "authorized" else "never"
 
 
 def _ends_review(facts: PaymentFacts, after: PaymentFacts, decision: Decision) -> Decision:
-    """A person was asked because nobody knew; now it is known."""
-    over = facts.review == "outcome_unknown" and not after.is_open
+    """End a review of an unknown outcome once the outcome is known."""
+    over = facts.review_reason == "outcome_unknown" and not after.is_open
     return replace(decision, ends_review=over)
 
 
@@ -304,7 +310,7 @@ def _ends_review(facts: PaymentFacts, after: PaymentFacts, decision: Decision) -
 
 @dataclass(frozen=True, slots=True)
 class RefundFacts:
-    """What we know of a refund, and of the payment that it belongs to."""
+    """The facts about a refund, and its payment, that a decision needs."""
 
     status: RefundStatus
     amount: int
@@ -312,7 +318,7 @@ class RefundFacts:
     reference: str | None
     amount_captured: int  # of the payment
     amount_refunded: int  # of the payment, by all its refunds that succeeded
-    order: OrderStatus
+    order_status: OrderStatus
     can_retrieve: bool = True
 
 
@@ -320,41 +326,45 @@ class RefundFacts:
 class RefundDecision:
     """What to write down."""
 
-    refund: RefundStatus | None = None  # where it moves to
-    payment: PaymentStatus | None = None  # what the payment's status is then
-    refunded: int = 0  # what `amount_refunded` grows by; negative if money came back
-    order: OrderStatus | None = None
-    review: ReviewReason | None = None
+    refund_status: RefundStatus | None = None  # the new one; None: it stays as it is
+    payment_status: PaymentStatus | None = None
+    refunded_change: int = 0  # is added to `amount_refunded`; negative if money came back
+    order_status: OrderStatus | None = None
+    review_reason: ReviewReason | None = None
     lookup: NextLookup = "keep"
 
 
 def decide_refund(facts: RefundFacts, state: RefundState, source: Source) -> RefundDecision:
-    """What the state of a refund means for ours."""
+    """Decide what the gateway's state of a refund means for ours."""
     if facts.reference not in (None, state.reference):
-        # Another refund under our name. Unless it failed, the money went back twice.
-        return RefundDecision(review=None if state.status == "failed" else "refund_made_twice")
+        # Another refund with our id. Unless it failed, the money went back twice.
+        return RefundDecision(
+            review_reason=None if state.status == "failed" else "refund_made_twice"
+        )
     asks = source == "hint" and facts.can_retrieve
     if (state.amount, state.currency) != (facts.amount, facts.currency):
-        return RefundDecision(lookup="now") if asks else RefundDecision(review="amount_differs")
-    if (facts.status, state.status) in REFUND_MOVES:
+        return (
+            RefundDecision(lookup="now") if asks else RefundDecision(review_reason="amount_differs")
+        )
+    if (facts.status, state.status) in REFUND_TRANSITIONS:
         return _move_refund(facts, state.status)
     if facts.status == "failed" and (
         state.status == "succeeded" or (state.status == "pending" and source == "answer")
-    ):  # money may have gone back all the same
+    ):  # the money may have gone back nevertheless
         if asks:
             return RefundDecision(lookup="now")
-        return RefundDecision(review="refund_made_twice", lookup="never")
+        return RefundDecision(review_reason="refund_made_twice", lookup="never")
     if source == "hint" or facts.status == "pending":
-        return RefundDecision()  # old news calls no look-up off
+        return RefundDecision()  # a hint cancels no look-up
     return RefundDecision(lookup="never")
 
 
 def decide_refund_not_executed(facts: RefundFacts, source: Source) -> RefundDecision:
-    """The refund surely was never made, and never will be."""
+    """Decide what follows when the refund was surely never made, and never will be."""
     if source == "hint":
         return RefundDecision()
     if facts.status == "pending":
-        return RefundDecision(refund="failed", lookup="never")
+        return RefundDecision(refund_status="failed", lookup="never")
     return RefundDecision(lookup="never")
 
 
@@ -362,19 +372,19 @@ def _move_refund(facts: RefundFacts, status: RefundStatus) -> RefundDecision:
     refunded = facts.amount if status == "succeeded" else 0
     refunded -= facts.amount if facts.status == "succeeded" else 0
     if refunded == 0:
-        return RefundDecision(refund=status, lookup="never")
+        return RefundDecision(refund_status=status, lookup="never")
     payment = status_of_refunded(facts.amount_captured, facts.amount_refunded + refunded)
     order: OrderStatus | None = None
-    if payment == "refunded" and facts.order in ("paid", "shipped", "delivered"):
+    if payment == "refunded" and facts.order_status in ("paid", "shipped", "delivered"):
         order = "refunded"
-    # The money came back to us after the order had ended; what to do is a person's call.
-    late = payment != "refunded" and facts.order == "refunded"
+    # The money came back to us after the order had ended: a person decides what to do.
+    late = payment != "refunded" and facts.order_status == "refunded"
     return RefundDecision(
-        refund=status,
-        payment=payment,
-        refunded=refunded,
-        order=order,
-        review="refund_failed_late" if late else None,
+        refund_status=status,
+        payment_status=payment,
+        refunded_change=refunded,
+        order_status=order,
+        review_reason="refund_failed_late" if late else None,
         lookup="never",
     )
 

@@ -1,1 +1,1 @@
-"""One plain ASGI class per file, and what guards the wire below; nothing knows of orders here."""
+"""One plain ASGI class per file, and the limits of each connection. Knows no resource."""

@@ -1,6 +1,6 @@
-"""Guards uvicorn's protocol: what one connection may send, how slowly, and how many there may be.
+"""Limits each connection: how much it sends, how slowly, and how many connections there are.
 
-The parser has no limits and no deadlines of its own, and ASGI middleware only runs when it is done.
+uvicorn's parser has no limits and no deadlines, and ASGI middleware only runs when it is done.
 `install()` makes uvicorn use `LimitedProtocol` for our application, however uvicorn was started.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -43,12 +44,12 @@ MAX_REQUEST: Final = 512 * 1024
 MAX_PIPELINED: Final = 16  # requests that wait for the answer to an earlier one of their connection
 
 RECEIVE_SECONDS: Final = 10.0  # from the first byte of a request to its last
-LINGER_SECONDS: Final = 2.0  # for a refusal to arrive while its caller is still sending
-# A caller that takes less than this in RECEIVE_SECONDS does not read.
-LEAST_READ: Final = 16 * 1024
+LINGER_SECONDS: Final = 2.0  # for a refusal to arrive while the client is still sending
+# A client that reads less than this in RECEIVE_SECONDS does not read.
+MIN_READ: Final = 16 * 1024
 
 MAX_CONNECTIONS: Final = 2048  # some 10 KiB each
-FILES_KEPT: Final = 128  # for the database, the gateways and the log
+RESERVED_FILES: Final = 128  # for the database, the gateways and the log
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -69,9 +70,9 @@ class LimitedProtocol(HttpToolsProtocol):
         self.section = 0  # of these, since the last byte of body
         self.in_head = True
         self.arriving = False  # whether a request has begun and not ended
-        self.deaf = False  # whether everything that still comes is thrown away
+        self.ignores_input = False  # whether input is discarded
         self.problem: ServiceError | None = None  # raised in a callback of the parser
-        self.unsent: tuple[float, int] | None = None  # when how much was not read by the caller
+        self.unsent: tuple[float, int] | None = None  # how much the client had not read, and when
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -83,7 +84,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.deaf:
+        if self.ignores_input:
             self.received += len(data)
             if self.received > MAX_REQUEST:
                 self.transport.abort()
@@ -92,9 +93,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(data) <= MAX_SECTION:
             self._parse(data)
             return
-        # In parts, because the parser tells of a header only when it has all of it.
+        # In parts, because the parser reports a header only when it has all of it.
         for start in range(0, len(data), MAX_SECTION):
-            if not self.deaf:
+            if not self.ignores_input:
                 self._parse(data[start : start + MAX_SECTION])
 
     def _parse(self, data: bytes) -> None:
@@ -114,7 +115,7 @@ class LimitedProtocol(HttpToolsProtocol):
             elif self.received > MAX_REQUEST:
                 self.refuse(BodyTooLarge())
 
-    # What the parser calls. Whatever is raised here ends in HttpParserError above.
+    # Callbacks of the parser. What they raise arrives as HttpParserError above.
 
     def on_message_begin(self) -> None:
         self.in_head = self.arriving = True
@@ -144,7 +145,7 @@ class LimitedProtocol(HttpToolsProtocol):
             raise self._because(_invalid("Upgrade", "Send a body without an Upgrade header"))
         super().on_headers_complete()
         self.in_head = False
-        self.headers = []  # what still comes are trailers, which nobody asked for
+        self.headers = []  # trailers follow, which the service does not read
         if upgrade:
             self.cycle.keep_alive = False
 
@@ -171,8 +172,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """A target like http://host/path names the host that the Host header names."""
         if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
             return
-        authority = self.url.partition(b"://")[2].partition(b"/")[0].lower()
-        if [authority] != [value.lower() for name, value in self.headers if name == b"host"]:
+        scheme, _, rest = self.url.lower().partition(b"://")
+        authority = rest.partition(b"/")[0]
+        if scheme not in (b"http", b"https") or [authority] != [
+            value.lower() for name, value in self.headers if name == b"host"
+        ]:
             raise self._because(_invalid("Host", "The request line names another host"))
 
     def _because(self, problem: ServiceError) -> ServiceError:
@@ -190,9 +194,9 @@ class LimitedProtocol(HttpToolsProtocol):
             self.open.waiting[self] = None
 
     def refuse(self, problem: ServiceError) -> None:
-        """Answer with the problem, if it is this connection's turn to be answered, and close."""
+        """Answer with the problem, unless another answer is due first, and close."""
         rejections.count(problem.code, self.address)
-        self.deaf = True
+        self.ignores_input = True
         self.since = self.loop.time()
         self.open.waiting[self] = None
         cycle = self.cycle
@@ -206,22 +210,22 @@ class LimitedProtocol(HttpToolsProtocol):
             self.transport.close()
             return
         self.transport.write(self._rendered(problem))
-        # Closing now would reset the connection while the caller is still sending, and take the
-        # answer with it. We end our side only; the caller, or LINGER_SECONDS, ends the other.
+        # Closing now would reset the connection while the client is still sending, and lose the
+        # answer. We end our side only; the client, or LINGER_SECONDS, ends the other.
         if self.transport.can_write_eof():
             self.transport.write_eof()
         else:
             self.transport.close()
 
-    def turn_away(self, problem: ServiceError) -> None:
-        """There is no room for this connection."""
+    def reject(self, problem: ServiceError) -> None:
+        """Answer that there is no room for this connection, and close."""
         rejections.count(problem.code, self.address)
-        self.deaf = True
+        self.ignores_input = True
         self.transport.write(self._rendered(problem))
         self.transport.close()
 
     def drop(self, reason: str) -> None:
-        """End a connection that nobody would read an answer from."""
+        """End a connection whose client would not read an answer."""
         rejections.count(reason, self.address)
         self.transport.abort()
 
@@ -246,10 +250,10 @@ class LimitedProtocol(HttpToolsProtocol):
 
 
 class Connections:
-    """The open connections of one server: room for new ones, and the end of those that hang.
+    """The open connections of one server: makes room for new ones, and ends those that hang.
 
-    Where there is no room, the connection that has waited longest makes way. That is one that is
-    silent or idle, never one whose request is being answered.
+    Without room it closes the connection that has waited longest: a silent or idle one, never one
+    whose request is being answered.
     """
 
     def __init__(
@@ -257,7 +261,7 @@ class Connections:
     ) -> None:
         self.per_address = per_address
         self.at_most = at_most or _room_for_connections()
-        # A proxy has many callers behind one address, and whoever is on this machine can do worse.
+        # A proxy has many clients behind one address; a process on this machine can do worse.
         self.unlimited = _Networks([*trusted, "127.0.0.0/8", "::1"])
         self.all: dict[LimitedProtocol, None] = {}
         self.waiting: dict[LimitedProtocol, None] = {}  # longest first
@@ -269,15 +273,15 @@ class Connections:
         same = self.by_address.get(address, {})
         problem: ServiceError | None = None
         if len(same) >= self.per_address and address not in self.unlimited:
-            if not self._make_room(same, "made_way_in_address"):
+            if not self._make_room(same, "evicted_for_address"):
                 detail = f"One address may have {self.per_address} connections"
                 problem = RateLimited(detail, headers={"Retry-After": "1"})
-        elif len(self.all) >= self.at_most and not self._make_room(self.waiting, "made_way"):
+        elif len(self.all) >= self.at_most and not self._make_room(self.waiting, "evicted"):
             problem = Overloaded()
         self.all[connection] = self.waiting[connection] = None
         self.by_address.setdefault(address, {})[connection] = None
         if problem is not None:
-            connection.turn_away(problem)
+            connection.reject(problem)
 
     def remove(self, connection: LimitedProtocol) -> None:
         self.all.pop(connection, None)
@@ -296,22 +300,23 @@ class Connections:
         return False
 
     async def watch(self) -> None:
-        """Look after the deadlines until canceled."""
+        """Check the deadlines every second until canceled."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(1)
             try:
                 self.end_overdue(loop.time())
-            except Exception as error:  # or no connection would ever be looked at again
+            except Exception as error:  # or no connection would be checked again
                 log.error("http.connection_check_failed", error=type(error).__name__)
 
     def end_overdue(self, now: float) -> None:
-        """End every connection that is late: with its request, its silence, or its reading."""
+        """End every connection that missed a deadline: to send a request, to send anything, or to
+        read."""
         for connection in list(self.all):
-            if _does_not_read(connection, now):
-                connection.drop("does_not_read")
+            if _is_slow_reader(connection, now):
+                connection.drop("slow_reader")
         for connection in list(self.waiting):
-            if connection.deaf:
+            if connection.ignores_input:
                 if now - connection.since > LINGER_SECONDS:
                     connection.transport.abort()
             elif now - connection.since <= RECEIVE_SECONDS or connection.transport.is_closing():
@@ -323,11 +328,11 @@ class Connections:
                 connection.transport.close()
 
 
-def _does_not_read(connection: LimitedProtocol, now: float) -> bool:
+def _is_slow_reader(connection: LimitedProtocol, now: float) -> bool:
     unsent = connection.transport.get_write_buffer_size()
     if not unsent:
         connection.unsent = None
-    elif connection.unsent is None or unsent <= connection.unsent[1] - LEAST_READ:
+    elif connection.unsent is None or unsent <= connection.unsent[1] - MIN_READ:
         connection.unsent = (now, unsent)
     else:
         return now - connection.unsent[0] > RECEIVE_SECONDS
@@ -366,16 +371,23 @@ def _room_for_connections() -> int:
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     if files == resource.RLIM_INFINITY:
         return MAX_CONNECTIONS
-    return max(16, min(MAX_CONNECTIONS, files - FILES_KEPT))
+    return max(16, min(MAX_CONNECTIONS, files - RESERVED_FILES))
 
 
 def install() -> None:
-    """Have uvicorn make a GuardedProtocol wherever it makes its own for an application of ours.
+    """Make uvicorn use LimitedProtocol in the place of its own class, for applications of ours.
 
-    The class itself, because uvicorn has chosen it before it imports `main`.
+    It changes uvicorn's class itself, because uvicorn has chosen it before it imports `main`.
     """
 
-    def make(cls: type[HttpToolsProtocol], *_: Any, app_state: dict[str, Any], **__: Any) -> Any:
-        return object.__new__(LimitedProtocol if "connections" in app_state else cls)
+    def make(
+        cls: type[asyncio.Protocol], *_: Any, app_state: dict[str, Any], **options: Any
+    ) -> Any:
+        if "connections" not in app_state:
+            return object.__new__(cls)
+        if issubclass(LimitedProtocol, cls):
+            return object.__new__(LimitedProtocol)  # Python goes on to its __init__
+        return LimitedProtocol(app_state=app_state, **options)
 
-    HttpToolsProtocol.__new__ = make  # type: ignore[method-assign,assignment]
+    for cls in (HttpToolsProtocol, H11Protocol):
+        cls.__new__ = make  # type: ignore[method-assign,assignment]

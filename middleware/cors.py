@@ -11,7 +11,7 @@ from observability import logs
 
 
 class Cors(CORSMiddleware):
-    """The framework's rules; its refusals are plain text, ours are not."""
+    """The framework's rules, with problem documents instead of its plain-text refusals."""
 
     def preflight_response(self, request_headers: Headers) -> Response:
         response = super().preflight_response(request_headers)
@@ -21,7 +21,7 @@ class Cors(CORSMiddleware):
             "Origin", "cors", "This origin may not send this request; see CORS_ORIGINS"
         )
         refusal = Response(
-            problem.body(logs.bound("request_id")),
+            problem.body(logs.get_bound("request_id")),
             problem.status,
             media_type="application/problem+json",
         )

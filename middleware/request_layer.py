@@ -52,7 +52,7 @@ _HOST_NAME = re.compile(
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _SLASH = re.compile(rb"%2f", re.IGNORECASE)
 
-# A word of ours, or an id behind one. Whatever else stands in a path may be a secret.
+# A word of ours, or an id after one. Anything else in a path may be a secret.
 _WORD = re.compile(r"[a-z][a-z_-]{0,39}", re.ASCII)
 _ID = re.compile(r"[0-9]{1,11}", re.ASCII)  # card numbers have twelve digits or more
 
@@ -80,7 +80,7 @@ class RequestLayer:
         names = frozenset(allowed_hosts)
         endings = tuple(name[1:] for name in names if name.startswith("*."))
 
-        # Callers use few hosts, and whoever tries many only tries them.
+        # Clients use few hosts; one that tries many only fills this cache.
         @lru_cache(maxsize=256)
         def answers_to(value: bytes) -> bool:
             match = _HOST_NAME.fullmatch(value.decode("latin-1"))
@@ -101,7 +101,7 @@ class RequestLayer:
         finally:
             logs.access(
                 scope["method"],
-                shown_path(scope["path"]),
+                path_for_log(scope["path"]),
                 exchange.status,
                 time.perf_counter() - exchange.started,
             )
@@ -116,7 +116,7 @@ class RequestLayer:
                 headers = [header for header in scope["headers"] if header[0] not in _RANGES]
                 scope = {**scope, "headers": headers}
             if _CONTROL.search(scope["path"]):
-                # Read as bytes are that are no UTF-8: it names nothing that there is.
+                # As if it were not UTF-8: then the path names no resource.
                 scope = {**scope, "path": _CONTROL.sub("\ufffd", scope["path"])}
             if scope["method"] == "HEAD":
                 exchange.has_body = False
@@ -243,8 +243,8 @@ async def send_answer(status: int, headers: Mapping[str, str], body: bytes, send
 
 
 @lru_cache(maxsize=1024)
-def shown_path(path: str) -> str:
-    """A path as the log may show it."""
+def path_for_log(path: str) -> str:
+    """The path, with what may be a secret replaced."""
     shown: list[str] = []
     for part in path.split("/"):
         is_id = _ID.fullmatch(part) and shown and _WORD.fullmatch(shown[-1])
@@ -267,7 +267,7 @@ def _log_unhandled(error: Exception) -> None:
     """Where it happened, without the message: that may hold a value of the request."""
     frames = traceback.extract_tb(error.__traceback__)[-12:]
     trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    logs.get_logger().error("http.unhandled", error=type(error).__name__, trace=trace)
+    logs.get_logger().error("http.unhandled_error", error=type(error).__name__, trace=trace)
 
 
 def _rejected(scope: Scope, reason: str, problem: ServiceError) -> ServiceError:

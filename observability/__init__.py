@@ -1,1 +1,1 @@
-"""Logs, and later metrics and traces. Imports nothing of ours."""
+"""Logs and metrics. Imports nothing else of the service."""

@@ -25,8 +25,8 @@ bind_request = _request.set
 _access = logging.getLogger("access")
 
 
-def bound(name: str) -> str:
-    """What is bound under this name for the request at hand."""
+def get_bound(name: str) -> str:
+    """The value bound under this name for the current request."""
     return _request.get().get(name, "")
 
 
@@ -61,7 +61,7 @@ def configure(level: str, *, json: bool) -> None:
             foreign_pre_chain=shared,
             processors=[
                 structlog.stdlib.ProcessorFormatter.remove_processors_meta,
-                # Tracebacks become text first, so that the net below sees them too.
+                # Tracebacks become text first, so that redaction sees them too.
                 structlog.processors.format_exc_info,
                 _redact,
                 renderer,

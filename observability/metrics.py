@@ -1,7 +1,6 @@
-"""Metrics, each declared once, in the text format of Prometheus.
+"""Metrics in the text format of Prometheus; docs/runbook.md lists them.
 
-What matters here is in the database and the same for every process, so it is read when somebody
-asks; any process may be scraped, and one is enough. Only what was refused is counted
+Most are counted in the database, the same for every process: scrape any one. Rejections are counted
 by each process for itself.
 """
 
@@ -18,12 +17,12 @@ from observability import rejections
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
-# A count costs what is counted. Whether it is more than this changes nothing for who is called.
-MOST_COUNTED = 10_000
+# A count costs what is counted, and beyond this the number changes nothing for an operator.
+MAX_COUNTED = 10_000
 
 
-class RecentPage:
-    """The page as it was at most `seconds` ago: however many ask, it is made once in that time."""
+class CachedPage:
+    """A page that is made at most once in `seconds`, however many requests there are."""
 
     def __init__(self, seconds: float = 5.0) -> None:
         self.seconds = seconds
@@ -32,7 +31,7 @@ class RecentPage:
         self._making = threading.Lock()
 
     def get(self, make: Callable[[], bytes]) -> bytes:
-        """The page; `make` makes a new one. While that lasts others get the last one."""
+        """The page; `make` makes a new one. Meanwhile other requests get the old one."""
         if not self._making.acquire(blocking=not self._page):
             return self._page
         try:
@@ -50,13 +49,13 @@ def render(*, payments_open: int, payments_need_review: int) -> bytes:
     Gauge(
         "estore_payments_open",
         "Payments and refunds whose outcome is not known yet; they are being looked up. "
-        f"Of each {MOST_COUNTED} at most are counted.",
+        f"Of each {MAX_COUNTED} at most are counted.",
         registry=registry,
     ).set(payments_open)
     Gauge(
         "estore_payments_needs_review",
         "Payments that no machine can settle and a person has to look at. "
-        f"{MOST_COUNTED} at most are counted.",
+        f"{MAX_COUNTED} at most are counted.",
         registry=registry,
     ).set(payments_need_review)
     return generate_latest(registry) + generate_latest(rejections.registry)

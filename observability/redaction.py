@@ -1,4 +1,4 @@
-"""Takes card numbers and secrets out of text: the second net, behind never logging them."""
+"""Removes card numbers and secrets from text: a second defense, behind never logging them."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def redact(text: str) -> str:
     """The text without card numbers, tokens, gateways' secrets, and passwords in URLs."""
     if len(text) >= _FEWEST_DIGITS:
         text = _CARD.sub(_hide_card, hide_card_numbers(text, HIDDEN))
-    # Every line of the log comes by here: a word is found faster than a pattern.
+    # Every log line passes here, and finding a word is faster than a pattern.
     if "bearer" in text.lower():
         text = _BEARER.sub(rf"\1{HIDDEN}", text)
     if "eyJ" in text:

@@ -1,4 +1,4 @@
-"""Counts what is refused before it is a request to an endpoint, and logs a sample of it."""
+"""Counts connections and requests that are rejected before any endpoint, and logs a sample."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from observability.logs import get_logger
 
 log = get_logger()
 
-# One line for each reason in so many seconds: whoever attacks does not fill the disk as well.
+# One line per reason in so many seconds, so that an attack does not fill the disk.
 SECONDS_BETWEEN_LINES: Final = 10.0
 
-# Of this process, unlike the metrics that are read from the database.
+# Counted by this process, unlike the metrics that are read from the database.
 registry = CollectorRegistry()
 _refused = Counter(
     "estore_requests_rejected",
@@ -22,11 +22,13 @@ _refused = Counter(
     ["reason"],
     registry=registry,
 )
-_lines: dict[str, tuple[float, int]] = {}  # when the last line was written, how many came since
+_lines: dict[
+    str, tuple[float, int]
+] = {}  # when the last line was written, and how many rejections came since
 
 
 def count(reason: str, address: str) -> None:
-    """Count a refusal. The first of its kind is logged, then one every ten seconds."""
+    """Count a rejection. The first of its reason is logged, then one every ten seconds."""
     _refused.labels(reason).inc()
     now = time.monotonic()
     last, since = _lines.get(reason, (-SECONDS_BETWEEN_LINES, 0))

@@ -1,4 +1,4 @@
-"""Reading both sets of books, and what must be true of them in the end."""
+"""Reads both sets of books, and checks what must be true of them in the end."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ DOUBLE_ORDERS: Final = """
     SELECT 'order ' || order_id FROM sandbox.charges WHERE status IN ('authorized', 'captured')
     GROUP BY order_id HAVING count(*) > 1"""
 
-# So is a cart, when its shopper has ordered it again long after an order whose charge came to
-# nothing, and that charge is made all the same.
+# A cart is charged twice when its shopper has ordered it again, long after an order whose charge
+# failed, and the gateway makes that first charge after all.
 DOUBLE_CARTS: Final = """
     SELECT 'cart ' || string_agg('order ' || c.order_id, ', ' ORDER BY c.order_id)
     FROM sandbox.charges c JOIN payments p ON p.id = c.payment_id JOIN orders o ON o.id = p.order_id
     WHERE c.status <> 'declined' GROUP BY o.metadata ->> 'cart'
     HAVING count(*) > 1 AND bool_or(c.created_at > p.created_at + :resend_within)"""
 
-# Each refund that the gateway made is one row of ours, which says who made it. One that has
-# failed may never have been heard of.
+# Each refund that the gateway made is one row of ours, which says who made it. The service may not
+# know of one that failed.
 REFUNDS: Final = """
     SELECT r.reference, r.refund_id IS NULL AS outside, count(o.id) AS rows
     FROM sandbox.refunds r LEFT JOIN refunds o ON o.gateway_reference = r.reference
@@ -83,7 +83,7 @@ class Books:
             return list(connection.execute(sa.text(query), self._limits).scalars())
 
     def find_open(self) -> list[str]:
-        """What has not come to its end; webhooks that are held back may wait."""
+        """What has not ended; webhooks that are held back may wait."""
         return self._scalars(OPEN)
 
     def find_double_charges(self) -> set[str]:
@@ -100,7 +100,8 @@ class Books:
             return found + audit.check(session, self._gateways)
 
     def read(self, ledger: Ledger, report: Report) -> None:
-        """Report everything that is wrong now, and hold what was answered against the books."""
+        """Report everything that is wrong now, and compare the answers that shoppers got with the
+        books."""
         report.charges = self._scalars("SELECT count(*) FROM sandbox.charges")[0]
         report.double_charges |= self.find_double_charges()
         report.stuck = [*ledger.unanswered, *self.find_open()]

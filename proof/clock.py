@@ -1,4 +1,4 @@
-"""Letting time pass: every moment that is written down becomes one that was longer ago."""
+"""Lets time pass: moves every stored time into the past."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-# Each table of both books, and how all of its moments are moved.
+# Each table of both books, and how to move all of its times.
 TABLES: Final = r"""
     SELECT format('UPDATE %I.%I SET ', c.table_schema, c.table_name)
         || string_agg(format('%1$I = %1$I - \:span', c.column_name), ', ') AS statement
@@ -16,7 +16,7 @@ TABLES: Final = r"""
     WHERE c.table_schema IN ('public', 'sandbox') AND t.table_type = 'BASE TABLE'
     AND c.data_type LIKE 'timestamp%'
     GROUP BY c.table_schema, c.table_name"""
-# Those that a webhook tells, whole seconds.
+# Times in a webhook's body, in whole seconds.
 WEBHOOKS: Final = [
     f"""
     UPDATE sandbox.webhooks SET payload = jsonb_set(payload, '{path}',
@@ -27,7 +27,7 @@ WEBHOOKS: Final = [
 
 
 class Clock:
-    """How much time was let pass. Nothing may run meanwhile that remembers what time it was."""
+    """Let time pass. Nothing may run meanwhile that remembers the time."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -35,7 +35,7 @@ class Clock:
 
     def let_pass(self, span: timedelta) -> None:
         with self._engine.begin() as connection:
-            # No trigger is to notice: nothing changes.
+            # Without triggers: nothing changes.
             connection.execute(sa.text("SET LOCAL session_replication_role = replica"))
             statements = connection.execute(sa.text(TABLES)).scalars().all()
             for statement in (*statements, *WEBHOOKS):

@@ -1,10 +1,9 @@
-"""What the proof puts into the processes it runs: places to die, and bad days.
+"""Faults in the processes of the proof: points at which they die, and a gateway that fails.
 
-`PROOF_KILL_AT=<point>:<n>` kills the process the n-th time that it comes by a point; the points
-are the moments before and after each commit, and before and after each call of the gateway.
-
-The sandbox gateway has bad days: now and then it does not answer a question, and half of what it
-may send again it does send again, as gateways do that cannot fence a request that was lost.
+`PROOF_KILL_AT=<point>:<n>` kills the process the n-th time that it passes a point; the points are
+the moments before and after each commit, and before and after each call of the gateway. The sandbox
+gateway sometimes does not answer, and resends half of what it may resend, as gateways do that
+cannot fence a lost request.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ _real_phase = database.phase
 
 
 def reached(point: str) -> None:
-    """Die here, without a word, if this is the place."""
+    """Kill this process if this is the point."""
     global _seen
     if point != _kill_point:
         return
@@ -78,7 +77,7 @@ def _with_bad_days(gateway: Any) -> None:
     def look_up_badly(self: Any, query: Any) -> Any:
         if random.random() < UNANSWERED:  # noqa: S311 - no secret
             raise OutcomeNotShown("no answer")
-        if query.resend and is_sent_again(query.key):
+        if query.resend and is_sent_again(query.request.key):
             request = query.request
             operation = getattr(request, "operation", "charge")
             with suppress(NotExecuted):  # it was fenced, or cannot be done any more
@@ -86,7 +85,7 @@ def _with_bad_days(gateway: Any) -> None:
         return look_up(self, query)
 
     def look_up_refund_badly(self: Any, query: Any) -> Any:
-        if query.resend and is_sent_again(query.key):
+        if query.resend and is_sent_again(query.request.key):
             with suppress(NotExecuted):
                 return self.refund(query.request)
         return look_up_refund(self, query)
@@ -100,7 +99,7 @@ def is_sent_again(key: str) -> bool:
 
 
 def prepare() -> None:
-    """Put the points in. Before anybody imports these by name."""
+    """Install the points, before any module imports these functions by name."""
     database.phase = phase  # type: ignore[assignment]
 
     from gateways.sandbox import SandboxGateway

@@ -1,4 +1,4 @@
-"""Taking one guard away, so that the proof can be seen to fail: a check that cannot is none."""
+"""Takes one guard away, to see the proof fail: a check that cannot fail proves nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """One thing that keeps the books right: what it is, and how to be without it."""
+    """One thing that keeps the books right, and how to remove it."""
 
     about: str
     take_away: Callable[[], None]
@@ -66,7 +66,7 @@ def _claim_before_call() -> None:
 
 
 def _stored_key() -> None:
-    """The gateway is sent a key that is written down nowhere."""
+    """Send the gateway a key that is stored nowhere."""
     from gateways.sandbox import SandboxGateway, webhooks
 
     charge = SandboxGateway.charge
@@ -80,7 +80,7 @@ def _stored_key() -> None:
 
 
 def _unknown_is_open() -> None:
-    """No answer is taken for a no."""
+    """Treat a missing answer as a failure."""
     from gateways.base import NotExecuted
     from services import payments, refunds
     from settlement import gateway_calls
@@ -105,7 +105,7 @@ def _idempotency() -> None:
 
 
 def _refund_reservation() -> None:
-    """Nobody looks at what is left, and the gateway does not either."""
+    """Check what is left to refund neither here nor at the gateway."""
     from gateways.sandbox import SandboxGateway
     from gateways.sandbox.tables import charges
     from services import refunds
@@ -132,7 +132,7 @@ def _reconciler() -> None:
 
 
 def _resend_window() -> None:
-    """What may never have arrived is sent again however old it is, and no charge ever arrives."""
+    """Resend without a time limit, and let no charge arrive at first."""
     from proof import fault_injection
     from services import payments
     from services.lookups import LookupRules
@@ -164,7 +164,7 @@ def _outside_books() -> None:
 
 
 def _outside_refund_once() -> None:
-    """Each time that a refund is heard of that was made outside, it is taken for a new one."""
+    """Import a refund that was made outside each time that a gateway reports it."""
     import crud
 
     find = crud.lock_refund_of_state

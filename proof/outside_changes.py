@@ -1,6 +1,6 @@
-"""Somebody in the gateway's own dashboard, who moves money past the service, and a bad network.
+"""A stranger in the gateway's dashboard, who moves money past the service, and a bad network.
 
-What they do comes to the service by webhooks, late, twice or not at all, and by comparing books.
+The service learns of it by webhooks, late, twice or not at all, and by comparing the books.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Stranger(threading.Thread):
             self.act([*self._acts(), *network, lambda: self.repeat_webhooks(10)])
 
     def act_unheard(self) -> None:
-        """The last acts: no webhook tells of them."""
+        """The last acts, without a webhook."""
         self.hold_webhooks()
         for _ in range(LAST_ACTS):
             self.act(self._acts())

@@ -31,7 +31,7 @@ from proof.processes import Roles, Service, kill_postgres
 from proof.report import Report
 from proof.shoppers import Ledger, Shopper, World
 
-# Every step of claim, call, settle, for each kind of write, and the steps of who comes after.
+# Every step of claim, call, settle, for each kind of write, and the steps of the look-ups after it.
 POINTS: Final = [
     f"{step}.{moment}"
     for step in (
@@ -42,7 +42,7 @@ POINTS: Final = [
         "refunds.refund",
         "orders.create",
         "idempotency.run",
-        "lookups._take_due",
+        "lookups._lease_due",
         "lookups.look_up",
         "lookups.look_up_payment",
         "lookups.look_up_refund",
@@ -54,7 +54,7 @@ POINTS: Final = [
     for call in ("charge", "capture", "void", "refund", "look_up")
     for moment in ("before", "after")
 ]
-# What is only done when time has passed.
+# Steps that only run when time has passed.
 LATE_POINTS: Final = [
     f"{step}.{moment}"
     for step in (
@@ -65,9 +65,9 @@ LATE_POINTS: Final = [
     for moment in ("before_commit", "after_commit")
 ]
 AT_RANDOM, DATABASE = "at a random moment", "PostgreSQL"
-SERVICES: Final = 2  # one goes on while the other is dead; if nobody is killed, one will do
+SERVICES: Final = 2  # one goes on while the other is dead; without kills one is enough
 SHOPPERS: Final = 6
-REACH_SECONDS = 12.0  # how long a process may take to come by its point
+REACH_SECONDS = 12.0  # how long a process may take to reach its point
 # What is done without kills, at the beginning and at the end: so many requests, or for so long.
 QUIET_OPERATIONS, QUIET_SECONDS = 50, 10.0
 # How long an answer may take before it counts as stuck. Without a guard it may well never come,
@@ -81,9 +81,9 @@ RECONCILE_AFTER, GATEWAY_TIMEOUT = 1, 2
 PASSES: Final = 30
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(weeks=4)
 FIRST_SHORTEST, LATE_SHORTEST = timedelta(hours=1), timedelta(days=2)
-# In the end all that waits has to end, or at least what is open.
+# In the end everything that waits has to end, or at least what is open.
 LAST_SPAN, LAST_SPAN_WITHOUT_AGE = timedelta(days=31), timedelta(minutes=15)
-# Then it is settled step by step: what is open after all of them is stuck.
+# Then the proof settles step by step: what is open after all steps is stuck.
 STEPS, STEPS_WHEN_BROKEN, STEP, PASSES_OF_STEP = 30, 3, timedelta(minutes=5), 5
 
 
@@ -124,7 +124,7 @@ def prove(
 
 
 def _plan(crashes: int, every: Sequence[str], chance: random.Random) -> list[str]:
-    """Every point once, in an order by chance, with random moments and the database between."""
+    """Every point once, in random order, with random moments and the database between."""
     plan: list[str] = []
     while len(plan) < crashes:
         points = chance.sample(every, len(every))
@@ -248,7 +248,7 @@ class _Run:
         self._finish()
 
     def _let_them_shop(self) -> None:
-        """Until enough has been done, however slow the machine is."""
+        """Wait until enough has been done, however slow the machine is."""
         enough = self.ledger.operations + QUIET_OPERATIONS
         deadline = time.monotonic() + QUIET_SECONDS
         while self.ledger.operations < enough and time.monotonic() < deadline:
@@ -264,7 +264,7 @@ class _Run:
     # The kills ----------------------------------------------------------------------------------
 
     def _let_time_pass(self, point: str, chance: random.Random) -> None:
-        """Minutes to weeks, with nobody there but the roles; then whoever starts next."""
+        """Let minutes to weeks pass, with only the roles running; then start services again."""
         self.report.double_charges |= self.books.find_double_charges()
         if not self.age:
             return
@@ -275,7 +275,7 @@ class _Run:
                 self.report.passes += self.roles.run(PASSES)
 
     def _kill_at(self, point: str, chance: random.Random) -> None:
-        """All start, one dies there, and the others go on for a moment."""
+        """Start all services, let one die at the point, and let the others go on for a moment."""
         first, *others = chance.sample(self.services, len(self.services))
         first.start(None if point in (DATABASE, AT_RANDOM) else f"{point}:{_times(point, chance)}")
         first.wait_ready()
@@ -298,7 +298,7 @@ class _Run:
     # In the end ---------------------------------------------------------------------------------
 
     def _finish(self) -> None:
-        """Let all of it come to its end; first while no webhook tells what was done outside."""
+        """Let everything end; first without webhooks about what was done outside."""
         if self.stranger is not None:
             self.stranger.act_unheard()
         self.clock.let_pass(LAST_SPAN if self.age else LAST_SPAN_WITHOUT_AGE)
@@ -342,7 +342,7 @@ class _Run:
 
 
 def _times(point: str, chance: random.Random) -> int:
-    """At which time that a process comes by this point it dies."""
+    """At which pass of the point the process dies: the first, or one of three."""
     return 1 if point in LATE_POINTS else chance.randint(1, 3)
 
 

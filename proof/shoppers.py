@@ -1,8 +1,8 @@
-"""Shoppers, and the staff behind them: they pay, retry, race, capture, void and refund.
+"""Shoppers, and the staff of the store: they pay, retry, race, capture, void and refund.
 
 Each request has an Idempotency-Key and is repeated until it has an answer, as a careful client
-does. What was answered is kept, to be held against the books later. Nobody repeats it for ever:
-a shopper who had no answer for a while has left, and orders the same cart again later.
+does. The answers are kept, to be compared with the books later. A shopper without an answer for a
+while leaves, and orders the same cart again later.
 """
 
 from __future__ import annotations
@@ -25,10 +25,9 @@ RETRIED_CONFLICTS = ("idempotency_in_progress", "payment_in_progress")
 FAULTS = ("timeout_before_charge", "timeout_after_charge", "error_500", "error_after_charge")
 GOOD, WAITS = "tok_success", "tok_requires_action"
 SPECIAL = ("tok_generic_decline", "tok_dispute", "tok_refund_fails")
-# How long somebody waits for an answer before they leave it: none of them longer than an
-# Idempotency-Key lives.
+# How long a shopper waits for an answer before leaving: never longer than an Idempotency-Key lives.
 STAYS: Final = (timedelta(minutes=15), timedelta(days=2))
-PAGE_TRIES: Final = 20  # of a page that is not there while the service is dead
+PAGE_TRIES: Final = 20  # attempts to load a page while the service is dead
 
 
 @dataclass(slots=True)
@@ -181,7 +180,7 @@ class Shopper(threading.Thread):
         )
 
     def press(self, path: str) -> None:
-        """Press a button of a page of the gateway's, which knows no token and no key."""
+        """Press a button on a page of the gateway, without a token and a key."""
         for _ in range(PAGE_TRIES):
             try:
                 self.http.post(self.random.choice(self.world.addresses) + path)
@@ -191,7 +190,7 @@ class Shopper(threading.Thread):
                 return
 
     def authorize(self) -> None:
-        """Capture and void at once, or one of them, or neither: one wins, or time does."""
+        """Capture and void at the same time, or one of them, or neither and let it expire."""
         order_id = self.order()
         payment = self.pay(order_id, capture_method="manual") if order_id is not None else None
         if payment is None or payment["status"] != "authorized":

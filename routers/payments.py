@@ -289,7 +289,7 @@ def review_payment(
     ],
 ) -> Any:
     """Settles the payment as if the gateway had said it. Needs the scope `payments:manage`."""
-    return reviews.end(session, context, payment_id, data)
+    return reviews.end_review(session, context, payment_id, data)
 
 
 @router.get(

@@ -1,4 +1,4 @@
-"""`/webhooks/{gateway}`: what gateways tell us. Verified by their own rules before it is read."""
+"""`/webhooks/{gateway}`: events from gateways, verified by each gateway's own rules."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ async def receive_webhook(request: Request, gateway: str) -> Any:
     body = await request.body()
     if request.app.state.gateways.get(gateway) is None:
         raise NotFound
-    # Threads of its own, for an event may have to be asked about: one gateway's wait for no other.
+    # Threads for each gateway: reading an event may mean to ask the gateway, which may be slow.
     await anyio.to_thread.run_sync(
         _receive, request, gateway, body, limiter=limiter(f"webhooks {gateway}", WEBHOOK_THREADS)
     )

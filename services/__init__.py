@@ -1,1 +1,1 @@
-"""What happens to money, and the events that tell of it. Owns the commits."""
+"""Use cases: one function for each thing that a caller can do. They own the commits."""

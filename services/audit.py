@@ -14,13 +14,13 @@ from services.reconciliation import compare
 
 
 def check(
-    session: Session, gateways: Gateways, tell: Callable[[str, int], None] = lambda *_: None
+    session: Session, gateways: Gateways, progress: Callable[[str, int], None] = lambda *_: None
 ) -> list[dict[str, Any]]:
-    """Every violation, in our books or between ours and a gateway's. Empty is what we want.
+    """Every violation, in our books or between ours and a gateway's; an empty list is good.
 
-    `tell` hears how far it has come: of what, and how many.
+    `progress` is called with what is checked and how many rows so far.
     """
-    violations = _in_our_books(session, tell)
+    violations = _in_our_books(session, progress)
     for gateway in gateways.by_name.values():
         violations += [
             {"invariant": "books_agree", "gateway": gateway.name, **mismatch}
@@ -29,8 +29,8 @@ def check(
     return violations
 
 
-def _in_our_books(session: Session, tell: Callable[[str, int], None]) -> list[dict[str, Any]]:
-    """Each window is a transaction of its own, so none is open for long."""
+def _in_our_books(session: Session, progress: Callable[[str, int], None]) -> list[dict[str, Any]]:
+    """Each window is a transaction of its own, so none stays open for long."""
     found: dict[str, list[int]] = {}
     windows = find_violations(session)
     while True:
@@ -38,7 +38,7 @@ def _in_our_books(session: Session, tell: Callable[[str, int], None]) -> list[di
             checked = next(windows, None)
         if checked is None:
             break
-        tell(f"{checked.table} checked", checked.rows)
+        progress(f"{checked.table} checked", checked.rows)
         for name, ids in checked.violations.items():
             found[name] = [*found.get(name, []), *ids][:MOST_SHOWN]
     return [{"invariant": name, "ids": ids} for name, ids in found.items()]

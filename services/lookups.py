@@ -1,7 +1,7 @@
-"""Looking up what became of what nobody answered, and of what time has changed.
+"""Look-ups: ask a gateway what became of an open request, and what time has changed.
 
-A look-up asks, locks, then applies. What a gateway cannot tell within a day is handed to a person;
-it is never failed by a timer and never charged again to be sure.
+A look-up asks, locks, then applies. After a day without an outcome it flags the payment for review.
+It never fails a payment by a timer and never charges again to be sure.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from permissions import EVERYONE
 from services import payments, refunds
 from settlement import gateway_requests
 from settlement.apply import (
-    apply,
+    apply_decision,
     payment_facts,
     request_review,
     settle_charge,
@@ -39,20 +39,20 @@ from settlement.apply import (
     settle_refund_not_executed,
     settle_refunds,
 )
-from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, state_of
+from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
 from settlement.transitions import ChangedBy
 
 log = get_logger()
 
-BY = ChangedBy.service("reconciler")
-REVIEW_AFTER: Final = 24 * 3600  # seconds; longer than any gateway's own reports take
+RECONCILER = ChangedBy.service("reconciler")
+REVIEW_AFTER: Final = 24 * 3600  # seconds; gateways' own reports take less
 REFUND_REVIEW_AFTER: Final = 14 * 24 * 3600  # seconds; banks may take ten days
-# Two minutes of look-ups, too: after an outage of ours the gateway may be away for a moment.
+# About two minutes: after an outage of ours the gateway may be away for a moment, too.
 REVIEW_AFTER_LOOKUPS: Final = 8
-# Look-ups at once for each gateway and lane, each with a thread.
-AT_ONCE: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
-CALLS_OF_A_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
+# Look-ups at a time for each gateway and lane, each in a thread.
+LOOKUP_CONCURRENCY: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
+MAX_CALLS_PER_LOOKUP: Final = 3  # the operation, the charge, its completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,13 @@ class LookupRules:
     access: GatewayAccess
     lease: float  # longer than a look-up can last
 
+    def may_resend(self, open_for: float) -> bool:
+        """Whether a request that may not have arrived may be sent again after so many seconds.
+
+        Later it is fenced, where the gateway has a way, and only looked up.
+        """
+        return open_for < self.resend_within
+
     @classmethod
     def from_settings(cls, settings: Settings, gateways: Gateways) -> LookupRules:
         return cls(
@@ -72,7 +79,7 @@ class LookupRules:
             resend_within=settings.resend_within,
             action_expires_after=settings.action_expires_after,
             access=GatewayAccess(gateways=gateways, lookup_after=settings.reconcile_after),
-            lease=CALLS_OF_A_LOOKUP * settings.gateway_timeout + 10,
+            lease=MAX_CALLS_PER_LOOKUP * settings.gateway_timeout + 10,
         )
 
 
@@ -87,12 +94,12 @@ def run_once(
     *,
     stopping: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Look up what is due at a gateway (None: at all that are switched off), until nothing is.
+    """Look up what is due at a gateway, until nothing is; None: at all that are switched off.
 
-    Several at once, each leased by the thread that looks it up. Returns how many there were.
+    Several threads, each of which leases what it looks up. Returns how many rows there were.
     """
     with new_session(engine) as session:
-        first = _take_due(session, rules, lane, gateway, AT_ONCE[lane])
+        first = _lease_due(session, rules, lane, gateway, LOOKUP_CONCURRENCY[lane])
     if not first:
         return 0
 
@@ -102,18 +109,18 @@ def run_once(
             while mine and not stopping():
                 look_up(session, rules, *mine[0])
                 done += 1
-                mine = _take_due(session, rules, lane, gateway, 1)
+                mine = _lease_due(session, rules, lane, gateway, 1)
         return done
 
     with ThreadPoolExecutor(len(first), thread_name_prefix=f"lookup-{gateway}") as threads:
         return sum(threads.map(drain, first))
 
 
-def _take_due(
+def _lease_due(
     session: Session, rules: LookupRules, lane: Lane, gateway: str | None, limit: int
 ) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
-    """Open payments and refunds share a lane. Which is taken first is left to chance, so that
-    neither waits for all of the other."""
+    """Lease due rows. Open payments and refunds share a lane; chance decides which are leased
+    first, so that neither waits for all of the other."""
     taken: list[tuple[type[Payment] | type[Refund], Row[Any]]] = []
     names = list(rules.gateways.by_name)
 
@@ -139,7 +146,7 @@ def _take_due(
         take(first, -(-limit // 2))
         if len(taken) < limit:
             take(second, limit - len(taken))
-        if len(taken) < limit:  # what the second has left to it
+        if len(taken) < limit:  # room that the second has left
             take(first, limit - len(taken))
     return taken
 
@@ -147,13 +154,13 @@ def _take_due(
 def look_up_everything_open(
     engine: Engine, rules: LookupRules, progress: Callable[[int], None] = lambda _: None
 ) -> int:
-    """Look up once everything that a gateway may know more about, due or not.
+    """Look up once every unsettled row, due or not.
 
-    Returns how many there were; `progress` is told so far.
+    Returns how many there were; `progress` is called with the number so far.
     """
     done = 0
     models: tuple[type[Payment] | type[Refund], ...] = (Payment, Refund)
-    limit = AT_ONCE["open"]
+    limit = LOOKUP_CONCURRENCY["open"]
     with ThreadPoolExecutor(limit, thread_name_prefix="lookup") as threads:
         for model in models:
             last = 0
@@ -164,14 +171,14 @@ def look_up_everything_open(
                     )
                 if not rows:
                     break
-                list(threads.map(partial(_look_up_apart, engine, rules, model), rows))
+                list(threads.map(partial(_look_up_in_own_session, engine, rules, model), rows))
                 last = max(row.id for row in rows)
                 done += len(rows)
                 progress(done)
     return done
 
 
-def _look_up_apart(
+def _look_up_in_own_session(
     engine: Engine, rules: LookupRules, model: type[Payment] | type[Refund], row: Row[Any]
 ) -> None:
     with new_session(engine) as session:
@@ -184,8 +191,11 @@ def _look_up_apart(
 def look_up(
     session: Session, rules: LookupRules, model: type[Payment] | type[Refund], leased: Row[Any]
 ) -> None:
-    """Ask about one leased row and apply what is learned. One that fails keeps no other waiting:
-    its next look-up is set, and if it has been open for a day it is handed to a person."""
+    """Look up one leased row and apply the outcome.
+
+    A failure delays no other row: the next look-up is set, and after a day the payment is flagged
+    for review.
+    """
     try:
         (look_up_payment if model is Payment else look_up_refund)(session, rules, leased)
     except Exception as error:
@@ -195,20 +205,20 @@ def look_up(
         with phase(session):
             leases.finish_lookup(session, model, leased)
         if model is Payment:
-            _review_overdue(session, leased.id)
+            _flag_overdue(session, leased.id)
         else:
-            _review_overdue_refund(session, leased.id)
+            _flag_overdue_refund(session, leased.id)
     except Exception as error:  # the lease ends by itself
         session.rollback()
         log.error("lookup.not_finished", id=leased.id, error=type(error).__name__)
 
 
 def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
-    """Ask the gateway about one payment, or give it up if its shopper has stayed away."""
+    """Look up one payment, or void it when its shopper has stayed away for too long."""
     with phase(session):
         seen = crud.require_payment_to_look_up(session, leased.id)
         if (seen.status, seen.operation_key) != (leased.status, leased.operation_key):
-            return  # settled since it was leased
+            return  # it was settled after it was leased
         method = crud.get_charged_payment_method(session, seen.payment_method_id)
     gateway = rules.gateways.get(seen.gateway)
     if gateway is None:
@@ -216,24 +226,24 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
         return
     waits = seen.status == "requires_action" and seen.operation is None
     if waits and seen.age > rules.action_expires_after:
-        _give_up(session, rules, seen)
+        _void_expired(session, rules, seen)
         return
     can_retrieve = gateway.capabilities.can_retrieve
-    snapshot = RowSnapshot.about_payment(seen)
-    may_resend = seen.status == "pending" and seen.age < rules.resend_within
-    charge_query = gateway_requests.charge_lookup(seen, method, resend=may_resend)
+    snapshot = RowSnapshot.of_payment(seen)
+    resend = seen.status == "pending" and rules.may_resend(seen.age)
+    charge_query = gateway_requests.charge_lookup(seen, method, resend=resend)
     not_executed = False
     if seen.operation_key is not None:
-        resend = seen.open_for < rules.resend_within
+        resend = rules.may_resend(seen.open_for)
         operation_query = gateway_requests.operation_lookup(seen, resend=resend)
         answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(operation_query))
         not_executed = answer is None
-        if not_executed:  # then how is the charge itself?
+        if not_executed:  # then ask about the charge itself
             answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge_query))
     else:
         answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge_query))
         not_executed = answer is None
-    charge = state_of(answer)
+    charge = known_state(answer)
     if charge is None and not not_executed:
         return  # the gateway cannot tell, or not now
     with phase(session):
@@ -244,7 +254,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
             outside = not_executed and source == "answer"
             settle_charge(
                 session,
-                BY,
+                RECONCILER,
                 order,
                 payment,
                 charge,
@@ -253,32 +263,34 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
                 not_executed=outside,
             )
         if not_executed and payment.operation_key == seen.operation_key:
-            settle_not_executed(session, BY, order, payment, source)
+            settle_not_executed(session, RECONCILER, order, payment, source)
         log.info("lookup.payment", payment_id=payment.id, status=payment.status)
         if charge is None or charge.status != "approved" or payment.status != "pending":
             return
         request = gateway_requests.completion_request(payment)
-        snapshot = RowSnapshot.about_payment(payment)
-    if seen.status != "pending" or seen.open_for < rules.resend_within:
-        payments.complete(session, gateway, BY, seen.order_id, request, snapshot)
+        snapshot = RowSnapshot.of_payment(payment)
+    if seen.status != "pending" or rules.may_resend(seen.open_for):
+        payments.complete(session, gateway, RECONCILER, seen.order_id, request, snapshot)
         return
-    # Its shopper approved long ago and may have left: it is not captured any more.
+    # Its shopper approved long ago and may have left: do not capture it any more.
     query = gateway_requests.completion_lookup(request, seen.gateway_reference, seen.requested_at)
     answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
-    charge = state_of(answer)
+    charge = known_state(answer)
     if charge is None and answer is not None:
         return
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         source = snapshot.source(payment)
         if charge is not None:
-            settle_charge(session, BY, order, payment, charge, source, can_retrieve=can_retrieve)
+            settle_charge(
+                session, RECONCILER, order, payment, charge, source, can_retrieve=can_retrieve
+            )
         else:
-            settle_not_executed(session, BY, order, payment, source)
+            settle_not_executed(session, RECONCILER, order, payment, source)
 
 
 def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
-    """Ask the gateway about one refund."""
+    """Look up one refund."""
     with phase(session):
         seen = crud.require_refund_to_look_up(session, leased.id)
         if seen.status != leased.status:
@@ -292,9 +304,9 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
     if seen.origin == "gateway":
         _look_up_refunds_of(session, gateway, of, method)
         return
-    snapshot = RowSnapshot.refund_lookup(seen)
-    may_resend = seen.status == "pending" and seen.open_for < rules.resend_within
-    query = gateway_requests.refund_lookup(of, seen, resend=may_resend)
+    snapshot = RowSnapshot.of_refund(seen)
+    resend = seen.status == "pending" and rules.may_resend(seen.open_for)
+    query = gateway_requests.refund_lookup(of, seen, resend=resend)
     answer = call_gateway(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
     if answer is UNKNOWN or isinstance(answer, NotExecuted):
         return
@@ -304,18 +316,25 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         if answer is not None:
             can_retrieve = gateway.capabilities.can_retrieve
             settle_refund(
-                session, BY, order, payment, refund, answer, source, can_retrieve=can_retrieve
+                session,
+                RECONCILER,
+                order,
+                payment,
+                refund,
+                answer,
+                source,
+                can_retrieve=can_retrieve,
             )
         else:
-            settle_refund_not_executed(session, BY, order, payment, refund, source)
+            settle_refund_not_executed(session, RECONCILER, order, payment, refund, source)
         log.info("lookup.refund", refund_id=refund.id, status=refund.status)
 
 
 def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method: Row[Any]) -> None:
-    """A refund that was made outside has no key of ours: its charge shows what became of it."""
+    """Look up a refund that was made outside: it has no key of ours, but its charge shows it."""
     query = gateway_requests.charge_lookup(of, method)
-    snapshot = RowSnapshot.about_payment(of)
-    charge: Charge | None = state_of(
+    snapshot = RowSnapshot.of_payment(of)
+    charge: Charge | None = known_state(
         call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
     )
     if charge is None or charge.refunds is None:
@@ -323,49 +342,51 @@ def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method
     with phase(session):
         order, payment = payments.lock(session, of.order_id, of.id)
         source = snapshot.source(payment)
-        settle_refunds(session, BY, order, payment, charge.refunds, source)
+        settle_refunds(session, RECONCILER, order, payment, charge.refunds, source)
 
 
-def _give_up(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
-    """Give up a payment whose shopper has stayed away. A gateway that has said no for a day will
-    not do it; one that did not answer may only be away."""
-    status = payments.cancel_expired_payment(session, rules.access, BY, seen.id)
+def _void_expired(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
+    """Void a payment whose shopper has stayed away.
+
+    After a day of refusals a person has to look. A gateway that did not answer may only be away.
+    """
+    status = payments.cancel_expired_payment(session, rules.access, RECONCILER, seen.id)
     overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
     looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
     if status == "requires_action" and overdue and not looked_at_lately:
-        _hand_over(session, seen)
+        _flag_unknown(session, seen)
 
 
-def _review_overdue(session: Session, payment_id: int) -> None:
-    """Hand over to a person what has been open for a day."""
+def _flag_overdue(session: Session, payment_id: int) -> None:
+    """Flag a payment whose outcome has been open for a day."""
     with phase(session):
         seen = crud.require_payment_to_look_up(session, payment_id)
     is_open = seen.status == "pending" or seen.operation is not None
     if is_open and not seen.needs_review and _is_overdue(seen):
-        _hand_over(session, seen)
+        _flag_unknown(session, seen)
 
 
 def _is_overdue(seen: Row[Any], patience: float = REVIEW_AFTER) -> bool:
     return bool(seen.unreviewed_for > patience and seen.lookup_count >= REVIEW_AFTER_LOOKUPS)
 
 
-def _hand_over(session: Session, seen: Row[Any]) -> None:
+def _flag_unknown(session: Session, seen: Row[Any]) -> None:
     with phase(session):
         order, payment = payments.lock(session, seen.order_id, seen.id)
         ours = payment_facts(order, payment)
-        if payment.status == seen.status and ours.review is None:
-            apply(session, BY, order, payment, decide_unknown(ours, overdue=True))
+        if payment.status == seen.status and ours.review_reason is None:
+            apply_decision(session, RECONCILER, order, payment, decide_unknown(ours, overdue=True))
 
 
-def _review_overdue_refund(session: Session, refund_id: int) -> None:
+def _flag_overdue_refund(session: Session, refund_id: int) -> None:
     with phase(session):
         seen = crud.require_refund_to_look_up(session, refund_id)
         of = crud.require_payment(session, seen.payment_id, EVERYONE)
-    # One that the gateway has taken on may take its bank days.
+    # A refund that the gateway has accepted may take some bank days.
     patience = REVIEW_AFTER if seen.gateway_reference is None else REFUND_REVIEW_AFTER
     if seen.status != "pending" or of.needs_review or not _is_overdue(seen, patience):
         return
     with phase(session):
         order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)
         if refund.status == "pending":
-            request_review(session, BY, order, payment, "outcome_unknown", "")
+            request_review(session, RECONCILER, order, payment, "outcome_unknown", "")

@@ -1,4 +1,4 @@
-"""Placing orders and moving them through their life, each move with its event."""
+"""Places orders and changes their status, each change with its event."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from domain.states import ORDER_MOVES, Mover, OrderStatus, allowed_moves
+from domain.states import ORDER_TRANSITIONS, OrderStatus, TransitionRole, allowed_transitions
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
 from models import Order
 from permissions import ORDERS_MANAGE
@@ -29,7 +29,9 @@ def create(
         if order is None:
             raise PaymentMethodNotFound
         shown = record_order_created(session, ChangedBy.caller(context), order)
-        return context.answer(session, StoredResponse.resource(201, shown, f"/orders/{order.id}"))
+        return context.store_response(
+            session, StoredResponse.resource(201, shown, f"/orders/{order.id}")
+        )
 
 
 def set_status(
@@ -39,10 +41,10 @@ def set_status(
     order_id: int,
     status: OrderStatus,
 ) -> StoredResponse:
-    """Move an order by hand; canceling one also gives up a payment that holds no money yet.
+    """Set the status of an order; canceling it also voids a payment that has captured nothing.
 
-    Raises NotFound, InvalidStatusTransition for an illegal move, Forbidden for a legal one that
-    this caller may not make, PaymentInProgress while a payment's outcome is open.
+    Raises NotFound, InvalidStatusTransition for an illegal transition, Forbidden for a legal one
+    that this caller may not make, PaymentInProgress while a payment's outcome is open.
     """
     with phase(session):
         context.require_order(session, "set_order_status", order_id)
@@ -54,14 +56,14 @@ def set_status(
             if order.status != status:
                 transition_order(session, ChangedBy.caller(context), order, status)
             shown = schemas.Order.model_validate(order)
-            return context.answer(session, StoredResponse.resource(200, shown))
+            return context.store_response(session, StoredResponse.resource(200, shown))
         if status != "canceled" or live.status == "pending":
             raise PaymentInProgress(payment_id=live.id)
     return payments.cancel_with_order(session, context, access, live.id)
 
 
-def _roles(context: CallContext, order: Order) -> frozenset[Mover]:
-    roles: set[Mover] = set()
+def _roles(context: CallContext, order: Order) -> frozenset[TransitionRole]:
+    roles: set[TransitionRole] = set()
     if order.user_id == context.principal.user_id:
         roles.add("owner")
     if ORDERS_MANAGE in context.principal.scopes:
@@ -69,14 +71,14 @@ def _roles(context: CallContext, order: Order) -> frozenset[Mover]:
     return frozenset(roles)
 
 
-def _check_move(order: Order, status: OrderStatus, roles: frozenset[Mover]) -> None:
-    movers = ORDER_MOVES.get((order.status, status))
+def _check_move(order: Order, status: OrderStatus, roles: frozenset[TransitionRole]) -> None:
+    movers = ORDER_TRANSITIONS.get((order.status, status))
     if movers is None:
         raise InvalidStatusTransition(
             f"An order cannot move from {order.status} to {status}",
             current_status=order.status,
-            allowed_statuses=allowed_moves(order.status, roles),
+            allowed_statuses=allowed_transitions(order.status, roles),
         )
     if not movers & roles:
         who = "the scope orders:manage" if "manager" in movers else "a payment, not a caller"
-        raise Forbidden(f"Moving an order from {order.status} to {status} takes {who}")
+        raise Forbidden(f"Moving an order from {order.status} to {status} needs {who}")

@@ -1,4 +1,4 @@
-"""Saving, changing and removing payment methods: no card twice, one default, no number kept."""
+"""Saves, changes and removes payment methods: no duplicate, one default, no number stored."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def create(
         raise CardNumberNotAccepted(gateway=gateway.name)
     with phase(session):
         if identity is not None:
-            # Known before the gateway is asked: no token is made for a card that is saved already.
+            # Checked before the gateway is asked, so that no token is made for a duplicate.
             _require_new_fingerprint(session, user_id, _fingerprints(fingerprint_keys, identity))
         customer = crud.get_gateway_customer(session, user_id, gateway.name)
     saved = _ask(gateway, replace(request, customer=customer))
@@ -83,14 +83,14 @@ def create(
             details=dict(saved.details),
             is_default=current is None or bool(data.is_default),
         )
-        if method is None:  # a writer that did not take the lock; the index saw it all the same
+        if method is None:  # a writer without the lock was faster; the unique index caught it
             _require_new_fingerprint(session, user_id, fingerprints)
             raise DuplicatePaymentMethod
         shown = record_payment_method_event(
             session, ChangedBy.caller(context), "payment_method.created", method
         )
         created = StoredResponse.resource(201, shown, f"/payment-methods/{method.id}")
-        return context.answer(session, created)
+        return context.store_response(session, created)
 
 
 def update(
@@ -130,15 +130,18 @@ def delete(session: Session, context: CallContext, method_id: int) -> StoredResp
         return StoredResponse(204, b"")
 
 
-def follow_gateway(
+def apply_gateway_change(
     session: Session, by: ChangedBy, user_id: str, method_id: int, details: Mapping[str, Any] | None
 ) -> None:
-    """A method was renewed at its gateway, or removed there (None). In the caller's transaction."""
+    """Apply what a gateway changed in a saved method; None: it was removed there.
+
+    In the caller's transaction.
+    """
     crud.lock_user(session, user_id)
     try:
         method = crud.lock_payment_method(session, method_id, user_id)
     except NotFound:
-        return  # its user was faster
+        return  # its user has removed it meanwhile
     if details is None:
         _remove(session, by, method)
     elif method.details != {**method.details, **details}:
@@ -182,7 +185,7 @@ def _choose_gateway(gateways: Gateways, data: Create, default_currency: str) -> 
 
 
 def _read(data: Create, user_id: str) -> tuple[MethodRequest, str | None]:
-    """What the gateway is told, and what makes this card or account the same one next time."""
+    """The request to the gateway, and the identity by which a duplicate is recognized."""
     details = data.details
     if isinstance(details, schemas.ByToken):
         return MethodRequest(data.payment_type, user_id, {}, token=details.token), None
@@ -219,14 +222,14 @@ def _ask(gateway: Gateway, request: MethodRequest) -> SavedMethod:
     except MethodInvalid as error:
         raise InvalidRequest.of(error.field, error.code, error.message) from None
     except GatewayError:
-        # A token that nobody uses is harmless, so an unknown outcome is one to try again.
+        # A token that nobody uses is harmless, so after an unknown outcome the caller may retry.
         raise GatewayUnavailable("The gateway could not save the payment method") from None
 
 
 def _fingerprints(keys: Sequence[bytes], identity: str) -> list[str]:
-    """The card fingerprint under each key, the one to store first.
+    """The fingerprint of an identity under each key, the one to store first.
 
-    While FINGERPRINT_KEY is rotated a card may have been saved under an older key.
+    While FINGERPRINT_KEY is rotated, a card may have been saved under an older key.
     """
     return [hmac.new(key, identity.encode(), hashlib.sha256).hexdigest() for key in keys]
 
@@ -240,7 +243,7 @@ def _require_new_fingerprint(session: Session, user_id: str, fingerprints: Seque
 
 
 def _require_own_token(session: Session, user_id: str, gateway: Gateway, token: str) -> None:
-    """A token that leaked must not let somebody else pay with it; the first to save it keeps it."""
+    """Raises InvalidRequest for a token that another user saved first: it may have leaked."""
     if crud.is_token_of_another(session, gateway.name, token, user_id):
         raise InvalidRequest.of(
             "details.token", "token_unknown", "Send a token that was made for this user"

@@ -1,10 +1,10 @@
-"""Charging an order exactly once, and capturing or voiding what was authorized.
+"""Charges an order exactly once, and captures or voids what was authorized.
 
-1. Claim: the row that says what we are about to ask, and the key we will send, is committed.
-2. Call: the gateway is asked, outside any transaction and without a connection.
-3. Settle: what the gateway's books show is written, with the order and the events, at once.
+1. Claim: commit the row that says what we are about to ask, and the gateway key that we will send.
+2. Call: ask the gateway, outside any transaction and without a connection.
+3. Settle: write what the gateway's books show, with the order and the events, in one transaction.
 
-Whatever dies in between leaves a claim whose key finds the truth in the gateway's books.
+A process that dies in between leaves a claim, and a look-up by its key finds the outcome.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ from settlement.apply import (
     settle_not_executed,
 )
 from settlement.context import CallContext, StoredResponse
-from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, settling, state_of
+from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import charge_response, operation_response
 from settlement.transitions import ChangedBy
 
-# Where a shopper lands whose storefront did not say where to (see routers/checkout.py).
+# Where shoppers land without a `return_url` (see routers/checkout.py).
 RETURN_PAGE = "checkout/return"
 
 
@@ -64,7 +64,7 @@ RETURN_PAGE = "checkout/return"
 
 @dataclass(frozen=True, slots=True)
 class ClaimedCharge:
-    """A charge that is committed and about to be sent."""
+    """A charge that is claimed and about to be sent."""
 
     gateway: Gateway
     payment: Payment
@@ -81,18 +81,18 @@ def pay(
 ) -> StoredResponse:
     """Charge an order with one of its user's payment methods.
 
-    An earlier payment that waits for its shopper is given up first. 201 when the money is taken
-    or held, or waits for the shopper; 402 when it was declined; 202 when the outcome is not known
-    yet; 502 when the gateway was surely not reached. Raises NotFound, OrderAlreadyPaid,
-    PaymentInProgress, PaymentMethodNotFound, OperationNotSupported.
+    Voids an earlier payment that waits for its shopper. 201 when the money is taken or held, or
+    waits for the shopper; 402 when it was declined; 202 when the outcome is unknown; 502 when the
+    gateway was surely not reached. Raises NotFound, OrderAlreadyPaid, PaymentInProgress,
+    PaymentMethodNotFound, OperationNotSupported.
     """
     claim = _claim(session, context, access, order_id, data)
     if isinstance(claim, ClaimedOperation):
         status = execute_claimed(session, access, claim, ChangedBy.caller(context))
         if status not in DEAD_PAYMENT_STATUSES:
-            # Its shopper may have approved meanwhile, or the gateway does not say.
+            # Its shopper may have approved meanwhile, or the outcome is unknown.
             raise PaymentInProgress(payment_id=claim.request.payment_id)
-        claim = _claim(session, context, access, order_id, data, gives_up=False)
+        claim = _claim(session, context, access, order_id, data, may_void_waiting=False)
     assert isinstance(claim, ClaimedCharge)
     gateway, request, payment_id = claim.gateway, claim.request, claim.payment.id
     unknown = charge_response(claim.payment, context.request_id)
@@ -112,8 +112,8 @@ def pay(
             settle_charge(
                 session, by, order, payment, charge, source, can_retrieve=can_retrieve(gateway)
             )
-        outcome.answer = charge_response(payment, context.request_id)
-    return outcome.answer
+        outcome.response = charge_response(payment, context.request_id)
+    return outcome.response
 
 
 def _claim(
@@ -123,14 +123,14 @@ def _claim(
     order_id: int,
     data: schemas.PaymentCreate,
     *,
-    gives_up: bool = True,
+    may_void_waiting: bool = True,
 ) -> ClaimedCharge | ClaimedOperation:
-    """Commit what is sent to a gateway next: the charge, or, where an earlier payment waits for
-    its shopper, the request that gives that one up."""
+    """Claim what is sent to the gateway next: the charge, or the void of an earlier payment that
+    waits for its shopper."""
     with phase(session):
         context.require_order(session, "pay_order", order_id)
         order = crud.lock_order(session, order_id)
-        waiting = _waiting_payment(session, order) if gives_up else None
+        waiting = _waiting_payment(session, order) if may_void_waiting else None
         if waiting is None:
             require_payable(session, order)
         method = _method(session, order, data.payment_method_id)
@@ -140,7 +140,7 @@ def _claim(
             raise OperationNotSupported("This gateway cannot authorize now and capture later")
         require_supported_amount(gateway, order.total_amount, order.currency)
         if waiting is not None:
-            # The fault that a developer asks for is that of the charge.
+            # A Sandbox-Fault is meant for the charge.
             return claim_operation(session, replace(access, fault=None), order, waiting, "void")
         payment = crud.open_payment(
             session,
@@ -148,21 +148,21 @@ def _claim(
             method,
             capture_method=data.capture_method,
             return_url=data.return_url or f"{access.service_url or ''}{RETURN_PAGE}",
-            # Somebody else pays for the shopper, and does not say where to send them.
+            # Somebody else pays for the shopper, and names no place to send them to.
             off_session=data.return_url is None and order.user_id != context.principal.user_id,
             lookup_after=access.lookup_after,
         )
         if payment is None:
             raise PaymentInProgress
-        context.link(session, payment.gateway_key)
+        context.link_gateway_request(session, payment.gateway_key)
         request = gateway_requests.charge_request(
             payment, method, service_url=access.service_url, fault=access.fault
         )
-        return ClaimedCharge(gateway, payment, request, RowSnapshot.about_payment(payment))
+        return ClaimedCharge(gateway, payment, request, RowSnapshot.of_payment(payment))
 
 
 def _waiting_payment(session: Session, order: Order) -> Payment | None:
-    """The payment of a locked order that waits for its shopper and can be given up, locked."""
+    """The payment of a locked order that waits for its shopper and can be voided, locked."""
     live = crud.get_live_payment(session, order.id)
     if live is None or live.status != "requires_action" or live.operation is not None:
         return None
@@ -188,13 +188,13 @@ def require_payable(session: Session, order: Order) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ClaimedOperation:
-    """A capture, or a payment that is given up, that is committed and about to be sent."""
+    """A capture or void that is claimed and about to be sent."""
 
     gateway: Gateway
     order_id: int
     operation: PaymentOperation
     request: ChangeRequest
-    charge: ChargeLookup  # how the charge is, should the gateway refuse
+    lookup: ChargeLookup  # to look the charge up, should the gateway refuse
     snapshot: RowSnapshot
 
 
@@ -215,9 +215,9 @@ def capture(
 def void(
     session: Session, context: CallContext, access: GatewayAccess, payment_id: int
 ) -> StoredResponse:
-    """Give up an authorization, or a payment that waits for its shopper.
+    """Release an authorization, or end a payment that waits for its shopper.
 
-    Raises NotFound, Forbidden, InvalidStatusTransition, PaymentInProgress.
+    Raises NotFound, InvalidStatusTransition, PaymentInProgress.
     """
     return _operate(session, context, access, payment_id, "void", None)
 
@@ -232,9 +232,9 @@ def cancel_with_order(
 def cancel_expired_payment(
     session: Session, access: GatewayAccess, by: ChangedBy, payment_id: int
 ) -> PaymentStatus | None:
-    """Give up a payment whose shopper has stayed away, if it still waits; its order stays.
+    """Void a payment whose shopper has stayed away, if it still waits; its order stays.
 
-    Returns what the payment is then; None if its gateway did not say.
+    Returns the payment's status then; None if the gateway did not answer.
     """
     with phase(session):
         found = crud.require_payment(session, payment_id, EVERYONE)
@@ -257,7 +257,7 @@ def _operate(
         found = context.require_payment(session, _ACTIONS[operation], payment_id)
         order, payment = lock(session, found.order_id, payment_id)
         claim = claim_operation(session, access, order, payment, operation, amount)
-        context.link(session, claim.request.key)
+        context.link_gateway_request(session, claim.request.key)
         shown: schemas.Out = (
             schemas.Order.model_validate(order)
             if operation == "cancel"
@@ -270,11 +270,11 @@ def _operate(
     with settling(session, unknown) as outcome:
         order, payment = _settle_operation(session, claim, ChangedBy.caller(context), asked, charge)
         if payment.operation_key != claim.request.key:
-            outcome.answer = operation_response(
+            outcome.response = operation_response(
                 order, payment, operation, claim.request.amount, context.request_id
             )
-        # Else it was only received, or somebody looks it up, or the books contradict us.
-    return outcome.answer
+        # Else the gateway only received it, a look-up is under way, or the books contradict us.
+    return outcome.response
 
 
 def claim_operation(
@@ -306,17 +306,17 @@ def claim_operation(
         order_id=order.id,
         operation=operation,
         request=gateway_requests.operation_request(payment, access.fault),
-        charge=gateway_requests.charge_lookup(payment, method),
-        snapshot=RowSnapshot.about_payment(payment),
+        lookup=gateway_requests.charge_lookup(payment, method),
+        snapshot=RowSnapshot.of_payment(payment),
     )
 
 
 def execute_claimed(
     session: Session, access: GatewayAccess, claim: ClaimedOperation, by: ChangedBy
 ) -> PaymentStatus | None:
-    """Send a claimed operation and settle it, for nobody who waits for its answer.
+    """Send a claimed operation and settle it, without a response for anybody.
 
-    Returns what the payment is then; None if the gateway did not say, or was not reached.
+    Returns the payment's status then; None if the gateway did not answer, or was not reached.
     """
     asked, charge = _call_operation(claim, access)
     if asked is UNKNOWN:
@@ -328,17 +328,17 @@ def execute_claimed(
 
 
 def _call_operation(claim: ClaimedOperation, access: GatewayAccess) -> tuple[Any, Charge | None]:
-    """What the gateway says, and the charge as it shows it then, if it does."""
+    """The gateway's answer, and the charge as it shows it then, if it does."""
     gateway, request = claim.gateway, claim.request
     change = gateway.capture if claim.operation == "capture" else gateway.void
     asked = call_gateway(gateway, claim.operation, lambda: change(request), access.seconds)  # call
-    charge = state_of(asked)
+    charge = known_state(asked)
     if isinstance(asked, NotExecuted):
-        # Refused, or not reached? If its books can be read, what they show now decides.
+        # Refused, or not reached: if its books can be read, what they show now decides.
         seen = call_gateway(
-            gateway, "look_up", lambda: gateway.look_up(claim.charge), access.seconds
+            gateway, "look_up", lambda: gateway.look_up(claim.lookup), access.seconds
         )
-        charge = state_of(seen)
+        charge = known_state(seen)
     return asked, charge
 
 
@@ -375,17 +375,17 @@ def confirm(
     payment_id: int,
     returned: Mapping[str, str],
 ) -> StoredResponse:
-    """The shopper is back from the redirect: go on with the payment, or see how it went.
+    """The shopper is back from the redirect: complete the charge, or look it up.
 
-    `returned` is what the gateway added to the return URL. 200 with the payment as it is then;
-    202 when its outcome is not known yet. Raises NotFound.
+    `returned` is what the gateway added to the return URL. 200 with the payment as it is then; 202
+    while its outcome is unknown. Raises NotFound.
     """
     with phase(session):  # claim
         found = context.require_payment(session, "confirm_payment", payment_id)
         order, payment = lock(session, found.order_id, payment_id)
         gateway = access.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
-        # An earlier completion may have got nowhere: with something else, or at a bad moment.
+        # An earlier completion may have failed: wrong parameters, or no connection.
         goes_on = payment.status == "pending" and payment.gateway_reference is not None
         completes = (
             (waits or goes_on) and bool(returned) and gateway.capabilities.needs_redirect_params
@@ -393,14 +393,14 @@ def confirm(
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
         charge = gateway_requests.charge_lookup(payment, method)
         by = ChangedBy.gateway(payment.gateway, context.request_id)
-        page = payment.next_action
+        next_action = payment.next_action
         if completes and waits:
             record_completion_started(session, by, order, payment)
         request = gateway_requests.completion_request(payment, returned) if completes else None
-        snapshot = RowSnapshot.about_payment(payment)
+        snapshot = RowSnapshot.of_payment(payment)
     if waits and request is None:
         seen = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge), access.seconds)
-        state = state_of(seen)
+        state = known_state(seen)
         if state is not None:
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
@@ -408,19 +408,19 @@ def confirm(
                 settle_charge(session, by, order, payment, state, source, can_retrieve=asks)
                 if state.status == "approved" and payment.status == "pending":
                     request = gateway_requests.completion_request(payment)
-                    snapshot = RowSnapshot.about_payment(payment)
+                    snapshot = RowSnapshot.of_payment(payment)
     if request is not None:
-        not_done = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
-        if not_done and page is not None:  # with something else than this payment's
+        not_executed = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
+        if not_executed and next_action is not None:  # the parameters were another payment's
             with phase(session):
                 order, payment = lock(session, order.id, payment_id)
                 if payment.status == "pending" and snapshot.source(payment) == "answer":
-                    record_action_required(session, by, order, payment, page)
+                    record_action_required(session, by, order, payment, next_action)
     with phase(session):
         shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, EVERYONE))
         if shown.status == "pending":
-            return StoredResponse.resource(202, shown)  # a repeat asks again
-        return context.answer(session, StoredResponse.resource(200, shown))
+            return StoredResponse.resource(202, shown)  # not stored: a repeat asks again
+        return context.store_response(session, StoredResponse.resource(200, shown))
 
 
 def complete(
@@ -432,11 +432,14 @@ def complete(
     snapshot: RowSnapshot,
     seconds: float | None = None,
 ) -> bool:
-    """Go on with a charge that its shopper has approved. The payment is `pending`: that is the
-    claim, and so nobody else gives it up meanwhile. Returns whether surely nothing was done."""
+    """Complete a charge that its shopper has approved.
+
+    The payment is `pending`: that is the claim, so nobody voids it meanwhile. Returns whether it
+    was surely not executed.
+    """
     asked = call_gateway(gateway, "complete", lambda: gateway.complete(request), seconds)  # call
-    charge = state_of(asked)
-    if charge is not None:  # else the reconciler asks again
+    charge = known_state(asked)
+    if charge is not None:  # else a look-up asks again
         with phase(session):
             order, payment = lock(session, order_id, request.payment_id)
             source, asks = snapshot.source(payment), can_retrieve(gateway)
@@ -462,9 +465,9 @@ def _require_allowed_operation(
     ready = ("authorized",) if operation == "capture" else ("authorized", "requires_action")
     if payment.status not in ready:
         raise InvalidStatusTransition(
-            f"A payment that is {payment.status} cannot be {_PAST[operation]}",
+            f"A payment that is {payment.status} cannot be {_PAST_PARTICIPLE[operation]}",
             current_status=payment.status,
-            allowed_statuses=_ALLOWED.get(payment.status, []),
+            allowed_statuses=_ALLOWED_STATUSES.get(payment.status, []),
         )
     if amount is not None and amount > payment.amount:
         raise AmountExceedsRemaining(remaining=payment.amount)
@@ -472,17 +475,17 @@ def _require_allowed_operation(
 
 # What the caller of each must be allowed to do.
 _ACTIONS = {"capture": "capture_payment", "void": "void_payment", "cancel": "set_order_status"}
-_PAST = {"capture": "captured", "void": "voided", "cancel": "voided"}
-_ALLOWED = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
+_PAST_PARTICIPLE = {"capture": "captured", "void": "voided", "cancel": "voided"}
+_ALLOWED_STATUSES = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
 
 
 def can_retrieve(gateway: Gateway) -> bool:
-    """Whether what contradicts our row can be asked about."""
+    """Whether the gateway can be asked about what contradicts our row."""
     return gateway.capabilities.can_retrieve
 
 
 def lock(session: Session, order_id: int, payment_id: int) -> tuple[Order, Payment]:
-    """Always the order first: two who lock in different orders wait for each other for ever."""
+    """Lock the order, then the payment. Another sequence could deadlock."""
     order = crud.lock_order(session, order_id)
     return order, crud.lock_payment(session, payment_id)
 

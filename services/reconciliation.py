@@ -1,8 +1,7 @@
-"""Comparing our books with a gateway's, page by page, and asking where they differ.
+"""Compares our books with a gateway's, page by page, and looks up every payment that differs.
 
-A difference moves no money here: it makes the service look the payment up, and the answer is
-applied like any other. So what was moved in the gateway's own dashboard comes into our books
-whether or not a webhook told of it.
+A difference moves no money here: the payment is looked up, and the answer is applied like any
+other. So what somebody does in the gateway's dashboard comes into our books, webhook or not.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ from services import payments
 from services.lookups import LookupRules, look_up_everything_open
 from settlement import gateway_requests
 from settlement.apply import settle_charge, settle_dispute
-from settlement.gateway_calls import call_gateway, state_of
+from settlement.gateway_calls import call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
 from settlement.transitions import ChangedBy
 
 log = get_logger()
 
-COMPARE_EVERY: Final = 120.0  # seconds; what is moved outside is here within minutes
+COMPARE_EVERY: Final = 120.0  # seconds; changes made outside are in our books within minutes
 FIRST_WINDOW: Final = timedelta(days=7)  # of a gateway that was never compared
-# For clocks that are off, and what is written but not committed.
+# For clock skew, and rows that are written but not committed.
 OVERLAP: Final = timedelta(minutes=5)
-LEASE: Final = 600.0  # seconds; a comparison that died is begun again after them
-PAGE: Final = 500  # of our own payments
-# Where a gateway cannot list what moved, each payment is read again when it comes to these ages:
-# what is moved in its dashboard while the webhook is lost is mostly found while it is young.
-READ_AGAIN_AT: Final = [timedelta(minutes=2 * 2**number) for number in range(18)]  # half a year
+LEASE: Final = 600.0  # seconds; then another process takes over
+PAGE_SIZE: Final = 500  # of our own payments
+# Where a gateway cannot list what changed, each payment is read again at these ages: most changes
+# in a dashboard whose webhook was lost are found while the payment is young.
+REREAD_AGES: Final = [timedelta(minutes=2 * 2**number) for number in range(18)]  # half a year
 
 # How a payment's status reads in a gateway's books.
 EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[ChargeStatus]]] = {
@@ -54,7 +53,7 @@ EXPECTED_CHARGE_STATUS: Final[dict[PaymentStatus, frozenset[ChargeStatus]]] = {
     "voided": frozenset({"voided"}),
     "canceled": frozenset({"voided", "declined"}),
 }
-# A gateway may forget charges that never held money; all others it must show.
+# The list must show these; a gateway may forget charges that never held money.
 ALWAYS_LISTED: Final[frozenset[PaymentStatus]] = frozenset(
     {"authorized", "captured", "partially_refunded", "refunded"}
 )
@@ -63,7 +62,7 @@ Mismatch = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Compared:
+class ComparedCharge:
     """One charge in the gateway's list beside our payment, and how they differ."""
 
     payment: Row[Any] | None
@@ -72,7 +71,7 @@ class Compared:
 
 
 def run_once(session: Session, rules: LookupRules, name: str) -> int:
-    """Compare what moved lately at a gateway with our books, if that is due.
+    """Compare what changed lately at a gateway with our books, if that is due.
 
     Returns how many pages there were.
     """
@@ -89,7 +88,7 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
         compared += 1
         renewed = _renew(session, name, lease)
         if renewed is None:
-            return compared  # somebody else has it by now
+            return compared  # another process has leased it
         lease = renewed
     with phase(session):
         leases.finish_comparison(session, name, lease, until=window.until, next_in=COMPARE_EVERY)
@@ -97,7 +96,7 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
 
 
 def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -> Iterator[None]:
-    """Page by page: what the gateway lists, and of one that does not, our payments by their age."""
+    """Compare a window page by page; if the gateway has no list, schedule our payments by age."""
     for page in list_pages(gateway, window.since - OVERLAP):
         for one in _compare_page(session, gateway, page.charges):
             if one.payment is not None and one.difference is not None:
@@ -105,13 +104,13 @@ def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -
         yield
     if gateway.capabilities.lists_charges:
         return
-    for age in READ_AGAIN_AT:
+    for age in REREAD_AGES:
         cursor: tuple[datetime, int] | None = None
         while True:
             since, until = window.since - age, window.until - age
             with phase(session):
                 cursor = leases.schedule_rereads(
-                    session, gateway.name, since, until, cursor, limit=PAGE
+                    session, gateway.name, since, until, cursor, limit=PAGE_SIZE
                 )
             yield
             if cursor is None:
@@ -126,11 +125,11 @@ def _renew(session: Session, name: str, lease: datetime) -> datetime | None:
 def _look_up_difference(
     session: Session, gateway: base.Gateway, payment: Row[Any], charge: base.Charge
 ) -> None:
-    """Have a payment looked up that differs from the list.
+    """Schedule a look-up of a payment that differs from the list.
 
-    No look-up of ours shows another charge for the same payment, so that one is settled at once.
+    No look-up shows another charge for the same payment, so that one is settled at once.
     """
-    if _is_another(payment, charge):
+    if _is_other_charge(payment, charge):
         with phase(session):
             order, locked = payments.lock(session, payment.order_id, payment.id)
             settle_charge(session, ChangedBy.gateway(gateway.name), order, locked, charge, "hint")
@@ -138,7 +137,7 @@ def _look_up_difference(
         schedule_lookup_now(session, payment)
 
 
-def _is_another(payment: Row[Any], charge: base.Charge) -> bool:
+def _is_other_charge(payment: Row[Any], charge: base.Charge) -> bool:
     return payment.gateway_reference not in (None, charge.reference, charge.replaces)
 
 
@@ -148,7 +147,7 @@ def can_compare(gateway: base.Gateway) -> bool:
 
 
 def schedule_lookup_now(session: Session, payment: Row[Any]) -> None:
-    """Have a payment looked up, as soon as a worker can; it may have moved since it was read."""
+    """Schedule a look-up for now; the payment may have changed since it was read."""
     with phase(session):
         _, locked = payments.lock(session, payment.order_id, payment.id)
         if locked.status != "pending" and locked.operation is None:
@@ -164,11 +163,11 @@ def compare(
     settles: bool = False,
     progress: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Mismatch]:
-    """Where our books and a gateway's differ, in what was made or changed since then.
+    """The differences between our books and a gateway's, in what was made or changed since then.
 
-    With `settles` a payment that differs is looked up at once, and told of only if it still does.
-    `progress` is told how many charges were compared. Nothing for a gateway that cannot be
-    compared. Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
+    With `settles`, a payment that differs is looked up at once, and reported only if it still
+    differs. `progress` is called with the number of charges compared. Empty for a gateway that
+    cannot be compared. Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
     """
     if not gateway.capabilities.lists_charges:
         if settles and gateway.capabilities.can_retrieve:
@@ -176,7 +175,7 @@ def compare(
         return
     with phase(session):
         began = crud.read_clock(session)
-    seen: set[int] = set()  # our ids, some 60 bytes each
+    seen: set[int] = set()  # payment ids, some 60 bytes each
     for count, one in enumerate(compare_charges(session, gateway, since), 1):
         if one.payment is not None:
             seen.add(one.payment.id)
@@ -188,10 +187,10 @@ def compare(
                 difference = None
         if difference is not None:
             yield difference
-        if count % PAGE == 0:
+        if count % PAGE_SIZE == 0:
             progress(count)
     for payment in _recent_payments(session, gateway, since):
-        # One that was made since the list was begun may not be in it.
+        # A payment that is newer than the list may not be in it.
         if payment.id in seen or payment.created_at >= began or not _must_be_listed(payment):
             continue
         difference = {
@@ -216,7 +215,7 @@ def _read_ours(
     since: datetime | None,
     progress: Callable[[int], None],
 ) -> Iterator[Mismatch]:
-    """Read each of our own payments where the gateway cannot list its charges."""
+    """Look up each of our payments, for a gateway that cannot list its charges."""
     with phase(session):
         since = since or crud.read_clock(session) - FIRST_WINDOW
     count = 0
@@ -234,13 +233,13 @@ def _read_ours(
 def _settle(
     session: Session, gateway: base.Gateway, payment: Row[Any], listed: base.Charge | None
 ) -> Mismatch | None:
-    """Look a payment up, and compare it with what is shown now (`listed` if that is nothing)."""
+    """Look a payment up, and compare it with what the gateway shows now, or else with `listed`."""
     with phase(session):
         payment = crud.require_payment(session, payment.id, EVERYONE)
         method = crud.get_charged_payment_method(session, payment.payment_method_id)
-    snapshot = RowSnapshot.about_payment(payment)
+    snapshot = RowSnapshot.of_payment(payment)
     query = gateway_requests.charge_lookup(payment, method)
-    charge = state_of(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
+    charge = known_state(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
     if charge is not None:
         with phase(session):
             order, locked = payments.lock(session, payment.order_id, payment.id)
@@ -249,9 +248,9 @@ def _settle(
     with phase(session):
         payment = crud.require_payment(session, payment.id, EVERYONE)
         refunds = crud.list_refunds_of_payments(session, [payment.id])
-    if listed is not None and _is_another(payment, listed):
+    if listed is not None and _is_other_charge(payment, listed):
         _look_up_difference(session, gateway, payment, listed)
-        charge = listed  # which no look-up of ours shows
+        charge = listed  # no look-up of ours shows it
     with phase(session):
         payment = crud.require_payment(session, payment.id, EVERYONE)
     if _is_accepted(payment):
@@ -264,13 +263,13 @@ def _settle(
             "ours": payment.status,
             "theirs": None,
         }
-    return difference_of(payment, refunds, shown)
+    return find_difference(payment, refunds, shown)
 
 
 def compare_charges(
     session: Session, gateway: base.Gateway, since: datetime | None
-) -> Iterator[Compared]:
-    """Each charge of the gateway's list beside our payment. Disputes are written down here.
+) -> Iterator[ComparedCharge]:
+    """Each charge of the gateway's list beside our payment. Disputes are recorded here.
 
     Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
     """
@@ -289,8 +288,10 @@ def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.C
         except base.NotExecuted as error:
             if gateway.capabilities.lists_charges:
                 raise
-            # The account may lack the right to list disputes; events still tell of them.
-            log.warning("reconciliation.disputes_not_listed", gateway=gateway.name, why=str(error))
+            # The account may lack the right to list disputes; webhooks still report them.
+            log.warning(
+                "reconciliation.disputes_not_listed", gateway=gateway.name, reason=str(error)
+            )
             return
         yield page
         cursor = page.cursor
@@ -300,7 +301,7 @@ def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.C
 
 def _compare_page(
     session: Session, gateway: base.Gateway, charges: Sequence[base.ListedCharge]
-) -> Iterator[Compared]:
+) -> Iterator[ComparedCharge]:
     keys = [listed.key for listed in charges if listed.key is not None]
     references = [listed.charge.reference for listed in charges]
     with phase(session):
@@ -313,17 +314,19 @@ def _compare_page(
     for listed in charges:
         payment = by_key.get(listed.key or "") or by_reference.get(listed.charge.reference)
         if payment is None:
-            yield Compared(None, listed, _without_payment(session, gateway, listed))
+            yield ComparedCharge(None, listed, _without_payment(session, gateway, listed))
             continue
         if listed.disputes:
             _save_disputes(session, gateway, payment, listed.disputes)
-        yield Compared(payment, listed, difference_of(payment, refunds[payment.id], listed.charge))
+        yield ComparedCharge(
+            payment, listed, find_difference(payment, refunds[payment.id], listed.charge)
+        )
 
 
 def _without_payment(
     session: Session, gateway: base.Gateway, listed: base.ListedCharge
 ) -> Mismatch | None:
-    """A charge that is none of ours. Others may use an account over the network, too."""
+    """A charge without a payment of ours. Other systems may share an account over the network."""
     if gateway.remote:
         return None
     with phase(session):
@@ -335,7 +338,7 @@ def _without_payment(
 def _save_disputes(
     session: Session, gateway: base.Gateway, payment: Row[Any], disputes: Sequence[base.Dispute]
 ) -> None:
-    """Write down disputes that are new or have changed."""
+    """Record disputes that are new or have changed."""
     with phase(session):
         known = {
             dispute.gateway_reference: dispute.status
@@ -352,14 +355,14 @@ def _save_disputes(
             settle_dispute(session, ChangedBy.gateway(gateway.name), order, locked, dispute)
 
 
-def difference_of(
+def find_difference(
     payment: Row[Any], refunds: Sequence[Row[Any]], charge: base.Charge
 ) -> Mismatch | None:
     """How a payment and a charge differ; None if they agree or an outcome is open."""
     if payment.status == "pending" or payment.operation is not None:
-        return None  # counted as still open
+        return None  # the report counts it as still open
     not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
-    other = _is_another(payment, charge)
+    other = _is_other_charge(payment, charge)
     pairs: list[tuple[str, Any, Any]] = [
         ("amount", payment.amount, charge.amount),
         ("currency", payment.currency, charge.currency),
@@ -372,17 +375,17 @@ def difference_of(
         what = ("status", payment.status, charge.status)
     else:
         what = next((pair for pair in pairs if pair[2] is not None and pair[1] != pair[2]), None)
-    what = what or _difference_of_refunds(refunds, charge.refunds)
+    what = what or _find_refund_difference(refunds, charge.refunds)
     if what is None:
         return None
     name, ours, theirs = what
     return {"payment_id": payment.id, "what": name, "ours": ours, "theirs": theirs}
 
 
-def _difference_of_refunds(
+def _find_refund_difference(
     ours: Sequence[Row[Any]], theirs: Sequence[base.Refund] | None
 ) -> tuple[str, Any, Any] | None:
-    """Of refunds that are settled here: one of ours that is open is looked up by itself."""
+    """The first difference among settled refunds. An open one is looked up by itself."""
     if theirs is None:
         return None
     left = {refund.gateway_reference: refund for refund in ours if refund.status != "pending"}
@@ -408,15 +411,15 @@ def _recent_payments(
     after: Row[Any] | None = None
     while True:
         with phase(session):
-            page = crud.list_recent_payments(session, gateway.name, since, after, PAGE)
+            page = crud.list_recent_payments(session, gateway.name, since, after, PAGE_SIZE)
         yield from page
-        if len(page) < PAGE:
+        if len(page) < PAGE_SIZE:
             return
         after = page[-1]
 
 
 def _is_accepted(payment: Row[Any]) -> bool:
-    """Whether a person has looked at the difference and keeps it."""
+    """Whether a person has accepted the difference."""
     return payment.review_state is not None and not payment.needs_review
 
 
@@ -429,9 +432,9 @@ def reconcile(
     since: datetime | None = None,
     progress: Callable[[str, int], None] = lambda *_: None,
 ) -> dict[str, Any]:
-    """Settle once everything that is open, due or not, then compare both sets of books.
+    """Look up once everything that is open, due or not, then compare both sets of books.
 
-    `progress` is told what is done and how many of it so far.
+    `progress` is called with what is being done and how many so far.
     """
     with new_session(engine) as session, phase(session):
         open_before = crud.count_open(session)
@@ -445,7 +448,7 @@ def reconcile(
                 mismatches += compare(session, gateway, since, settles=True, progress=told)
             except base.GatewayError as error:
                 session.rollback()
-                log.warning("reconciliation.not_compared", gateway=name, why=str(error))
+                log.warning("reconciliation.not_compared", gateway=name, reason=str(error))
                 mismatches.append({"gateway": name, "what": "not_reached"})
             if not can_compare(gateway):
                 not_compared.append(name)

@@ -1,4 +1,4 @@
-"""Giving money back: reserve, call, settle. Never more than was captured, however many at once."""
+"""Refunds: reserve, call, settle. Never more than was captured, however many at a time."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def refund(
 ) -> StoredResponse:
     """Refund a captured payment, what is left of it or `amount`.
 
-    201 when the gateway made it, or works on it; 202 when its outcome is not known yet.
-    Raises NotFound, Forbidden, AmountExceedsRemaining, InvalidStatusTransition; PaymentDisputed
-    when the shopper's bank gives the money back, or may yet do so, unless the caller wants that.
+    201 when the gateway has accepted it; 202 while its outcome is unknown. Raises NotFound,
+    AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported, and PaymentDisputed when
+    the shopper's bank gives the money back or may do so, unless the caller allows that.
     """
-    with phase(session):  # claim: the amount is reserved before the gateway hears of it
+    with phase(session):  # claim: reserve the amount before the gateway is asked
         found = context.require_payment(session, "refund_payment", payment_id)
         order = crud.lock_order(session, found.order_id)
         payment = crud.lock_payment(session, payment_id)
@@ -55,10 +55,10 @@ def refund(
         )
         by = ChangedBy.caller(context)
         transition_refund(session, by, order, row, "pending")
-        context.link(session, row.gateway_key)
+        context.link_gateway_request(session, row.gateway_key)
         request = gateway_requests.refund_request(payment, row, access.fault)
         unknown = refund_response(row)
-        snapshot = RowSnapshot.refund_lookup(row)
+        snapshot = RowSnapshot.of_refund(row)
     state = call_gateway(gateway, "refund", lambda: gateway.refund(request), access.seconds)  # call
     if state is UNKNOWN:
         return unknown
@@ -67,21 +67,21 @@ def refund(
         source = snapshot.source(row)
         if not isinstance(state, NotExecuted):
             settle_refund(session, by, order, payment, row, state, source)
-            outcome.answer = refund_response(row)
+            outcome.response = refund_response(row)
         elif source == "answer":
             refused = isinstance(state, Refused)
             settle_refund_not_executed(session, by, order, payment, row, source, refused=refused)
-            outcome.answer = refund_not_made_response(
+            outcome.response = refund_not_made_response(
                 payment, row, context.request_id, refused=refused
             )
-        # Else a look-up is under way, which may have sent the request where we could not.
-    return outcome.answer
+        # Else a look-up is under way, and may have sent the request that we could not.
+    return outcome.response
 
 
 def lock(
     session: Session, order_id: int, payment_id: int, refund_id: int
 ) -> tuple[Order, Payment, Refund]:
-    """Always in this order: two who lock in different orders wait for each other for ever."""
+    """Lock in this order always. Another sequence could deadlock."""
     order = crud.lock_order(session, order_id)
     payment = crud.lock_payment(session, payment_id)
     refund = crud.lock_refund(session, refund_id, payment_id)

@@ -1,7 +1,7 @@
-"""Ending a review: a person says what the gateway's books show, and that settles the payment.
+"""Ends a review: a person says what the gateway's books show, and that settles the payment.
 
-What they say is applied as if the gateway had said it, by the same rules: what cannot follow from
-the payment's state is refused.
+The statement is applied by the same rules as a gateway's answer. What cannot follow from the
+payment's state is refused.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import crud
 import schemas
 from database import phase
 from domain.settlement import (
-    HOLDS_MONEY,
+    CHARGE_STATUSES_WITH_MONEY,
     Decision,
     decide,
     decide_not_executed,
@@ -28,39 +28,45 @@ from gateways import base
 from models import Order, Payment
 from permissions import EVERYONE
 from services import payments
-from settlement.apply import apply, apply_refund, payment_facts, refund_facts, settle_refund
+from settlement.apply import (
+    apply_decision,
+    apply_refund_decision,
+    payment_facts,
+    refund_facts,
+    settle_refund,
+)
 from settlement.context import CallContext, StoredResponse
-from settlement.transitions import ChangedBy, end_review
+from settlement.transitions import ChangedBy, record_review_ended
 
-CHARGE_STATUS: Final[dict[ReviewResolution, ChargeStatus]] = {
+CHARGE_STATUS_OF_RESOLUTION: Final[dict[ReviewResolution, ChargeStatus]] = {
     "captured": "captured",
     "authorized": "authorized",
     "voided": "voided",
 }
-# What a payment is when the gateway's books show that.
-AGREES: Final[dict[ReviewResolution, frozenset[PaymentStatus]]] = {
+# The statuses that a payment may have once this is applied.
+STATUSES_AFTER: Final[dict[ReviewResolution, frozenset[PaymentStatus]]] = {
     "captured": frozenset({"captured", "partially_refunded", "refunded"}),
     "authorized": frozenset({"authorized"}),
     "voided": frozenset({"voided", "canceled"}),
     "not_charged": frozenset({"failed"}),
 }
-OF_REFUNDS: Final[frozenset[ReviewResolution]] = frozenset({"refunded", "not_refunded"})
+REFUND_RESOLUTIONS: Final[frozenset[ReviewResolution]] = frozenset({"refunded", "not_refunded"})
 
 
-def end(
+def end_review(
     session: Session, context: CallContext, payment_id: int, data: schemas.ReviewCreate
 ) -> StoredResponse:
     """End the review of a payment. Raises Forbidden, and what `resolve` raises."""
     with phase(session):
         found = context.require_payment(session, "review_payment", payment_id)
         shown = _resolve(session, ChangedBy.caller(context), found, data)
-        return context.answer(session, StoredResponse.resource(200, shown))
+        return context.store_response(session, StoredResponse.resource(200, shown))
 
 
 def resolve(
     session: Session, by: ChangedBy, payment_id: int, data: schemas.ReviewCreate
 ) -> schemas.Payment:
-    """End the review of a payment; the payment as it is then.
+    """End the review of a payment, and return the payment as it is then.
 
     Raises NotFound, InvalidRequest, AmountExceedsRemaining, and InvalidStatusTransition for a
     payment that needs no review and for what cannot follow from its state.
@@ -78,9 +84,11 @@ def _resolve(
         raise InvalidStatusTransition(
             "The payment needs no review", current_status=payment.status, allowed_statuses=[]
         )
-    if (data.refund_id is not None) != (data.resolution in OF_REFUNDS):
+    if (data.refund_id is not None) != (data.resolution in REFUND_RESOLUTIONS):
         raise InvalidRequest.of(
-            "refund_id", "refund_id", "Name a refund with `refunded` or `not_refunded`, only then"
+            "refund_id",
+            "refund_id",
+            "Name a refund with `refunded` or `not_refunded`, and with nothing else",
         )
     reason = payment.review_reason
     if data.refund_id is not None:
@@ -88,9 +96,9 @@ def _resolve(
     elif data.resolution != "accepted":
         _settle_charge(session, by, order, payment, data)
         payment.review_state = None
-    # What was settled may have ended the review, or have raised another one.
+    # Settling may have ended the review, or have flagged another one.
     payment.review_reason = reason
-    end_review(session, by, order, payment, resolution=data.resolution, note=data.note)
+    record_review_ended(session, by, order, payment, resolution=data.resolution, note=data.note)
     return schemas.Payment.model_validate(payment)
 
 
@@ -103,34 +111,34 @@ def _settle_charge(
     if data.resolution == "not_charged":
         decision = decide_not_executed(ours, "answer")
         if payment.status == "requires_action":
-            decision = Decision(payment="failed", lookup="never")
+            decision = Decision(payment_status="failed", lookup="never")
             if payment.operation is not None:
-                decision = replace(decision, operation="not_done")
+                decision = replace(decision, operation_result="not_executed")
     else:
         charge = _stated(session, payment, data)
         if payment.operation == "capture":
             ours = replace(ours, operation_amount=charge.amount_captured)
         decision = decide(ours, charge, "answer")
-        if payment.operation is not None and decision.operation is None:
+        if payment.operation is not None and decision.operation_result is None:
             # The books show the charge as it was: the capture or void was not done.
             decision = decide_not_executed(ours, "answer")
-    status = decision.payment or payment.status
-    if decision.review is not None or status not in AGREES[data.resolution]:
+    status = decision.payment_status or payment.status
+    if decision.review_reason is not None or status not in STATUSES_AFTER[data.resolution]:
         raise InvalidStatusTransition(
             f"A payment that is {payment.status} cannot be {data.resolution}",
             current_status=payment.status,
             allowed_statuses=[],
         )
-    apply(session, by, order, payment, decision, charge)
+    apply_decision(session, by, order, payment, decision, charge)
 
 
 def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
-    """The charge as the person says that the gateway's books show it."""
-    status = CHARGE_STATUS[data.resolution]
+    """The charge that the gateway's books show, by the person's statement."""
+    status = CHARGE_STATUS_OF_RESOLUTION[data.resolution]
     reference = data.gateway_reference or payment.gateway_reference
-    if reference is None and status in HOLDS_MONEY:
+    if reference is None and status in CHARGE_STATUSES_WITH_MONEY:
         raise InvalidRequest.of(
-            "gateway_reference", "missing", "Name the charge: without it it cannot be refunded"
+            "gateway_reference", "missing", "Name the charge: a refund needs its reference"
         )
     if data.gateway_reference is not None and crud.is_other_payments_reference(
         session, payment, data.gateway_reference
@@ -170,7 +178,7 @@ def _settle_refund(
         )
     if data.resolution == "not_refunded":
         decision = decide_refund_not_executed(refund_facts(order, payment, refund), "answer")
-        apply_refund(session, by, order, payment, refund, decision)
+        apply_refund_decision(session, by, order, payment, refund, decision)
         return
     reference = data.gateway_reference or refund.gateway_reference
     if reference is None:

@@ -1,7 +1,7 @@
 """Webhooks from gateways: verified, stored once, applied once, in one transaction.
 
-An event is a hint: it goes through the same transitions as an answer does, so one that arrives
-twice, late, or before the answer it belongs to moves nothing back.
+An event is a hint: it goes through the same decision as an answer. One that arrives twice, late, or
+before the answer to its request moves nothing back.
 """
 
 from __future__ import annotations
@@ -47,18 +47,25 @@ log = get_logger()
 def receive(
     session: Session, gateways: Gateways, name: str, headers: Mapping[str, str], body: bytes
 ) -> None:
-    """Take a webhook. Raises NotFound for a gateway that is off, InvalidSignature, and
-    GatewayUnavailable when it has to be sent again."""
+    """Take a webhook.
+
+    Raises NotFound for a gateway that is off and InvalidSignature. So that the gateway sends the
+    event again, raises GatewayUnavailable when the event could not be read yet, and
+    PaymentInProgress (409) when it may be about a payment whose answer is still due.
+    """
     gateway = gateways.get(name)
     if gateway is None:
         raise NotFound
     try:
         event = gateway.parse_webhook(headers, body)
     except SignatureInvalid as error:
-        log.warning("webhook.rejected", gateway=name, why=str(error))
+        log.warning("webhook.rejected", gateway=name, reason=str(error))
         raise InvalidSignature from None
-    except (NotExecuted, OutcomeUnknown) as error:  # it had to be asked, and did not answer
-        log.warning("webhook.unreadable", gateway=name, why=str(error))
+    except (
+        NotExecuted,
+        OutcomeUnknown,
+    ) as error:  # the gateway had to be asked, and did not answer
+        log.warning("webhook.unreadable", gateway=name, reason=str(error))
         raise GatewayUnavailable("The event could not be read yet; send it again") from None
     if event.method is not None:
         _change_methods(session, name, event, event.method)
@@ -69,12 +76,14 @@ def receive(
             log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
             unclear = event.key is None and event.reference is not None
             if unclear and crud.has_unreferenced_payment(session, name):
-                # It may be that one's: its answer, which will tell, is still to come.
-                raise PaymentInProgress("It may be about a payment under way; send it again")
-            if event.delivery_id is not None:  # its signature is spent, whatever it says
+                # The event may be about it: the answer with its reference is still due.
+                raise PaymentInProgress(
+                    "It may be about a payment whose outcome is open; send it again"
+                )
+            if event.delivery_id is not None:  # a signed delivery counts once, whatever it says
                 _store(session, name, event, None)
-            return  # else not stored: if it is sent again it may be known by then
-        # The locks come first: storing the event locks the payment a little, for its foreign key.
+            return  # else not stored: when it is sent again its payment may be known
+        # Lock first: storing the event takes a weak lock of the payment, for its foreign key.
         order, payment = payments.lock(session, found.order_id, found.id)
         if _store(session, name, event, payment.id):
             can_retrieve = gateway.capabilities.can_retrieve
@@ -84,32 +93,33 @@ def receive(
 
 
 def connect_gateways(engine: Engine, gateways: Gateways) -> None:
-    """Let gateways know which deliveries were taken before; see `Gateway.is_known`."""
+    """Let gateways know which deliveries were taken before; see `Gateway.is_known_delivery`."""
 
     def is_known(name: str, delivery_id: str) -> bool:
         with new_session(engine) as session, phase(session):
             return crud.is_known_delivery(session, name, delivery_id)
 
     for name, gateway in gateways.by_name.items():
-        gateway.is_known = partial(is_known, name)
+        gateway.is_known_delivery = partial(is_known, name)
 
 
 def _store(session: Session, name: str, event: GatewayEvent, payment_id: int | None) -> bool:
-    """Whether it is new; what was stored is applied in the same transaction."""
+    """Store the event. Returns whether it is new; it is applied in the same transaction."""
     return crud.add_gateway_event(
         session, name, event.id, event.type, payment_id, event.delivery_id
     )
 
 
 def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
-    """Whether it is our payment: systems that share an account have the same small ids."""
+    """Whether the event is about this payment: systems that share an account use the same small
+    ids."""
     if event.key is not None:
         return bool(event.key == payment.gateway_key)
     operation = event.executed_key or event.failed_key
     if operation is not None and operation == payment.operation_key:
-        return True  # whatever the gateway calls the charge by now
+        return True  # even if the gateway has renamed the charge
     if event.charge is not None or event.reference is None:
-        return True  # the settlement sees to it that there is only one charge
+        return True  # decide() finds out whether it is another charge
     return bool(event.reference == payment.gateway_reference)
 
 
@@ -123,12 +133,12 @@ def _apply(
     can_retrieve: bool,
 ) -> None:
     if event.executed_key is not None and _was_given_up(event.executed_key, payment):
-        # It was told as failed before: whether the money was taken is for a person to find out.
+        # It was reported as failed before: a person has to find out whether money was taken.
         request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
     elif event.charge is not None and not (event.refund is not None and payment.amount_captured):
         charge = event.charge
         if event.executed_key is not None and event.executed_key == payment.operation_key:
-            # The outcome of our own request, whatever the gateway calls the charge by now.
+            # The outcome of our own request, even if the gateway has renamed the charge.
             charge = replace(charge, replaces=payment.gateway_reference)
         settle_charge(session, by, order, payment, charge, "hint", can_retrieve=can_retrieve)
     if event.refund is not None and (event.charge is None or payment.amount_captured):
@@ -141,13 +151,13 @@ def _apply(
     if event.failed_key is not None:
         if event.failed_key == payment.operation_key:
             settle_not_executed(session, by, order, payment, "answer")
-        elif payment.amount_captured:  # it was done, days ago, and is undone now
+        elif payment.amount_captured:  # it was executed days ago, and is undone now
             request_review(
                 session, by, order, payment, "state_contradicts", f"{event.type} {event.id}"
             )
-    if event.review:
+    if event.needs_review:
         request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
-    if event.ask:
+    if event.needs_lookup:
         leases.schedule_lookup(payment, "now")
         for refund in crud.lock_pending_refunds(session, payment.id):
             leases.schedule_lookup(refund, "now")
@@ -172,7 +182,7 @@ def _apply_refund(
         settle_refund(session, by, order, payment, refund, state, "hint", can_retrieve=can_retrieve)
     elif payment.amount_captured:
         settle_refunds(session, by, order, payment, [state], "hint")
-    elif can_retrieve:  # it came before what it is about
+    elif can_retrieve:  # it came before the event of its capture
         leases.schedule_lookup(payment, "now")
         session.flush()
     else:
@@ -180,15 +190,15 @@ def _apply_refund(
 
 
 def _was_given_up(key: str, payment: Payment) -> bool:
-    """Whether a capture or void that a gateway tells as done is none that we wait for."""
+    """Whether a gateway reports a capture or void as executed that we do not wait for any more."""
     return key != payment.operation_key and payment.status in ("authorized", "requires_action")
 
 
 def _change_methods(session: Session, name: str, event: GatewayEvent, change: MethodChange) -> None:
-    """A saved method was renewed, or removed, at the gateway; so it is here."""
+    """Apply that a gateway renewed or removed a saved method."""
     with phase(session):
         if _store(session, name, event, None):
             for row in crud.list_methods_of_token(session, name, change.token):
-                payment_methods.follow_gateway(
+                payment_methods.apply_gateway_change(
                     session, ChangedBy.gateway(name), row.user_id, row.id, change.details
                 )

@@ -1,7 +1,8 @@
-"""Writing down what `domain/settlement.py` decides: rows, events, look-ups and stored answers.
+"""Writes what `domain/settlement.py` decides: rows, events, look-ups and stored responses.
 
-Whoever learns of an outcome comes through here: the request that asked, a webhook, a look-up, and
-a person. The order and the payment are locked, in that order, and all of it is one transaction.
+Whoever learns of an outcome calls this module: the request, a webhook, a look-up, a person. The
+caller holds the locks of the order and the payment, taken in that order; all of it is one
+transaction.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from sqlalchemy.orm import Session
 import crud
 import leases
 from database import NOW
-from domain.declines import WORTH_ANOTHER_TRY, decline_message
+from domain.declines import RETRYABLE_DECLINES, decline_message
 from domain.settlement import (
     Decision,
     PaymentFacts,
@@ -59,7 +60,7 @@ REFUSED: Final = "The gateway refuses this request by its own rules; nothing was
 def payment_facts(
     order: Order, payment: Payment, *, can_retrieve: bool = True, not_executed: bool = False
 ) -> PaymentFacts:
-    """What we know of a payment, for `domain/settlement.py`."""
+    """The facts about a payment that `domain/settlement.py` decides by."""
     return PaymentFacts(
         status=payment.status,
         amount=payment.amount,
@@ -69,8 +70,8 @@ def payment_facts(
         reference=payment.gateway_reference,
         operation=payment.operation,
         operation_amount=payment.operation_amount,
-        order=order.status,
-        review=payment.review_reason if payment.needs_review else None,
+        order_status=order.status,
+        review_reason=payment.review_reason if payment.needs_review else None,
         can_retrieve=can_retrieve,
         not_executed=not_executed,
     )
@@ -89,11 +90,11 @@ def settle_charge(
 ) -> None:
     """Apply the state of a charge, and of the refunds that its gateway shows with it.
 
-    `not_executed`: the operation that is open surely had no effect on it.
+    `not_executed`: the open operation surely had no effect.
     """
     ours = payment_facts(order, payment, can_retrieve=can_retrieve, not_executed=not_executed)
     decision = decide(ours, charge, source)
-    apply(session, by, order, payment, decision, charge)
+    apply_decision(session, by, order, payment, decision, charge)
     if charge.refunds is not None and payment.status in CAPTURED_PAYMENT_STATUSES:
         settle_refunds(session, by, order, payment, charge.refunds, source)
 
@@ -107,12 +108,12 @@ def settle_not_executed(
     *,
     refused: bool = False,
 ) -> None:
-    """The open request surely had no effect. `refused`: by the gateway's rules, now and later."""
+    """The open request surely had no effect. `refused`: the gateway refuses it, now and later."""
     decision = decide_not_executed(payment_facts(order, payment), source)
-    apply(session, by, order, payment, decision, refused=refused)
+    apply_decision(session, by, order, payment, decision, refused=refused)
 
 
-def apply(
+def apply_decision(
     session: Session,
     by: ChangedBy,
     order: Order,
@@ -121,31 +122,38 @@ def apply(
     charge: base.Charge | None = None,
     *,
     refused: bool = False,
-    page: dict[str, Any] | None = None,
+    next_action: dict[str, Any] | None = None,
 ) -> None:
-    """Write down a decision about a locked payment, with all that follows from it."""
+    """Write a decision about a locked payment, with all that follows from it."""
     if charge is not None and payment.gateway_reference in (None, charge.replaces):
         payment.gateway_reference = charge.reference
     if charge is not None and charge.status == "authorized" and decision.lookup == "at_expiry":
-        # An event may not have told it exactly.
+        # An event may have given a rougher time.
         payment.capture_before = charge.capture_before or payment.capture_before
     leases.schedule_lookup(payment, decision.lookup)
     operation, key, amount = payment.operation, payment.operation_key, payment.operation_amount
-    if decision.operation is not None:
+    if decision.operation_result is not None:
         payment.operation = payment.operation_key = payment.operation_amount = None
     if decision.ends_review:
         payment.needs_review, payment.review_reason = False, None
-    if decision.payment is not None:
-        _set_facts(payment, decision.payment, charge, refused=refused, page=page)
-        transition_payment(session, by, order, payment, decision.payment)
-    if decision.order is not None:
-        transition_order(session, by, order, decision.order)
-    if decision.review is not None:
+    if decision.payment_status is not None:
+        _set_facts(
+            payment, decision.payment_status, charge, refused=refused, next_action=next_action
+        )
+        transition_payment(session, by, order, payment, decision.payment_status)
+    if decision.order_status is not None:
+        transition_order(session, by, order, decision.order_status)
+    if decision.review_reason is not None:
         request_review(
-            session, by, order, payment, decision.review, _evidence(charge, decision.review)
+            session,
+            by,
+            order,
+            payment,
+            decision.review_reason,
+            _evidence(charge, decision.review_reason),
         )
     session.flush()
-    if decision.operation is not None and operation and key and amount:
+    if decision.operation_result is not None and operation and key and amount:
         answer_waiting_requests(
             session, key, lambda id: operation_response(order, payment, operation, amount, id)
         )
@@ -158,7 +166,7 @@ def apply(
 def request_review(
     session: Session, by: ChangedBy, order: Order, payment: Payment, reason: ReviewReason, seen: str
 ) -> None:
-    """Ask a person about a payment; not again about what a person has accepted already.
+    """Flag a payment for review, unless a person has accepted the same finding already.
 
     `seen` is what the gateway shows, in short.
     """
@@ -166,17 +174,17 @@ def request_review(
     if payment.review_state == state or (reason == payment.review_reason == "outcome_unknown"):
         return
     log.error("payment.needs_review", payment_id=payment.id, reason=reason, seen=seen)
-    # An outcome that is still not known a day after it was accepted is asked about again.
+    # An outcome that is still unknown a day after a person accepted it is flagged again.
     payment.review_state = None if reason == "outcome_unknown" else state
     if payment.review_reason == "second_charge":
-        reason = "second_charge"  # the gravest stays, whatever else is found
+        reason = "second_charge"  # the gravest reason stays
     flag_for_review(session, by, order, payment, reason)
 
 
 def _evidence(charge: base.Charge | None, reason: ReviewReason) -> str:
     if charge is None:
         return ""
-    if reason == "second_charge":  # is one finding, however it goes on
+    if reason == "second_charge":  # one finding, whatever becomes of that charge
         return charge.reference
     amounts = f"{charge.amount}/{charge.amount_captured} {charge.currency}"
     return f"{charge.reference} {charge.status} {amounts}"
@@ -188,15 +196,17 @@ def _set_facts(
     charge: base.Charge | None,
     *,
     refused: bool,
-    page: dict[str, Any] | None,
+    next_action: dict[str, Any] | None,
 ) -> None:
-    """What comes with the move to a status."""
+    """Set the fields that belong to a new status."""
     payment.next_action = None
     if status == "pending":
         payment.requested_at = NOW  # open from now on
     elif status == "requires_action":
         url = charge.redirect_url if charge is not None else None
-        payment.next_action = {"type": "redirect", "url": url} if page is None else page
+        payment.next_action = (
+            {"type": "redirect", "url": url} if next_action is None else next_action
+        )
     elif status == "captured":
         assert charge is not None
         payment.amount_captured = charge.amount_captured
@@ -216,30 +226,30 @@ def _set_facts(
             "code": "payment_declined",
             "decline_code": decline.code,
             "message": decline_message(decline.code),
-            # For those who run the store; shoppers are shown the three above.
+            # For operators; the API shows shoppers the three above only.
             "gateway_code": decline.raw,
-            "retryable": decline.code in WORTH_ANOTHER_TRY,
+            "retryable": decline.code in RETRYABLE_DECLINES,
         }
 
 
 def record_completion_started(
     session: Session, by: ChangedBy, order: Order, payment: Payment
 ) -> None:
-    """The shopper has acted: until the gateway has answered, the outcome is open."""
-    apply(session, by, order, payment, Decision(payment="pending", lookup="soon"))
+    """The shopper has acted; the outcome is open until the gateway answers."""
+    apply_decision(session, by, order, payment, Decision(payment_status="pending", lookup="soon"))
 
 
 def record_action_required(
-    session: Session, by: ChangedBy, order: Order, payment: Payment, page: dict[str, Any]
+    session: Session, by: ChangedBy, order: Order, payment: Payment, next_action: dict[str, Any]
 ) -> None:
-    """The shopper has not acted on this payment after all; `page` is where to send them."""
-    apply(
+    """The shopper has not acted on this payment after all; `next_action` is where to send them."""
+    apply_decision(
         session,
         by,
         order,
         payment,
-        Decision(payment="requires_action", lookup="soon"),
-        page=page,
+        Decision(payment_status="requires_action", lookup="soon"),
+        next_action=next_action,
     )
 
 
@@ -256,7 +266,7 @@ def refund_facts(
         reference=refund.gateway_reference,
         amount_captured=payment.amount_captured,
         amount_refunded=payment.amount_refunded,
-        order=order.status,
+        order_status=order.status,
         can_retrieve=can_retrieve,
     )
 
@@ -278,7 +288,7 @@ def settle_refund(
     )
     if refund.gateway_reference is None:
         refund.gateway_reference = state.reference
-    apply_refund(session, by, order, payment, refund, decision, _refund_evidence(state))
+    apply_refund_decision(session, by, order, payment, refund, decision, _refund_evidence(state))
 
 
 def settle_refund_not_executed(
@@ -291,12 +301,12 @@ def settle_refund_not_executed(
     *,
     refused: bool = False,
 ) -> None:
-    """The refund surely was never made; its amount is free again."""
+    """The refund was surely never made; its reserved amount is free again."""
     decision = decide_refund_not_executed(refund_facts(order, payment, refund), source)
-    apply_refund(session, by, order, payment, refund, decision, refused=refused)
+    apply_refund_decision(session, by, order, payment, refund, decision, refused=refused)
 
 
-def apply_refund(
+def apply_refund_decision(
     session: Session,
     by: ChangedBy,
     order: Order,
@@ -307,22 +317,24 @@ def apply_refund(
     *,
     refused: bool = False,
 ) -> None:
-    """Write down a decision about a locked refund, with all that follows from it."""
+    """Write a decision about a locked refund, with all that follows from it."""
     leases.schedule_lookup(refund, decision.lookup)
-    if decision.refund is not None:
-        transition_refund(session, by, order, refund, decision.refund)
+    if decision.refund_status is not None:
+        transition_refund(session, by, order, refund, decision.refund_status)
         session.refresh(payment, ["refund_reserved"])  # a trigger has counted it
-        if decision.refund == "failed":  # one that was made outside may have waited for its room
+        if (
+            decision.refund_status == "failed"
+        ):  # a refund made outside may have waited for this amount
             leases.schedule_lookup(payment, "now")
-    if decision.payment is not None:
-        payment.amount_refunded += decision.refunded
-        payment.status = decision.payment
+    if decision.payment_status is not None:
+        payment.amount_refunded += decision.refunded_change
+        payment.status = decision.payment_status
         session.flush()
-    if decision.order is not None:
-        transition_order(session, by, order, decision.order)
-    if decision.review is not None:
-        request_review(session, by, order, payment, decision.review, seen)
-    elif decision.refund is not None and payment.review_reason == "outcome_unknown":
+    if decision.order_status is not None:
+        transition_order(session, by, order, decision.order_status)
+    if decision.review_reason is not None:
+        request_review(session, by, order, payment, decision.review_reason, seen)
+    elif decision.refund_status is not None and payment.review_reason == "outcome_unknown":
         _end_review_of_refunds(session, payment)
     session.flush()
     if refund.gateway_reference is not None:
@@ -343,7 +355,7 @@ def settle_refunds(
     states: Sequence[base.Refund],
     source: Source,
 ) -> None:
-    """Apply the refunds of a charge as its gateway shows them, and adopt those made outside."""
+    """Apply the refunds of a charge as its gateway shows them, and import those made outside."""
     for state in states:
         refund = crud.lock_refund_of_state(session, payment.id, state.reference, state.refund_id)
         if refund is not None:
@@ -355,10 +367,11 @@ def settle_refunds(
 def import_refund(
     session: Session, by: ChangedBy, order: Order, payment: Payment, state: base.Refund
 ) -> None:
-    """Write down a refund that was made outside, as if it had been made here.
+    """Record a refund that was made in the gateway's dashboard as one of ours.
 
-    One that cannot be (more than was captured, another currency) is a person's; unless a refund
-    of ours is still open, whose failure makes room for it: then the gateway is asked again.
+    A refund that does not fit (more than was captured, another currency) is flagged for review.
+    While a refund of ours is open its failure may make room: then the gateway is asked again
+    instead.
     """
     room = payment.amount_captured - payment.refund_reserved
     if state.currency != payment.currency or not 0 < state.amount <= room:
@@ -375,7 +388,7 @@ def import_refund(
 
 
 def _end_review_of_refunds(session: Session, payment: Payment) -> None:
-    """Nobody knew what became of a refund; now it is known of all."""
+    """End the review of an unknown refund once the outcome of every refund is known."""
     if payment.operation is None and not crud.lock_pending_refunds(session, payment.id):
         payment.needs_review, payment.review_reason = False, None
 
@@ -390,7 +403,7 @@ def _refund_evidence(state: base.Refund) -> str:
 def settle_dispute(
     session: Session, by: ChangedBy, order: Order, payment: Payment, state: base.Dispute
 ) -> None:
-    """Write down a dispute, and tell of it once when it opens and once when it closes."""
+    """Record a dispute, with one event when it opens and one when it closes."""
     dispute = crud.save_dispute(
         session,
         payment_id=payment.id,

@@ -1,4 +1,4 @@
-"""Who asks for a change and under which request, and the answer that the change ends in."""
+"""The caller of a change, its request and key, and the response that it ends in."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PROBLEM_JSON = "application/problem+json"  # RFC 9457
 
 @dataclass(frozen=True, slots=True)
 class StoredResponse:
-    """A finished answer: rendered inside the transaction whose outcome it tells."""
+    """A finished response, rendered inside the transaction whose outcome it reports."""
 
     status: int
     body: bytes
@@ -43,7 +43,7 @@ class StoredResponse:
 
 @dataclass(slots=True)
 class ClaimedKey:
-    """The Idempotency-Key of a request, and what is known of it once it is claimed."""
+    """The Idempotency-Key of a request; `id` and `owner` are set once it is claimed."""
 
     value: str
     fingerprints: list[str] = field(repr=False)  # one for each FINGERPRINT_KEY, newest first
@@ -58,16 +58,16 @@ class CallContext:
     principal: Principal
     request_id: str
     key: ClaimedKey | None = None
-    key_lease: float = 15.0  # how long a repeat with the same key leaves this one alone
+    key_lease: float = 15.0  # seconds during which a repeat does not take the key over
 
     @property
     def actor(self) -> Actor:
         return Actor(type="user", id=self.principal.user_id)
 
     def require_owner(self, action: str, user_id: str | None) -> str:
-        """Whose resource is created: the caller's, or the user's that the body names.
+        """The owner of the resource that is created: the caller, or the user that the body names.
 
-        Raises Forbidden for somebody else that this caller may not do it for.
+        Raises Forbidden for another user without `orders:manage`.
         """
         owner = self.principal.user_id if user_id is None else user_id
         self.principal.require(action, owner)
@@ -93,25 +93,29 @@ class CallContext:
         self.principal.require(action, payment.user_id)
         return payment
 
-    def answer(self, session: Session, answer: StoredResponse) -> StoredResponse:
-        """End the request with this answer, in the transaction that it tells of.
+    def store_response(self, session: Session, response: StoredResponse) -> StoredResponse:
+        """End the request with this response, in the transaction whose outcome it reports.
 
-        Repeats with the same Idempotency-Key will get the very same one. Raises
-        IdempotencyInProgress, and so undoes the transaction, when a repeat has taken over.
+        Repeats with the same Idempotency-Key get the very same response. Raises
+        IdempotencyInProgress, which rolls the transaction back, when a repeat has taken the key
+        over.
         """
         if self.key is not None and not leases.store_response(
             session,
             self.key.id,
-            status=answer.status,
-            headers=answer.headers,
-            body=answer.body,
+            status=response.status,
+            headers=response.headers,
+            body=response.body,
             owner=self.key.owner,
         ):
             raise IdempotencyInProgress
-        return answer
+        return response
 
-    def link(self, session: Session, gateway_key: str) -> None:
-        """Tie the request to the money request that it claims, in the claim's transaction."""
+    def link_gateway_request(self, session: Session, gateway_key: str) -> None:
+        """Link the key to the gateway request that this transaction claims.
+
+        Raises IdempotencyInProgress when a repeat has taken the key over.
+        """
         if self.key is not None and not leases.link_key(
             session, self.key.id, self.key.owner, gateway_key=gateway_key
         ):
@@ -121,7 +125,7 @@ class CallContext:
 def answer_waiting_requests(
     session: Session, gateway_key: str, render: Callable[[str], StoredResponse]
 ) -> None:
-    """The outcome of a money request is known: whoever repeats its request gets this answer.
+    """Store the response for every key that waits for the outcome of this gateway request.
 
     `render` takes the id of the request to answer.
     """

@@ -1,4 +1,4 @@
-"""Asking a gateway between two transactions, and being honest when no answer comes."""
+"""Calls a gateway between two transactions. What is not a proven outcome is UNKNOWN."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ UNKNOWN: Final = _Unknown.UNKNOWN
 
 @dataclass(frozen=True, slots=True)
 class GatewayAccess:
-    """How gateways are asked on behalf of one request."""
+    """The gateways, as one request may call them."""
 
     gateways: Gateways
-    lookup_after: float  # seconds until the reconciler asks what became of it (RECONCILE_AFTER)
-    service_url: str | None = None  # where a shopper's browser reaches this service
+    lookup_after: float  # seconds until the first look-up (RECONCILE_AFTER)
+    service_url: str | None = None  # where shoppers' browsers reach this service
     fault: str | None = None  # Sandbox-Fault
     deadline: float | None = None  # of all calls together, by time.monotonic()
 
     @property
     def seconds(self) -> float | None:
-        """How long gateways may still take for this request."""
+        """The seconds that are left for gateways in this request."""
         return None if self.deadline is None else self.deadline - time.monotonic()
 
     def gateway(self, name: str) -> Gateway:
-        """Raises GatewayUnavailable for one that is switched off, InvalidRequest for a fault that
-        is not for the sandbox."""
+        """The gateway of that name. Raises GatewayUnavailable when it is switched off,
+        InvalidRequest for a Sandbox-Fault at another gateway."""
         gateway = self.gateways.get(name)
         if gateway is None:
             raise GatewayUnavailable(f"The gateway {name} is switched off")
@@ -62,42 +62,42 @@ class GatewayAccess:
 def call_gateway(
     gateway: Gateway, what: str, call: Callable[[], T], seconds: float | None = None
 ) -> T | NotExecuted | Literal[_Unknown.UNKNOWN]:
-    """The gateway's state, NotExecuted, or UNKNOWN, in at most so many seconds.
+    """The gateway's state, NotExecuted, or UNKNOWN, within so many seconds.
 
-    An exception that nobody foresaw is unknown too: by then a byte may have been sent.
+    An unexpected exception is UNKNOWN too: a byte may have been sent by then.
     """
     try:
         return gateway.guard.run(call, seconds)
     except NotExecuted as error:
-        log.warning("gateway.not_executed", gateway=gateway.name, asked=what, why=str(error))
+        log.warning("gateway.not_executed", gateway=gateway.name, call=what, reason=str(error))
         return error
     except OutcomeUnknown as error:
-        log.warning("gateway.outcome_unknown", gateway=gateway.name, asked=what, why=str(error))
+        log.warning("gateway.outcome_unknown", gateway=gateway.name, call=what, reason=str(error))
     except Exception as error:
         log.error(
-            "gateway.unexpected_error", gateway=gateway.name, asked=what, error=type(error).__name__
+            "gateway.unexpected_error", gateway=gateway.name, call=what, error=type(error).__name__
         )
     return UNKNOWN
 
 
-def state_of(answer: T | NotExecuted | Literal[_Unknown.UNKNOWN] | None) -> T | None:
-    """The gateway's state, if it told one."""
+def known_state(answer: T | NotExecuted | Literal[_Unknown.UNKNOWN] | None) -> T | None:
+    """The gateway's state, or None when it gave none."""
     return None if answer is UNKNOWN or isinstance(answer, NotExecuted) else answer
 
 
 @dataclass(slots=True)
 class Outcome:
-    """The answer of a settled request."""
+    """The response of a settled request."""
 
-    answer: StoredResponse
+    response: StoredResponse
 
 
 @contextmanager
 def settling(session: Session, unknown: StoredResponse) -> Iterator[Outcome]:
     """The transaction that settles a request.
 
-    When the database is gone by now, the outcome is as unknown to the caller as if the gateway
-    had not answered: it is asked again later, by the reconciler.
+    When the database fails here, the response is `unknown`, as if the gateway had not answered: a
+    look-up settles the payment later.
     """
     outcome = Outcome(unknown)
     try:
@@ -106,4 +106,4 @@ def settling(session: Session, unknown: StoredResponse) -> Iterator[Outcome]:
     except SQLAlchemyError as error:
         log.error("payment.settlement_failed", error=type(error).__name__)
         session.rollback()
-        outcome.answer = unknown
+        outcome.response = unknown

@@ -1,6 +1,6 @@
-"""What a gateway is asked, built from stored rows only, so every repeat is identical.
+"""Builds requests to gateways from stored rows only, so every retry is identical.
 
-And what the row was when it was asked: that decides what the answer is worth.
+RowSnapshot remembers the row at that moment: it decides whether the answer is an answer or a hint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gateways.base import (
 )
 from models import Payment, Refund
 
-# To a gateway, a payment that is canceled with its order is one that is voided.
+# A gateway only knows void; `cancel` also cancels our order.
 OPERATIONS: Final[dict[PaymentOperation, ChargeOperation]] = {
     "capture": "capture",
     "void": "void",
@@ -39,7 +39,10 @@ def charge_request(
     service_url: str | None = None,
     fault: str | None = None,
 ) -> ChargeRequest:
-    """The charge that this payment is. The last two are for the sandbox, which repeats nothing."""
+    """The request that makes this payment's charge.
+
+    `service_url` and `fault` are for the sandbox, to which nothing is resent.
+    """
     return ChargeRequest(
         key=payment.gateway_key,
         payment_id=payment.id,
@@ -57,7 +60,7 @@ def charge_request(
 
 
 def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> ChangeRequest:
-    """The capture or void that is claimed on this payment."""
+    """The request for the capture or void that is claimed on this payment."""
     assert payment.operation is not None
     assert payment.operation_key is not None
     assert payment.operation_amount is not None
@@ -69,7 +72,7 @@ def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> 
         payment_id=payment.id,
         amount=payment.operation_amount,
         currency=payment.currency,
-        charged=payment.amount,
+        charge_amount=payment.amount,
         capture=payment.capture_method == "automatic",
         fault=fault,
     )
@@ -78,7 +81,7 @@ def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> 
 def completion_request(
     payment: Payment | Row[Any], returned: Mapping[str, str] | None = None
 ) -> ChangeRequest:
-    """To go on with a charge that its shopper has approved; part of the charge, so with its key."""
+    """The request to complete a charge that its shopper has approved, under the charge's key."""
     assert payment.gateway_reference is not None
     return ChangeRequest(
         operation="complete",
@@ -87,9 +90,9 @@ def completion_request(
         payment_id=payment.id,
         amount=payment.amount,
         currency=payment.currency,
-        charged=payment.amount,
+        charge_amount=payment.amount,
         capture=payment.capture_method == "automatic",
-        returned=returned or {},
+        redirect_params=returned or {},
     )
 
 
@@ -112,13 +115,13 @@ def refund_request(
 def charge_lookup(
     payment: Payment | Row[Any], method: Row[Any], *, resend: bool = False
 ) -> ChargeLookup:
-    """What became of the charge? `resend`: whether it may be sent again to find out."""
+    """Ask what became of the charge. `resend`: the look-up may send the request again."""
     request = charge_request(payment, method)
     return ChargeLookup(request, payment.gateway_reference, payment.created_at, resend)
 
 
 def operation_lookup(payment: Payment | Row[Any], *, resend: bool = False) -> ChargeLookup:
-    """What became of the capture or void that is claimed?"""
+    """Ask what became of the claimed capture or void."""
     request = operation_request(payment)
     return ChargeLookup(request, payment.gateway_reference, payment.requested_at, resend)
 
@@ -126,17 +129,17 @@ def operation_lookup(payment: Payment | Row[Any], *, resend: bool = False) -> Ch
 def completion_lookup(
     request: ChangeRequest, reference: str, requested_at: datetime
 ) -> ChargeLookup:
-    """What became of a completion that must not be sent again?"""
+    """Ask what became of a completion, without sending it again."""
     return ChargeLookup(request, reference, requested_at, resend=False)
 
 
 def refund_lookup(payment: Row[Any], refund: Row[Any], *, resend: bool = False) -> RefundLookup:
-    """What became of the refund?"""
+    """Ask what became of the refund."""
     request = refund_request(payment, refund)
     return RefundLookup(request, refund.gateway_reference, refund.created_at, resend)
 
 
-# The columns that change when a row moves, or when somebody begins to look it up
+# The columns that change when a row changes status, or when a look-up of it begins
 # (`next_lookup_at`).
 TRACKED_PAYMENT_COLUMNS: Final = (
     "status",
@@ -152,23 +155,23 @@ TRACKED_REFUND_COLUMNS: Final = ("status", "gateway_reference", "next_lookup_at"
 
 @dataclass(frozen=True, slots=True)
 class RowSnapshot:
-    """What a row was when its gateway was asked about it.
+    """A row as it was when its gateway was asked.
 
-    An answer about a row that has moved since is old news, and so is one about a row that
-    somebody else has begun to look up: that look-up may have sent the request where we could not.
+    If the row has changed since, the answer is a hint. The same goes for a row that another process
+    has begun to look up: that look-up may have sent the request that we could not.
     """
 
     row: Mapping[str, Any]
 
     @classmethod
-    def about_payment(cls, payment: Payment | Row[Any]) -> RowSnapshot:
+    def of_payment(cls, payment: Payment | Row[Any]) -> RowSnapshot:
         return cls({name: getattr(payment, name) for name in TRACKED_PAYMENT_COLUMNS})
 
     @classmethod
-    def refund_lookup(cls, refund: Refund | Row[Any]) -> RowSnapshot:
+    def of_refund(cls, refund: Refund | Row[Any]) -> RowSnapshot:
         return cls({name: getattr(refund, name) for name in TRACKED_REFUND_COLUMNS})
 
     def source(self, locked: Payment | Refund) -> Source:
-        """What the answer is worth, now that the row is locked again."""
+        """`hint` when the locked row has changed since the snapshot, else `answer`."""
         moved = any(getattr(locked, name) != value for name, value in self.row.items())
         return "hint" if moved else "answer"

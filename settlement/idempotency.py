@@ -1,8 +1,9 @@
 """One mechanism for all writes: the same Idempotency-Key is the same request, done once.
 
-The key is claimed in a transaction of its own. The answer is stored in the transaction that it
-tells of, so a crash leaves either both or neither; a request that led to a gateway is tied to its
-claim there, and answered when that is settled, by whichever process settles it.
+The key is claimed in a transaction of its own. The response is stored in the transaction whose
+outcome it reports, so a crash leaves both or neither. A request that leads to a gateway is linked
+to its claim there; whichever process settles the claim stores the response.
+docs/idempotency.md explains it to clients.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ import hashlib
 import hmac
 import json
 import re
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
@@ -21,13 +22,22 @@ from sqlalchemy.orm import Session
 import crud
 import leases
 import schemas
-from database import phase, repeat
+from database import phase, retry_transaction
 from errors import (
+    AmountExceedsRemaining,
     CardNumberNotAllowed,
+    DuplicatePaymentMethod,
     FieldError,
+    GatewayUnavailable,
     IdempotencyInProgress,
     IdempotencyKeyInvalid,
     IdempotencyKeyReused,
+    InvalidStatusTransition,
+    OperationNotSupported,
+    OrderAlreadyPaid,
+    PaymentDeclined,
+    PaymentDisputed,
+    PaymentMethodDeclined,
     ServiceError,
 )
 from observability.card_numbers import holds_card_number
@@ -35,18 +45,34 @@ from permissions import EVERYONE
 from settlement.context import CallContext, ClaimedKey, StoredResponse
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
-REPLAYED = {"Idempotent-Replayed": "true"}
+REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
+
+# The errors that a key keeps, as it keeps every success, and why. A repeat of the request gets the
+# very same response. Any other error releases the key: nothing was done, and the corrected or
+# repeated request may use it. The table in docs/idempotency.md is made from this one.
+STORED_ERRORS: Final[Mapping[type[ServiceError], str]] = {
+    PaymentDeclined: "the gateway was asked; another attempt is another request",
+    PaymentMethodDeclined: "the gateway was asked; another attempt is another request",
+    DuplicatePaymentMethod: "it depends on what was saved when the request came",
+    InvalidStatusTransition: "it depends on the status that the request met",
+    OrderAlreadyPaid: "it depends on the status that the request met",
+    AmountExceedsRemaining: "it depends on what was left when the request came",
+    PaymentDisputed: "it depends on the dispute that the request met",
+    OperationNotSupported: "the gateway, or the status, does not allow it",
+    GatewayUnavailable: "the attempt is over and surely moved no money",
+}
 
 
 def read_key(
     values: Sequence[str], method: str, path: str, body: Any, keys: Sequence[bytes]
 ) -> ClaimedKey | None:
-    """The key of a request from its header's values.
+    """The key of a request, from its header's values. None without the header.
 
-    Raises IdempotencyKeyInvalid, and CardNumberNotAllowed for one that would be kept.
+    Raises IdempotencyKeyInvalid, and CardNumberNotAllowed for a key that holds a card number.
 
-    The fingerprint is keyed (`keys`: FINGERPRINT_KEY), because a body may hold a card number. It
-    leaves out the CVC: whoever knew the key and the rest of the body would need a thousand tries.
+    The fingerprint is an HMAC under FINGERPRINT_KEY (`keys`), because a body may hold a card
+    number. It leaves out the CVC: somebody with the HMAC key and the rest of the body could guess
+    it in a thousand tries.
     """
     if not values:
         return None
@@ -79,29 +105,31 @@ def _without_cvc(body: Any) -> Any:
 def run(
     session: Session, context: CallContext, work: Callable[[], StoredResponse]
 ) -> StoredResponse:
-    """Do the work once, whoever repeats it. Raises what the work raises, IdempotencyKeyReused
-    and IdempotencyInProgress."""
+    """Do the work once per key. Raises what the work raises, IdempotencyKeyReused and
+    IdempotencyInProgress."""
     key = context.key
     if key is None:
-        return repeat(session, work)
+        return retry_transaction(session, work)
     with phase(session):
         known = _claim(session, context, key)
         if known is not None:
             return _replay(session, known)
-    session.info.pop("committed", None)  # the claim; the work itself may still be repeated
+    session.info.pop("committed", None)  # by the claim; the work itself may still be retried
     try:
-        answer = repeat(session, work)
+        answer = retry_transaction(session, work)
     except ServiceError as error:
-        if not error.stored_for_replay:
+        if type(error) not in STORED_ERRORS:
             _release(session, key)
             raise
         with phase(session):
-            return context.answer(session, StoredResponse.problem(error, context.request_id))
+            return context.store_response(
+                session, StoredResponse.problem(error, context.request_id)
+            )
     except Exception:
         _release(session, key)
         raise
     with phase(session):
-        # The outcome may have become known to another process first, and been told in its words.
+        # Another process may have settled the outcome first, and stored its response.
         stored = leases.get_stored_response(session, key.id)
         if stored is None:
             leases.release_key(session, key.id, key.owner)
@@ -109,7 +137,7 @@ def run(
 
 
 def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] | None:
-    """Own the key; or the row of one that is answered, or whose outcome is open."""
+    """Claim the key: None. A key that is answered, or whose outcome is open: its row."""
     user_id = context.principal.user_id
     row = leases.claim_key(
         session,
@@ -138,17 +166,17 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] 
 
 def _replay(session: Session, row: Row[Any]) -> StoredResponse:
     answer = _stored(row) if row.status is not None else _present(session, row)
-    return StoredResponse(answer.status, answer.body, answer.headers | REPLAYED)
+    return StoredResponse(answer.status, answer.body, answer.headers | REPLAYED_HEADER)
 
 
 def _present(session: Session, row: Row[Any]) -> StoredResponse:
-    """202 with the state as it is now: the outcome is still open."""
+    """202 with the state as it is now, because the outcome is still open."""
     refund = crud.get_refund_of_key(session, row.gateway_key)
     if refund is not None:
         return StoredResponse.resource(202, schemas.Refund.model_validate(refund))
     payment = crud.get_payment_of_key(session, row.gateway_key)
     if payment is None:
-        raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
+        raise IdempotencyInProgress  # settled at this moment; the next repeat gets the response
     if payment.operation_key == row.gateway_key and payment.operation == "cancel":
         order = crud.require_order(session, payment.order_id, EVERYONE)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))
@@ -165,4 +193,4 @@ def _release(session: Session, key: ClaimedKey) -> None:
         with phase(session):
             leases.release_key(session, key.id, key.owner)
     except SQLAlchemyError:
-        session.rollback()  # the database is gone; ownership ends by itself
+        session.rollback()  # the database is gone; the lease of the key ends by itself

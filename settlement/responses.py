@@ -1,4 +1,4 @@
-"""What the requests for money are told once their outcome is decided, and while it is open."""
+"""The responses of money requests: while the outcome is open, and once it is known."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NOT_CHARGED: Final = "not_charged"  # the failure code of a charge that never ha
 
 
 def charge_response(payment: Payment, request_id: str) -> StoredResponse:
-    """For the request that opened this payment."""
+    """The response to the request that opened this payment."""
     if payment.status == "failed" and payment.failure is not None:
         failure = payment.failure
         if failure["code"] == NOT_CHARGED:
@@ -39,10 +39,10 @@ def charge_response(payment: Payment, request_id: str) -> StoredResponse:
 def operation_response(
     order: Order, payment: Payment, operation: PaymentOperation, amount: int, request_id: str
 ) -> StoredResponse:
-    """For the request for a capture of `amount`, a void, or a cancellation, once it is decided."""
-    if payment.status in ("authorized", "requires_action"):  # surely it was not done
+    """The response to a capture of `amount`, a void, or a cancellation, once it is decided."""
+    if payment.status in ("authorized", "requires_action"):  # surely not executed
         problem = GatewayUnavailable(
-            "The gateway did not do it; the payment is as it was", payment_id=payment.id
+            "The gateway did not execute it; the payment is unchanged", payment_id=payment.id
         )
         return StoredResponse.problem(problem, request_id)
     if operation == "capture":
@@ -63,7 +63,7 @@ def operation_response(
 
 
 def refund_response(refund: Refund) -> StoredResponse:
-    """For the request for a refund. One that the gateway works on is made all the same."""
+    """The response to a refund request: 201 once the gateway has accepted it."""
     location = f"/payments/{refund.payment_id}/refunds/{refund.id}"
     status = 202 if refund.gateway_reference is None else 201
     return StoredResponse.resource(status, schemas.Refund.model_validate(refund), location)
@@ -72,9 +72,9 @@ def refund_response(refund: Refund) -> StoredResponse:
 def refund_not_made_response(
     payment: Payment, refund: Refund, request_id: str, *, refused: bool
 ) -> StoredResponse:
-    """For the request for a refund that surely was never made."""
+    """The response to a refund request that was surely not executed."""
     problem = GatewayUnavailable(
-        "The gateway did not do it; nothing was refunded",
+        "The gateway did not execute it; nothing was refunded",
         payment_id=payment.id,
         refund_id=refund.id,
         retryable=not refused,

@@ -1,4 +1,4 @@
-"""Every change of state and the event that tells of it, written together."""
+"""Changes of status, each written together with its event."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def record_order_created(session: Session, by: ChangedBy, order: Order) -> schem
 def transition_order(
     session: Session, by: ChangedBy, order: Order, status: OrderStatus
 ) -> schemas.Order:
-    """Set the status of a locked order. The database refuses an illegal move."""
+    """Set the status of a locked order. The database refuses an illegal transition."""
     crud.set_order_status(session, order, status)
     shown = schemas.Order.model_validate(order)
     _add(session, by, "order.status_changed", order, shown)
@@ -85,7 +85,7 @@ def transition_order(
 def transition_payment(
     session: Session, by: ChangedBy, order: Order, payment: Payment, status: PaymentStatus
 ) -> None:
-    """Set the status of a locked payment. The database refuses an illegal move."""
+    """Set the status of a locked payment. The database refuses an illegal transition."""
     payment.status = status
     order.last_sequence += 1
     session.flush()
@@ -95,14 +95,14 @@ def transition_payment(
 def flag_for_review(
     session: Session, by: ChangedBy, order: Order, payment: Payment, reason: ReviewReason
 ) -> None:
-    """Hand a payment over to a person: a machine cannot settle it without guessing."""
+    """Flag a payment for a person: a machine cannot settle it without guessing."""
     payment.needs_review, payment.review_reason = True, reason
     order.last_sequence += 1
     session.flush()
     _add(session, by, "payment.needs_review", order, schemas.Payment.model_validate(payment))
 
 
-def end_review(
+def record_review_ended(
     session: Session,
     by: ChangedBy,
     order: Order,
@@ -111,7 +111,7 @@ def end_review(
     resolution: str,
     note: str,
 ) -> None:
-    """A person has looked at a payment; the event names who, what they found and why."""
+    """End the review of a payment; the event says who ended it, what they found and why."""
     reason = payment.review_reason
     payment.needs_review, payment.review_reason = False, None
     payment.reviewed_at = NOW
@@ -125,7 +125,7 @@ def end_review(
 def transition_refund(
     session: Session, by: ChangedBy, order: Order, refund: Refund, status: RefundStatus
 ) -> None:
-    """Set the status of a locked refund; `pending` tells of a new one."""
+    """Set the status of a locked refund; for a new one that is `pending`."""
     refund.status = status
     order.last_sequence += 1
     session.flush()

@@ -7,7 +7,7 @@ request is a coroutine function, and takes the request alone.
 
 from __future__ import annotations
 
-import inspect
+from inspect import iscoroutinefunction
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -29,15 +29,14 @@ class Arguments:
         self._headers = [
             (field.name, field.alias.replace("_", "-")) for field in dependant.header_params
         ]
-        self._awaited = [
-            each.call for each in dependant.dependencies if inspect.iscoroutinefunction(each.call)
-        ]
         self._dependencies = [
             (each.name, each.call, Arguments(each))
             for each in dependant.dependencies
             # A security scheme is only there to be documented.
             if each.name and each.call and not isinstance(each.call, SecurityBase)
         ]
+        self._awaited = {call for _, call, _ in self._dependencies if iscoroutinefunction(call)}
+        self._awaited.update(*(arguments._awaited for _, _, arguments in self._dependencies))
 
     async def of(self, request: StrictRequest) -> dict[str, Any]:
         """Raises RequestValidationError, and what the dependencies raise."""

@@ -15,18 +15,23 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import anyio.to_thread
 import fastapi_offline
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html
-from starlette.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 from uvicorn.main import main as uvicorn_command
 
 import auth
 from config import Settings, is_loopback
 from errors import catalog
 from gateways.sandbox import FAULTS, SLOW_PATTERN
-from web.problems import PROBLEM_SCHEMA, RULES
+from settlement.idempotency import STORED_ERRORS
+from web.problems import PROBLEM_SCHEMA, VALIDATION_RULES
+from web.route import PUBLIC, limiter
 
 DESCRIPTION = """
 Payment methods, orders, and charges that happen exactly once.
@@ -82,22 +87,25 @@ TAGS = [
         "name": "Disputes",
         "description": "Shoppers who asked their banks for the money back, for those who answer.",
     },
-    {"name": "Webhooks", "description": "Where gateways tell what happened on their side."},
-    {"name": "Sandbox", "description": "The test gateway's own books, to compare ours with."},
-    {"name": "Errors", "description": "Every code that can come back, and what to do next."},
-    {"name": "Operations", "description": "For load balancers and whoever is on call."},
+    {"name": "Webhooks", "description": "Where gateways send their events."},
+    {"name": "Sandbox", "description": "The sandbox gateway's own books."},
+    {"name": "Errors", "description": "Every error code, and what to do next."},
+    {"name": "Operations", "description": "For load balancers and operators."},
 ]
 
-# Who one can be on /docs in development, and with which scopes.
+# The users that /docs can act as in development, with their scopes.
 USERS = {"alice": "", "manager": "orders:manage payments:manage webhooks:manage"}
 
 PAGE = Path(__file__).with_name("docs_page.html").read_text(encoding="utf-8")
 DEVELOPMENT_ONLY = re.compile("<!-- development -->.*<!-- /development -->", re.DOTALL)
-# As browsers write it; names below localhost may be other developers' pages.
+# As browsers write it; names under localhost may be other developers' pages.
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.I)
-BETWEEN = {"origin", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
+PROXY_HEADERS = re.compile(
+    "origin|forwarded|via|x-forwarded(-.*)?|x-(real|client)-ip|true-client-ip|cf-.*|cdn-loop"
+)
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
-ASSETS_MAX_AGE = 24 * 3600  # they change with the package's version, which no address tells
+MAX_ASSET_PATH = 255
+ASSETS_MAX_AGE = 24 * 3600  # seconds; their addresses do not name the package's version
 
 # Both pages style inline; ReDoc searches in a worker that it makes from a blob.
 CONTENT_SECURITY_POLICY = "; ".join(
@@ -116,7 +124,7 @@ CONTENT_SECURITY_POLICY = "; ".join(
 
 
 def install(app: FastAPI, settings: Settings) -> None:
-    """Add the pages. Call it when every router is in, for the document is made once."""
+    """Add the pages. Call it after every router was added: the document is made once."""
 
     async def swagger_ui(request: Request) -> Response:
         nonce = secrets.token_urlsafe(16)
@@ -146,15 +154,30 @@ def install(app: FastAPI, settings: Settings) -> None:
     takes_faults = "sandbox" in settings.gateway_names and not settings.production
     document = functools.cache(lambda: _complete(generate(), takes_faults))
     app.openapi = document  # type: ignore[method-assign]
+
+    @functools.cache
+    def render(root_path: str) -> bytes:
+        servers = [{"url": root_path}] if root_path else []
+        content = document() | {"servers": servers + document()["servers"]}
+        return bytes(JSONResponse(content).body)
+
+    async def openapi(request: Request) -> Response:
+        # Anybody may ask, and the first time takes a third of a second: nobody waits meanwhile.
+        root_path = request.scope["root_path"].rstrip("/")
+        body = await anyio.to_thread.run_sync(render, root_path, limiter=limiter(*PUBLIC))
+        return Response(body, media_type="application/json")
+
+    app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.mount("/docs/assets", _Assets(directory=ASSETS), name="assets")
     app.add_route("/docs", swagger_ui, include_in_schema=False)
     app.add_route("/redoc", redoc, include_in_schema=False)
 
 
-def announce(settings: Settings) -> None:
-    """Greet the developer: the documentation's address, a token, and a first paid order to paste.
+def print_greeting(settings: Settings) -> None:
+    """Print a greeting for the developer: the address of the docs, a token, a first paid order to
+    paste.
 
-    Prints to standard error, in development only, and once however many processes serve.
+    To standard error, in development only, and once however many processes serve.
     """
     if settings.production or not _is_first_of_this_run(settings.data_dir):
         return
@@ -178,6 +201,11 @@ def announce(settings: Settings) -> None:
 class _Assets(StaticFiles):
     """The files of the two pages. A missing one is HTTPException(404), like any other path."""
 
+    def get_path(self, scope: Scope) -> str:
+        if len(scope["path"]) > MAX_ASSET_PATH:
+            raise HTTPException(404)  # each of its parts would be looked up
+        return super().get_path(scope)
+
     def file_response(self, *args: Any, **options: Any) -> Response:
         response = super().file_response(*args, **options)
         response.headers["Cache-Control"] = f"public, max-age={ASSETS_MAX_AGE}"
@@ -189,10 +217,10 @@ def _mints(settings: Settings) -> bool:
 
 
 def _is_developer(request: Request) -> bool:
-    """Whether somebody at this very machine opens the page, by its address and with nobody between.
+    """Whether somebody on this machine opens the page, with no proxy between.
 
-    Both ends count: a page whose name was rebound to 127.0.0.1 comes from here, and still names
-    its own host. Proxies and forwarded ports come from here too, and mostly say for whom.
+    Both ends count: a page whose name was rebound to 127.0.0.1 connects from here, but names its
+    own host. Proxies and forwarded ports connect from here too, and mostly say for whom.
     """
     peer, hosts = request.client, request.headers.getlist("host")
     return (
@@ -201,7 +229,9 @@ def _is_developer(request: Request) -> bool:
         and len(hosts) == 1
         and LOOPBACK_HOST.fullmatch(hosts[0]) is not None
         # A visitor sends no Origin; a script of a site that CORS_ORIGINS names does.
-        and BETWEEN.isdisjoint(request.headers.keys())
+        and not any(map(PROXY_HEADERS.fullmatch, request.headers.keys()))
+        # nginx asks so unless it is told otherwise; no browser does.
+        and request.scope["http_version"] != "1.0"
     )
 
 
@@ -298,7 +328,7 @@ HEADERS_BY_STATUS = {
     "503": ["Retry-After"],
 }
 
-PATH_EXAMPLES = {"code": "payment_declined", "gateway": "sandbox"}  # the others are ids: 1
+PATH_EXAMPLES = {"code": "payment_declined", "gateway": "sandbox"}  # the others are ids
 IDEMPOTENCY_KEY, SANDBOX_FAULT = "Idempotency-Key", "Sandbox-Fault"
 HEADER_SCHEMAS: dict[str, dict[str, Any]] = {
     IDEMPOTENCY_KEY: {"pattern": r"^[\x21-\x7e]([\x20-\x7e]{0,253}[\x21-\x7e])?$"},
@@ -308,7 +338,7 @@ _FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")  # ours are problem d
 
 
 def _complete(document: dict[str, Any], takes_faults: bool) -> dict[str, Any]:
-    """Make FastAPI's document say what this service does."""
+    """Complete FastAPI's document with what this service does."""
     document["servers"] = [{"url": "/", "description": "This service"}]
     components = document["components"]
     schemas = components["schemas"]
@@ -355,8 +385,8 @@ def _complete_parameters(method: str, operation: dict[str, Any], takes_faults: b
 
 def _complete_responses(operation: dict[str, Any]) -> None:
     responses = operation["responses"]
-    if operation["operationId"] in RULES:
-        rules = ", ".join(f"`{rule}`" for rule in RULES[operation["operationId"]])
+    if operation["operationId"] in VALIDATION_RULES:
+        rules = ", ".join(f"`{rule}`" for rule in VALIDATION_RULES[operation["operationId"]])
         responses["400"]["description"] += f". Rules that no schema can tell: {rules}"
     if any(name in json.dumps(responses.get("422")) for name in _FASTAPIS_OWN):
         del responses["422"]
@@ -377,7 +407,7 @@ def _complete_responses(operation: dict[str, Any]) -> None:
 def _is_replayed(status: str, response: dict[str, Any]) -> bool:
     """Whether an answer of this kind is kept for its Idempotency-Key."""
     codes = response.get("content", {}).get("application/problem+json", {}).get("examples", ())
-    return status < "300" or any(catalog()[code].stored_for_replay for code in codes)
+    return status < "300" or any(catalog()[code] in STORED_ERRORS for code in codes)
 
 
 def _untitle(schema: dict[str, Any]) -> None:
@@ -404,7 +434,7 @@ def _first_paid_order(address: str) -> list[str]:
 
 
 def _is_first_of_this_run(data_dir: Path) -> bool:
-    """Whether no other worker was here before, nor this one before it was reloaded.
+    """Whether this is the first worker of this run to greet; a reload is the same run.
 
     The authentication key of multiprocessing is random, and the same for all processes of a run.
     """
@@ -419,7 +449,7 @@ def _is_first_of_this_run(data_dir: Path) -> bool:
             file.truncate(0)
             file.write(run)
     except OSError:
-        return True  # nowhere to remember it; a greeting too many is better than no service
+        return True  # nowhere to remember it; one greeting too many does no harm
     return True
 
 

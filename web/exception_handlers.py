@@ -37,7 +37,7 @@ BY_STATUS: dict[int, type[ServiceError]] = {
     415: UnsupportedMediaType,
 }
 
-# Our words for the rules that Pydantic checks; none of them repeats what was sent.
+# Our messages for the rules that Pydantic checks; none repeats what was sent.
 MESSAGES = {
     "missing": "This field is required",
     "extra_forbidden": "There is no such field; remove it",
@@ -56,7 +56,12 @@ METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # SQLSTATE classes: the server is not there, is stopping, or has no room for one more. And codes:
 # a table or column is missing, because nobody has migrated yet.
 _UNAVAILABLE = ("08", "57P", "53", "42P01", "42703")
-_TOO_SLOW = ("57014", "55P03", "40001", "40P01")  # statement or lock timeout, given up thrice
+_TOO_SLOW = (
+    "57014",
+    "55P03",
+    "40001",
+    "40P01",
+)  # statement or lock timeout; a deadlock, three times
 
 
 def problem_of(scope: Scope, error: Exception) -> ServiceError | None:
@@ -127,20 +132,20 @@ def _allowed(scope: Scope) -> list[str]:
             route.matches({**scope, "method": method})[0] is Match.FULL
             for route in scope["app"].router.routes
         )
-    ]
+    ] or ["GET"]  # files, which have no route of ours
     # See middleware/request_layer.py for HEAD.
     return ["HEAD", *methods] if "GET" in methods else methods
 
 
 def _named(problem: dict[str, Any]) -> list[str]:
-    """The field that a rule about several is put down to (`fields.wrong`)."""
+    """The field that a rule about several fields names (`fields.invalid_value`)."""
     context = problem.get("ctx") or {}
     return [context["field"]] if "field" in context else []
 
 
 def _field(location: Sequence[Any]) -> str:
     """The place of an error as the client wrote it: details.card_number."""
-    if location[-1] == "[key]":  # what is wrong with a key is put down to what it is a key of
+    if location[-1] == "[key]":  # an error about a key names the object that has the key
         location = location[:-2]
     parts = [
         str(part) if isinstance(part, int) else field_name(part)

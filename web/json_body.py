@@ -1,4 +1,4 @@
-"""Reading JSON bodies strictly: one meaning each, and nothing that PostgreSQL cannot hold."""
+"""Reads JSON bodies strictly: one meaning each, and nothing that PostgreSQL cannot hold."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from starlette.requests import Request
 
 from errors import InvalidRequest, UnsupportedMediaType
 
-# Far more than any body of ours needs. Whatever is larger is refused before models are built, for
-# they find something wrong with every single part of it.
+# Far more than any body of ours needs. What is larger is refused before models are built, because
+# they would report an error for every single part of it.
 MAX_DEPTH = 16
 MAX_MEMBERS = 64  # of an object or an array
 MAX_NAME = 255  # characters
 
-# A name that a field of ours could have. Anything else a client sends as a name may be a secret.
+# A name that a field of ours could have. Any other name that a client sends may be a secret.
 _FIELD_NAME = re.compile(r"[a-z][a-z_]{0,39}", re.ASCII)
 
 
@@ -41,10 +41,10 @@ class StrictRequest(Request):
         media_type = declared[0].split(";")[0].strip().lower() if len(declared) == 1 else ""
         if media_type != "application/json":
             raise UnsupportedMediaType
-        self.value, self.has_value = loads(body), True
+        self.value, self.has_value = parse_json(body), True
 
 
-def loads(body: bytes) -> Any:
+def parse_json(body: bytes) -> Any:
     """The JSON value of a body (RFC 8259, I-JSON RFC 7493). Raises InvalidRequest."""
     try:
         value = json.loads(

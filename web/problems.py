@@ -24,7 +24,7 @@ from errors import (
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 # By operation: the rules behind an `invalid_request` that no schema can tell, such as check digits
 # and what is stored. `errors` names them, and so does the OpenAPI document.
-RULES = {
+VALIDATION_RULES = {
     "createPaymentMethod": [
         *("card_number_digits", "card_number_luhn", "card_expired", "iban", "email"),
         *("gateway_missing", "gateway_unknown", "payment_type_unsupported", "no_gateway"),

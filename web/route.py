@@ -1,7 +1,7 @@
-"""How every endpoint is run: who is calling comes first, then the body, then one worker thread.
+"""Runs every endpoint: authenticate, read the body, check permission, then one worker thread.
 
-Endpoints are plain functions. The one thread that runs an endpoint also gives its database
-connection back, before the answer is serialized.
+Endpoints are plain functions. The thread that runs an endpoint also gives its database connection
+back, before the response is serialized.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import POOL_SIZE, phase, repeat
+from database import POOL_SIZE, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -40,9 +40,9 @@ from web.pagination import ListPage
 DATABASE_THREADS = POOL_SIZE
 # Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
 # stalls takes nothing from the requests that only read.
-# One gateway's guard takes 120 of them at most (see gateways/guard.py), so two may stall at once.
+# One gateway's guard takes 120 at most (see gateways/guard.py), so two gateways may stall at once.
 GATEWAY_THREADS = 256
-# Threads for whoever shows no token: strangers may wait for each other, and nobody waits for them.
+# Threads for requests without a token: they may wait for each other, and no user waits for them.
 PUBLIC_THREADS = 2
 
 # A limiter belongs to its event loop.
@@ -61,8 +61,8 @@ class ServiceRoute(APIRoute):
         super().__init__(path, endpoint, **options)
         self._arguments = Arguments(self.dependant)
         is_async = inspect.iscoroutinefunction(endpoint)
-        lane = _PUBLIC if self.public else _lane(endpoint)
-        self._run = endpoint if is_async else _in_thread(endpoint, *lane)
+        pool = PUBLIC if self.public else _thread_pool(endpoint)
+        self._run = endpoint if is_async else _in_thread(endpoint, *pool)
         self.app = self._answer
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -75,10 +75,10 @@ class ServiceRoute(APIRoute):
         await _send(self, request, result, send)
 
 
-_PUBLIC = ("public", PUBLIC_THREADS)
+PUBLIC = ("public", PUBLIC_THREADS)
 
 
-def _lane(endpoint: Callable[..., Any]) -> tuple[str, int]:
+def _thread_pool(endpoint: Callable[..., Any]) -> tuple[str, int]:
     """Which threads an endpoint runs on, and how many there are."""
     parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
     waits_for_gateway = any(
@@ -118,7 +118,7 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         return work()
     try:
         if context is None:
-            result = repeat(session, work)
+            result = retry_transaction(session, work)
         else:
             _check_permission(session, endpoint.__name__, context, arguments)
             result = idempotency.run(session, context, work)
@@ -140,7 +140,7 @@ def _check_permission(
             context.require_order(session, action, arguments["order_id"])
         elif "method_id" not in arguments:  # PATCH and DELETE, of which no answer is stored
             context.require_owner(action, arguments["data"].user_id)
-    session.info.pop("committed", None)  # nothing was written: the work may be repeated
+    session.info.pop("committed", None)  # nothing was written: the work may be retried
 
 
 async def _send(route: APIRoute, request: Request, result: Any, send: Send) -> None:
@@ -164,7 +164,7 @@ async def _send(route: APIRoute, request: Request, result: Any, send: Send) -> N
 
 
 def service_url(request: Request) -> str:
-    """Where a browser reaches this service, with a slash at its end.
+    """The address at which browsers reach this service, with a slash at its end.
 
     PUBLIC_URL, or else the address that this connection came in at: never what the caller says.
     """
@@ -220,7 +220,7 @@ def _context(
         request.value,
         settings.fingerprint_keys,
     )
-    # Longer than any honest request takes; see settlement/idempotency.py for one that does not end.
+    # Longer than any request takes; after that a repeat takes the key over.
     return CallContext(user, request_id, key, settings.gateway_timeout + 5)
 
 

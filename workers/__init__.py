@@ -1,1 +1,1 @@
-"""Background roles. Each is a function that does what is due once and says how much it did."""
+"""Background roles. Each does what is due once, and returns how much it did."""

@@ -1,4 +1,4 @@
-"""The one loop that runs every role, in a thread each, and the pulse that wakes them."""
+"""The one loop that runs every role, in a thread each, and the poll that wakes them."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from workers.roles import Resources, Role, due_roles, roles
 
 log = get_logger()
 
-MIGRATION_PAUSE = 1.0  # seconds between two looks whether somebody has migrated
-# Seconds between two looks of the pulse: with the rest after each, what others made is found
+MIGRATION_PAUSE = 1.0  # seconds between two checks of the schema
+# Seconds between two polls; with MIN_IDLE_SECONDS after each, what others commit is found
 # within a second.
-PULSE = 0.8
-REST = 0.1  # seconds that a role rests after finding nothing, however often it is woken
-FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two tries of a role that fails
+POLL_SECONDS = 0.8
+MIN_IDLE_SECONDS = 0.1  # seconds that a role sleeps at least, however often it is woken
+FIRST_PAUSE, LONGEST_PAUSE = 1.0, 30.0  # seconds between two attempts of a role that fails
 
 
 class Workers:
-    """Running roles. Each works until it finds nothing, then sleeps until the pulse wakes it.
+    """Runs the roles. Each works until it finds nothing, then sleeps until the poll wakes it.
 
-    The pulse is a role too. It looks once a second, and at once when this process has committed
+    The poll is a role too. It runs about once a second, and at once when this process has committed
     work. A role that fails is tried again, less and less often.
     """
 
     def __init__(self, resources: Resources) -> None:
         self._resources = resources
         self._stopping = resources.stopping
-        self._roles = {**roles(resources), "pulse": Role(self._wake_due, pause=PULSE)}
+        self._roles = {**roles(resources), "poll": Role(self._wake_due, pause=POLL_SECONDS)}
         self._wakes = {name: threading.Event() for name in self._roles}
         self._threads = [
             threading.Thread(target=self._run, args=(name, role), name=f"worker-{name}")
@@ -40,7 +40,7 @@ class Workers:
         ]
 
     def start(self) -> None:
-        wakeup.listen(self._wakes["pulse"])
+        wakeup.listen(self._wakes["poll"])
         for thread in self._threads:
             thread.start()
 
@@ -51,7 +51,7 @@ class Workers:
             wake.set()
         for thread in self._threads:
             thread.join()
-        wakeup.unlisten(self._wakes["pulse"])
+        wakeup.unlisten(self._wakes["poll"])
 
     def _wake_due(self, resources: Resources) -> int:
         for name in due_roles(resources):
@@ -68,15 +68,15 @@ class Workers:
                 done = role.run_once(self._resources)
             except Exception as error:
                 log.error("worker.failed", role=name, error=type(error).__name__, pause=pause)
-                self._stopping.wait(_spread(pause))  # it may be due all the while
+                self._stopping.wait(_spread(pause))  # not `wake.wait`: its work stays due
                 pause = min(LONGEST_PAUSE, 2 * pause)
                 continue
             pause = FIRST_PAUSE
             if done:
                 continue
-            self._stopping.wait(REST)
+            self._stopping.wait(MIN_IDLE_SECONDS)
             wake.wait(None if role.pause is None else _spread(role.pause))
-            wake.clear()  # before it looks, so that what comes from now on wakes it again
+            wake.clear()  # before it works, so that what is due from now on wakes it again
 
     def _is_migrated(self) -> bool:
         try:
@@ -86,5 +86,5 @@ class Workers:
 
 
 def _spread(seconds: float) -> float:
-    """A little less, so that processes that started together spread out."""
+    """A little less, so that processes that started together do not act together."""
     return seconds * random.uniform(0.9, 1.0)  # noqa: S311 - not a secret

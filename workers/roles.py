@@ -1,7 +1,6 @@
-"""What runs in the background: look-ups, the sandbox's clock and webhooks, and the reapers.
+"""The background roles: look-ups, comparisons, the sandbox's clock and webhooks, the reapers.
 
-Any number of processes may run them; rows are taken with SKIP LOCKED, and everything that is
-applied is applied once.
+Any number of processes may run them: each row is leased (SKIP LOCKED) and applied once.
 """
 
 from __future__ import annotations
@@ -26,12 +25,12 @@ from services.lookups import LookupRules
 
 log = get_logger()
 
-REAPED = 500  # rows in one transaction, so that nobody waits long for a lock; then the next
+DELETE_BATCH_SIZE = 500  # rows in one transaction, so that no lock is held for long
 
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What the roles work with."""
+    """What the roles need."""
 
     engine: sqlalchemy.Engine
     gateways: Gateways
@@ -45,18 +44,19 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Role:
-    """`run_once` returns how much it did. With nothing to do it sleeps until it is woken (see
-    `due_roles`), or for `pause` seconds if it has a time of its own."""
+    """A role. `run_once` returns how much it did.
+
+    With nothing to do the role sleeps until it is woken (see `due_roles`), or for `pause` seconds.
+    """
 
     run_once: Callable[[Resources], int]
     pause: float | None = None
 
 
 def look_up(resources: Resources, lane: Lane, gateway: str | None) -> int:
-    """Ask a gateway what became of what nobody answered, or of what waits.
+    """Look up what is due at a gateway in one lane; None: at all gateways that are off.
 
-    A role for each gateway and lane, so that one that stalls keeps only its own waiting, and ten
-    thousand shoppers who are away keep nobody; None: all that are off.
+    One role for each gateway and lane, so that a gateway that stalls delays only its own look-ups.
     """
     return lookups.run_once(
         resources.engine, resources.rules, lane, gateway, stopping=resources.stopping.is_set
@@ -64,14 +64,14 @@ def look_up(resources: Resources, lane: Lane, gateway: str | None) -> int:
 
 
 def compare_books(resources: Resources, gateway: str) -> int:
-    """Find what was moved in a gateway's own dashboard."""
+    """Compare a gateway's list of changes with our rows."""
     with resources.session() as session:
         reconciliation.run_once(session, resources.rules, gateway)
-    return 0  # until it is due again
+    return 0  # one run is enough until it is due again
 
 
 def run_sandbox(resources: Resources) -> int:
-    """Let time pass in the sandbox gateway, and deliver its webhooks like anybody's."""
+    """Let time pass in the sandbox gateway, and receive its webhooks."""
     sandbox = resources.gateways.get("sandbox")
     if not isinstance(sandbox, SandboxGateway):
         return 0
@@ -90,24 +90,24 @@ def run_sandbox(resources: Resources) -> int:
 
 
 def reap_keys(resources: Resources) -> int:
-    """Forget Idempotency-Keys past their time."""
+    """Delete Idempotency-Keys that have expired."""
     with resources.session() as session, phase(session):
-        return leases.delete_expired_keys(session, limit=REAPED)
+        return leases.delete_expired_keys(session, limit=DELETE_BATCH_SIZE)
 
 
 def reap_gateway_events(resources: Resources) -> int:
-    """Forget events of gateways that none of them sends again."""
+    """Delete gateway events that no gateway sends again."""
     with resources.session() as session, phase(session):
         days = resources.settings.retention_gateway_events_days
-        return leases.delete_old_gateway_events(session, days, limit=REAPED)
+        return leases.delete_old_gateway_events(session, days, limit=DELETE_BATCH_SIZE)
 
 
 def reap_sandbox(resources: Resources) -> int:
-    """Forget what the sandbox gateway needs no more."""
+    """Delete what the sandbox gateway does not need any more."""
     if "sandbox" not in resources.gateways.by_name:
         return 0
     return delete_leftovers(
-        resources.engine, resources.settings.retention_sandbox_days, limit=REAPED
+        resources.engine, resources.settings.retention_sandbox_days, limit=DELETE_BATCH_SIZE
     )
 
 
@@ -125,7 +125,7 @@ def roles(resources: Resources) -> Mapping[str, Role]:
         **looking_up,
         **comparing,
         "sandbox": Role(run_sandbox),
-        # One for each kind, so that one that fails keeps no other waiting.
+        # One for each table, so that one that fails delays no other.
         "reap_keys": Role(reap_keys, pause=300.0),
         "reap_gateway_events": Role(reap_gateway_events, pause=300.0),
         "reap_sandbox": Role(reap_sandbox, pause=300.0),
@@ -133,7 +133,7 @@ def roles(resources: Resources) -> Mapping[str, Role]:
 
 
 def due_roles(resources: Resources) -> set[str]:
-    """The roles that have something to do now, found out with one statement for all of them."""
+    """The roles that have work now, found with one statement for all of them."""
     names = resources.gateways.by_name
     with autocommit(resources.engine) as session:
         due = leases.find_due_work(session, has_work() if "sandbox" in names else None)

@@ -16,7 +16,7 @@ import pytest
 from pydantic import SecretStr
 
 import database
-from config import EXAMPLE_SECRET_MARK, ConfigurationError, Settings, load_settings
+from config import EXAMPLE_SECRET_MARKER, ConfigurationError, Settings, load_settings
 from tests.support.paths import ROOT
 from tests.support.processes import copy_sources, environment, free_port, run
 
@@ -270,7 +270,7 @@ def test_production_refuses_the_secrets_of_the_example_file(
     placeholders = [line for line in example_lines(unset=True) if line[0].endswith(secret)]
     assert placeholders
     for name, value in placeholders:
-        assert EXAMPLE_SECRET_MARK in value
+        assert EXAMPLE_SECRET_MARKER in value
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigurationError) as caught:
         load_settings(environment="production")

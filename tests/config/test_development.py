@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from structlog.testing import CapturingLogger
 
 import main
-from config import ConfigurationError, Settings, find_risks, load_settings
+from config import ConfigurationError, Settings, configuration_warnings, load_settings
 from web import docs_page
 
 JWT = re.compile(r"eyJ[\w-]+\.[\w-]+\.[\w-]+")
@@ -38,7 +38,9 @@ def reachable(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     return main.create_app(settings_of(tmp_path_factory.mktemp("data"), host="0.0.0.0"))
 
 
-def open_docs(service: FastAPI, peer: str | None, *headers: tuple[str, str]) -> str:
+def open_docs(
+    service: FastAPI, peer: str | None, *headers: tuple[str, str], version: str = "1.1"
+) -> str:
     """The page that this visitor gets."""
     sent: list[Any] = []
 
@@ -51,7 +53,7 @@ def open_docs(service: FastAPI, peer: str | None, *headers: tuple[str, str]) -> 
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
-        "http_version": "1.1",
+        "http_version": version,
         "method": "GET",
         "scheme": "http",
         "path": "/docs",
@@ -131,12 +133,23 @@ def test_docs_hold_no_token_for_other_machines(reachable: FastAPI, peer: str | N
         [("Host", "localhost"), ("X-Real-IP", "127.0.0.1")],
         [("Host", "localhost"), ("Forwarded", "for=127.0.0.1")],
         [("Host", "localhost"), ("Via", "1.1 proxy")],
+        [("Host", "localhost"), ("X-Forwarded-Proto", "https")],
+        [("Host", "localhost"), ("X-Client-IP", "203.0.113.9")],
+        [("Host", "localhost"), ("CF-Connecting-IP", "203.0.113.9")],
+        [("Host", "localhost"), ("CDN-Loop", "cdn")],
     ],
 )
 def test_docs_hold_no_token_when_somebody_stands_between(
     reachable: FastAPI, headers: list[tuple[str, str]]
 ) -> None:
     assert not JWT.search(open_docs(reachable, "127.0.0.1", *headers))
+
+
+def test_docs_hold_no_token_for_a_proxy_that_says_nothing(reachable: FastAPI) -> None:
+    """nginx, told only where to pass requests to, asks localhost as HTTP/1.0."""
+    peer, host = HERE
+    assert JWT.search(open_docs(reachable, peer, ("Host", host)))
+    assert not JWT.search(open_docs(reachable, peer, ("Host", host), version="1.0"))
 
 
 def test_production_keeps_no_token_in_the_browser(tmp_path: Path) -> None:
@@ -190,12 +203,12 @@ def test_no_environment_is_development_and_the_variable_wins(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.1.1", "::1", "localhost", "ip6-localhost"])
 def test_development_on_loopback_is_no_risk(tmp_path: Path, host: str) -> None:
-    assert find_risks(settings_of(tmp_path), host) == []
+    assert configuration_warnings(settings_of(tmp_path), host) == []
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "", "0", "192.168.1.20", "developer.example"])
 def test_development_that_others_can_reach_is_worth_a_warning(tmp_path: Path, host: str) -> None:
-    [risk] = find_risks(settings_of(tmp_path), host)
+    [risk] = configuration_warnings(settings_of(tmp_path), host)
     assert risk.startswith("HOST is not loopback")
 
 
@@ -225,5 +238,5 @@ def test_the_warning_is_logged_at_the_start(
     asyncio.run(start())
     [call] = log.calls
     assert (call.method_name, call.args) == ("warning", ("settings.warning",))
-    assert call.kwargs["risk"].startswith("HOST is not loopback")
+    assert call.kwargs["warning"].startswith("HOST is not loopback")
     assert docs_page.listens_on(settings)[0] == "0.0.0.0"

@@ -16,9 +16,9 @@ from domain.money import MAX_AMOUNT
 
 # Domain and database hold the same tables of moves; the key is the table's name.
 MOVES: dict[str, Set[tuple[str, str]]] = {
-    "orders": states.ORDER_MOVES.keys(),
-    "payments": states.PAYMENT_MOVES,
-    "refunds": states.REFUND_MOVES,
+    "orders": states.ORDER_TRANSITIONS.keys(),
+    "payments": states.PAYMENT_TRANSITIONS.keys(),
+    "refunds": states.REFUND_TRANSITIONS.keys(),
 }
 STATUSES: dict[str, tuple[str, ...]] = {
     "orders": states.ORDER_STATUSES,

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import pytest
 
 from domain.settlement import (
-    HOLDS_MONEY,
+    CHARGE_STATUSES_WITH_MONEY,
     Decision,
     PaymentFacts,
     RefundFacts,
@@ -24,11 +24,11 @@ from domain.settlement import (
 )
 from domain.states import (
     CAPTURED_PAYMENT_STATUSES,
-    CHARGE_MOVES,
+    CHARGE_TRANSITIONS,
     DEAD_PAYMENT_STATUSES,
-    ORDER_MOVES,
-    REFUND_MOVES,
+    ORDER_TRANSITIONS,
     REFUND_STATUSES,
+    REFUND_TRANSITIONS,
     ChargeStatus,
     OrderStatus,
     PaymentStatus,
@@ -111,7 +111,7 @@ def payments() -> Iterator[PaymentFacts]:
                 reference=reference,
                 operation=operation,
                 operation_amount=600 if operation == "capture" else 1000 if operation else None,
-                order=order,
+                order_status=order,
                 can_retrieve=can_retrieve,
                 not_executed=not_executed,
             )
@@ -126,15 +126,17 @@ def after(facts: PaymentFacts, decision: Decision, charge: Charge | None = None)
     """What is known once a decision has been written down."""
     changed = replace(
         facts,
-        status=decision.payment or facts.status,
-        order=decision.order or facts.order,
-        review=None if decision.ends_review else decision.review or facts.review,
+        status=decision.payment_status or facts.status,
+        order_status=decision.order_status or facts.order_status,
+        review_reason=None
+        if decision.ends_review
+        else decision.review_reason or facts.review_reason,
     )
-    if decision.operation is not None:
+    if decision.operation_result is not None:
         changed = replace(changed, operation=None, operation_amount=None)
     if charge is not None and facts.reference in (None, charge.replaces):
         changed = replace(changed, reference=charge.reference)
-    if decision.payment == "captured" and charge is not None:
+    if decision.payment_status == "captured" and charge is not None:
         changed = replace(changed, amount_captured=charge.amount_captured)
     return changed
 
@@ -214,21 +216,23 @@ def test_how_a_state_of_our_amount_relates_to_ours(status: PaymentStatus) -> Non
 def test_a_first_answer_may_send_the_shopper_away() -> None:
     facts = replace(KNOWN[0], reference=None)
     assert facts.status == "pending"
-    assert decide(facts, Charge("requires_action"), "answer").payment == "requires_action"
+    assert decide(facts, Charge("requires_action"), "answer").payment_status == "requires_action"
 
 
 def test_another_reference_is_another_charge_and_only_held_money_needs_a_person() -> None:
     for facts, charge, source in EVERY:
         if facts.reference is None or charge.reference == facts.reference:
             continue
-        expected: ReviewReason | None = "second_charge" if charge.status in HOLDS_MONEY else None
-        assert decide(facts, charge, source) == Decision(review=expected)
+        expected: ReviewReason | None = (
+            "second_charge" if charge.status in CHARGE_STATUSES_WITH_MONEY else None
+        )
+        assert decide(facts, charge, source) == Decision(review_reason=expected)
 
 
 def test_a_reference_that_the_gateway_replaces_is_the_same_charge() -> None:
     facts = next(one for one in KNOWN if one.status == "pending" and one.reference == "ch_1")
     charge = Charge("captured", "ch_2", amount_captured=1000, replaces="ch_1")
-    assert decide(facts, charge, "answer").payment == "captured"
+    assert decide(facts, charge, "answer").payment_status == "captured"
 
 
 @pytest.mark.parametrize(
@@ -246,10 +250,12 @@ def test_another_amount_moves_nothing_and_an_answer_with_it_is_a_persons(charge:
         if facts.reference is None or not (automatic and facts.status in ("pending", "authorized")):
             continue
         answer = decide(facts, charge, "answer")
-        assert (answer.payment, answer.review) == (None, "amount_differs"), facts
+        assert (answer.payment_status, answer.review_reason) == (None, "amount_differs"), facts
         hint = decide(facts, charge, "hint")
-        assert hint.payment is None
-        assert hint.lookup == "now" if facts.can_retrieve else hint.review == "amount_differs"
+        assert hint.payment_status is None
+        assert (
+            hint.lookup == "now" if facts.can_retrieve else hint.review_reason == "amount_differs"
+        )
 
 
 def test_an_authorization_may_be_captured_in_part_by_whoever() -> None:
@@ -257,11 +263,11 @@ def test_an_authorization_may_be_captured_in_part_by_whoever() -> None:
         if facts.status != "authorized" or facts.capture_method != "manual":
             continue
         decision = decide(facts, Charge("captured", amount_captured=600), "answer")
-        assert (decision.payment, decision.order) == ("captured", "paid")
+        assert (decision.payment_status, decision.order_status) == ("captured", "paid")
         if facts.operation == "capture":
-            assert decision.operation == "done"  # the 600 that were asked for
+            assert decision.operation_result == "executed"  # the 600 that were asked for
         elif facts.operation is not None:
-            assert decision.operation == "not_done"
+            assert decision.operation_result == "not_executed"
 
 
 def test_a_declined_capture_leaves_the_money_held() -> None:
@@ -269,7 +275,7 @@ def test_a_declined_capture_leaves_the_money_held() -> None:
         if facts.operation != "capture":
             continue
         decision = decide(facts, Charge("declined"), "answer")
-        assert decision == Decision(operation="not_done", lookup="at_expiry")
+        assert decision == Decision(operation_result="not_executed", lookup="at_expiry")
 
 
 # The laws ---------------------------------------------------------------------------------------
@@ -278,23 +284,23 @@ def test_a_declined_capture_leaves_the_money_held() -> None:
 def test_all_moves_are_legal() -> None:
     for facts, charge, source in EVERY:
         decision = decide(facts, charge, source)
-        if decision.payment is not None:
-            assert (facts.status, decision.payment) in CHARGE_MOVES
-        if decision.order is not None:
-            assert "payments" in ORDER_MOVES[(facts.order, decision.order)] or (
+        if decision.payment_status is not None:
+            assert (facts.status, decision.payment_status) in CHARGE_TRANSITIONS
+        if decision.order_status is not None:
+            assert "payments" in ORDER_TRANSITIONS[(facts.order_status, decision.order_status)] or (
                 # with `cancel` the caller who asked for it cancels the order
-                facts.operation == "cancel" and decision.order == "canceled"
+                facts.operation == "cancel" and decision.order_status == "canceled"
             )
 
 
 def test_held_money_is_never_dropped() -> None:
     """It is in our books, or a person is asked, or the gateway is asked at once."""
     for facts, charge, source in EVERY:
-        if charge.status not in HOLDS_MONEY:
+        if charge.status not in CHARGE_STATUSES_WITH_MONEY:
             continue
         decision = decide(facts, charge, source)
         final = after(facts, decision, charge)
-        if decision.review is not None or decision.lookup == "now":
+        if decision.review_reason is not None or decision.lookup == "now":
             continue
         if source == "hint" and (facts.status, charge.status) == ("voided", "authorized"):
             continue  # it was, before it was voided
@@ -328,7 +334,11 @@ def test_the_same_news_twice_equals_once() -> None:
             continue
         once = after(facts, decide(facts, charge, source), charge)
         again = decide(once, charge, source)
-        assert (again.payment, again.order, again.operation) == (None, None, None)
+        assert (again.payment_status, again.order_status, again.operation_result) == (
+            None,
+            None,
+            None,
+        )
         assert after(once, again, charge) == once, (facts, charge, source)
 
 
@@ -336,7 +346,7 @@ def test_a_hint_never_ends_in_less_than_was_known() -> None:
     """Old news moves nothing back, and calls no look-up off."""
     for facts, charge in itertools.product(KNOWN, CHARGES):
         decision = decide(facts, charge, "hint")
-        if decision.payment is None:
+        if decision.payment_status is None:
             assert decision.lookup in ("keep", "now") or not facts.can_retrieve
 
 
@@ -359,12 +369,12 @@ def test_an_order_follows_its_payment() -> None:
     for facts, charge, source in EVERY:
         decision = decide(facts, charge, source)
         final = after(facts, decision, charge)
-        if decision.payment == "captured":
-            assert final.order in ("paid", "shipped", "delivered", "refunded", "canceled")
-        if decision.payment == "authorized" and facts.order == "pending":
-            assert final.order == "authorized"
-        if decision.payment == "canceled" and facts.operation != "cancel":
-            assert decision.order is None  # the order may be paid in another way
+        if decision.payment_status == "captured":
+            assert final.order_status in ("paid", "shipped", "delivered", "refunded", "canceled")
+        if decision.payment_status == "authorized" and facts.order_status == "pending":
+            assert final.order_status == "authorized"
+        if decision.payment_status == "canceled" and facts.operation != "cancel":
+            assert decision.order_status is None  # the order may be paid in another way
 
 
 # No charge, or nobody knows -----------------------------------------------------------------------
@@ -374,11 +384,11 @@ def test_a_charge_that_never_happened_frees_the_order() -> None:
     for facts in KNOWN:
         decision = decide_not_executed(facts, "answer")
         if facts.operation is not None:
-            assert (decision.payment, decision.operation) == (None, "not_done")
+            assert (decision.payment_status, decision.operation_result) == (None, "not_executed")
         elif facts.status == "pending":
-            assert (decision.payment, decision.lookup) == ("failed", "never")
+            assert (decision.payment_status, decision.lookup) == ("failed", "never")
         else:
-            assert (decision.payment, decision.review) == (None, None)
+            assert (decision.payment_status, decision.review_reason) == (None, None)
         assert decide_not_executed(facts, "hint") == Decision()
 
 
@@ -386,18 +396,18 @@ def test_only_what_is_open_for_too_long_goes_to_a_person() -> None:
     for facts in KNOWN:
         may_move = facts.is_open or facts.status == "requires_action"
         expected = "outcome_unknown" if may_move else None
-        assert decide_unknown(facts, overdue=True).review == expected
+        assert decide_unknown(facts, overdue=True).review_reason == expected
         assert decide_unknown(facts, overdue=False) == Decision()
-        asked = replace(facts, review="amount_differs")
+        asked = replace(facts, review_reason="amount_differs")
         assert decide_unknown(asked, overdue=True) == Decision()
 
 
 def test_an_outcome_that_is_known_at_last_needs_no_person() -> None:
-    facts = replace(KNOWN[0], review="outcome_unknown")
+    facts = replace(KNOWN[0], review_reason="outcome_unknown")
     assert decide(facts, Charge("captured", amount_captured=1000), "answer").ends_review
     assert decide_not_executed(facts, "answer").ends_review
     assert not decide(facts, Charge("processing"), "answer").ends_review
-    other = replace(facts, review="amount_differs")
+    other = replace(facts, review_reason="amount_differs")
     assert not decide(other, Charge("captured", amount_captured=1000), "answer").ends_review
 
 
@@ -416,7 +426,7 @@ def refunds() -> Iterator[RefundFacts]:
             reference=reference,
             amount_captured=1000,
             amount_refunded=refunded,
-            order=order,  # type: ignore[arg-type]
+            order_status=order,  # type: ignore[arg-type]
             can_retrieve=can_retrieve,
         )
 
@@ -433,15 +443,18 @@ REFUNDS = tuple(
 def test_refunds_move_only_as_they_may_and_the_sums_follow() -> None:
     for facts, state, source in itertools.product(KNOWN_REFUNDS, REFUNDS, SOURCES):
         decision = decide_refund(facts, state, source)
-        if decision.refund is not None:
-            assert (facts.status, decision.refund) in REFUND_MOVES
-            assert decision.refund == state.status
+        if decision.refund_status is not None:
+            assert (facts.status, decision.refund_status) in REFUND_TRANSITIONS
+            assert decision.refund_status == state.status
             was = 400 if facts.status == "succeeded" else 0
-            assert decision.refunded == (400 if decision.refund == "succeeded" else 0) - was
-        if decision.payment is not None:
-            total = facts.amount_refunded + decision.refunded
+            assert (
+                decision.refunded_change
+                == (400 if decision.refund_status == "succeeded" else 0) - was
+            )
+        if decision.payment_status is not None:
+            total = facts.amount_refunded + decision.refunded_change
             expected = {0: "captured", facts.amount_captured: "refunded"}
-            assert decision.payment == expected.get(total, "partially_refunded")
+            assert decision.payment_status == expected.get(total, "partially_refunded")
 
 
 def test_money_that_went_back_is_never_dropped() -> None:
@@ -449,28 +462,38 @@ def test_money_that_went_back_is_never_dropped() -> None:
         if state.status != "succeeded" or facts.status == "succeeded":
             continue
         decision = decide_refund(facts, state, source)
-        moved = decision.refund == "succeeded"
-        assert moved or decision.review is not None or decision.lookup == "now", (facts, state)
+        moved = decision.refund_status == "succeeded"
+        assert moved or decision.review_reason is not None or decision.lookup == "now", (
+            facts,
+            state,
+        )
 
 
 def test_a_refund_under_another_reference_was_made_twice() -> None:
     facts = next(one for one in KNOWN_REFUNDS if one.reference == "re_1")
-    assert decide_refund(facts, Refund("succeeded", "re_2"), "hint").review == "refund_made_twice"
-    assert decide_refund(facts, Refund("failed", "re_2"), "answer").review is None
+    assert (
+        decide_refund(facts, Refund("succeeded", "re_2"), "hint").review_reason
+        == "refund_made_twice"
+    )
+    assert decide_refund(facts, Refund("failed", "re_2"), "answer").review_reason is None
 
 
 def test_a_refund_that_fails_after_its_order_has_ended_is_a_persons() -> None:
     facts = RefundFacts("succeeded", 400, "USD", "re_1", 400, 400, "refunded")
     decision = decide_refund(facts, Refund("failed"), "answer")
-    assert (decision.refund, decision.payment, decision.refunded) == ("failed", "captured", -400)
-    assert decision.review == "refund_failed_late"
+    assert (decision.refund_status, decision.payment_status, decision.refunded_change) == (
+        "failed",
+        "captured",
+        -400,
+    )
+    assert decision.review_reason == "refund_failed_late"
 
 
 def test_a_refund_that_never_happened_frees_its_amount_unless_that_is_old_news() -> None:
     for facts in KNOWN_REFUNDS:
         decision = decide_refund_not_executed(facts, "answer")
-        assert decision.refund == ("failed" if facts.status == "pending" else None)
-        assert decide_refund_not_executed(facts, "hint").refund is None
+        assert decision.refund_status == ("failed" if facts.status == "pending" else None)
+        assert decide_refund_not_executed(facts, "hint").refund_status is None
 
 
 def test_refund_news_twice_equals_once() -> None:
@@ -478,10 +501,10 @@ def test_refund_news_twice_equals_once() -> None:
         decision = decide_refund(facts, state, source)
         once = replace(
             facts,
-            status=decision.refund or facts.status,
+            status=decision.refund_status or facts.status,
             reference=facts.reference or state.reference,
-            amount_refunded=facts.amount_refunded + decision.refunded,
-            order=decision.order or facts.order,
+            amount_refunded=facts.amount_refunded + decision.refunded_change,
+            order_status=decision.order_status or facts.order_status,
         )
         again = decide_refund(once, state, source)
-        assert (again.refund, again.refunded, again.order) == (None, 0, None)
+        assert (again.refund_status, again.refunded_change, again.order_status) == (None, 0, None)

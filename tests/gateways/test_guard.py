@@ -199,7 +199,7 @@ def test_what_was_bound_for_the_logs_is_known_inside_the_call(make: Make) -> Non
 
     logs.bind_request({"request_id": "of-this-request"})
     try:
-        assert make().run(lambda: logs.bound("request_id")) == "of-this-request"
+        assert make().run(lambda: logs.get_bound("request_id")) == "of-this-request"
     finally:
         logs.bind_request({})
 

@@ -10,7 +10,7 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 
-from observability.metrics import RecentPage
+from observability.metrics import CachedPage
 from tests.support.clients import Api
 from tests.support.factories import pay, place_order, save_card
 
@@ -73,7 +73,7 @@ def test_however_many_scrape_the_database_is_asked_once(
 
 
 def test_who_asks_while_a_page_is_made_gets_the_last_one() -> None:
-    page = RecentPage(seconds=0)
+    page = CachedPage(seconds=0)
     assert page.get(lambda: b"first") == b"first"
     making, may_end = threading.Event(), threading.Event()
 
@@ -91,7 +91,7 @@ def test_who_asks_while_a_page_is_made_gets_the_last_one() -> None:
 
 
 def test_a_page_that_could_not_be_made_is_made_for_the_next_who_asks() -> None:
-    page = RecentPage(seconds=60)
+    page = CachedPage(seconds=60)
 
     def fail() -> bytes:
         raise ConnectionError

@@ -166,7 +166,7 @@ def test_a_look_up_is_leased_for_as_long_as_it_lasts(
     assert asked == 1
     assert quiet.status(payment) == ("captured", "paid")
     lease = rules(gateways).lease
-    assert lease > lookups.CALLS_OF_A_LOOKUP * 2  # GATEWAY_TIMEOUT here
+    assert lease > lookups.MAX_CALLS_PER_LOOKUP * 2  # GATEWAY_TIMEOUT here
 
 
 def test_reconcile_asks_about_each_authorization_once_and_leaves_its_time_alone(
@@ -190,9 +190,9 @@ def test_reconcile_asks_about_each_authorization_once_and_leaves_its_time_alone(
 def test_several_look_ups_run_at_once(
     quiet: Shop, gateways: Gateways, gateway: SandboxGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    due(quiet, *[pay(quiet, UNHEARD) for _ in range(lookups.AT_ONCE["open"])])
+    due(quiet, *[pay(quiet, UNHEARD) for _ in range(lookups.LOOKUP_CONCURRENCY["open"])])
     answer = gateway.look_up
-    all_there = threading.Barrier(lookups.AT_ONCE["open"])
+    all_there = threading.Barrier(lookups.LOOKUP_CONCURRENCY["open"])
 
     def together_only(query: base.ChargeLookup) -> base.Charge | None:
         all_there.wait(30)  # breaks if they come one after the other
@@ -200,7 +200,7 @@ def test_several_look_ups_run_at_once(
 
     with monkeypatch.context() as patch:
         patch.setattr(gateway, "look_up", together_only)
-        assert run_once(quiet, gateways) == lookups.AT_ONCE["open"]
+        assert run_once(quiet, gateways) == lookups.LOOKUP_CONCURRENCY["open"]
     assert sql(quiet.engine, "SELECT count(*) FROM payments WHERE status = 'pending'")[0][0] == 0
 
 
@@ -485,7 +485,7 @@ def test_a_lost_charge_is_settled_although_its_look_up_died(
     payment = pay(quiet, LOST)
     due(quiet, payment)
     with database.new_session(quiet.engine) as session:
-        taken = lookups._take_due(session, rules(gateways), "open", "sandbox", 1)
+        taken = lookups._lease_due(session, rules(gateways), "open", "sandbox", 1)
     assert len(taken) == 1  # and its process is gone
     assert run_once(quiet, gateways) == 0
     due(quiet, payment)  # as time does
@@ -501,7 +501,7 @@ def test_giving_up_twice_at_once_does_it_once(
     def give_up(_: int) -> None:
         with database.new_session(quiet.engine) as session:
             payments.cancel_expired_payment(
-                session, rules(gateways).access, lookups.BY, waiting["id"]
+                session, rules(gateways).access, lookups.RECONCILER, waiting["id"]
             )
 
     together(3, give_up)
@@ -521,9 +521,9 @@ def test_open_refunds_keep_no_charge_waiting_nor_the_other_way_round(
     others = [model for model in (Payment, Refund) if model is not first]
     monkeypatch.setattr(random, "sample", lambda *_: [first, *others])
     with database.new_session(quiet.engine) as session:
-        one = lookups._take_due(session, rules(gateways), "open", "sandbox", 1)
+        one = lookups._lease_due(session, rules(gateways), "open", "sandbox", 1)
         assert [model for model, _ in one] == [first]  # whichever comes first by chance
-        some = lookups._take_due(session, rules(gateways), "open", "sandbox", 4)
+        some = lookups._lease_due(session, rules(gateways), "open", "sandbox", 4)
     taken = [model for model, _ in (*one, *some)]
     assert {Payment, Refund} <= set(taken)
     make_due(quiet)

@@ -121,7 +121,7 @@ def run_once(shop: Shop, gateways: Gateways) -> int:
     """Look up what is due, whatever gateway it is at."""
     return sum(
         lookups.run_once(shop.engine, rules(gateways), lane, name)
-        for lane in lookups.AT_ONCE
+        for lane in lookups.LOOKUP_CONCURRENCY
         for name in (*gateways.by_name, None)
     )
 

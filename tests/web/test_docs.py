@@ -337,8 +337,8 @@ def _started_by_main(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_greeting_comes_once_with_a_token_that_is_valid(
     development: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docs_page.announce(development)
-    docs_page.announce(development)
+    docs_page.print_greeting(development)
+    docs_page.print_greeting(development)
     printed = capsys.readouterr()
     assert printed.out == ""
     assert printed.err.count("http://127.0.0.1:8000/docs") == 1
@@ -349,9 +349,9 @@ def test_the_greeting_comes_once_with_a_token_that_is_valid(
 def test_another_run_greets_again(
     development: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docs_page.announce(development)
+    docs_page.print_greeting(development)
     (development.data_dir / "announced").write_text("an earlier run")
-    docs_page.announce(development)
+    docs_page.print_greeting(development)
     assert capsys.readouterr().err.count("/docs") == 2
 
 
@@ -359,12 +359,14 @@ def test_a_data_folder_that_cannot_be_written_stops_nobody(
     development: Settings, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (development.data_dir / "file").touch()
-    docs_page.announce(development.model_copy(update={"data_dir": development.data_dir / "file"}))
+    docs_page.print_greeting(
+        development.model_copy(update={"data_dir": development.data_dir / "file"})
+    )
     assert "/docs" in capsys.readouterr().err
 
 
 def test_production_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    docs_page.announce(settings_of(tmp_path, "production"))
+    docs_page.print_greeting(settings_of(tmp_path, "production"))
     assert capsys.readouterr() == ("", "")
     assert list(tmp_path.iterdir()) == []
 
@@ -372,7 +374,7 @@ def test_production_says_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_without_a_key_to_sign_with_there_is_only_the_address(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docs_page.announce(
+    docs_page.print_greeting(
         settings_of(tmp_path, algorithm="ES256", jwks_url="https://issuer.example/keys")
     )
     printed = capsys.readouterr().err
@@ -383,7 +385,7 @@ def test_without_a_key_to_sign_with_there_is_only_the_address(
 def test_without_the_sandbox_no_test_card_is_offered(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    docs_page.announce(settings_of(tmp_path, gateways="stripe"))
+    docs_page.print_greeting(settings_of(tmp_path, gateways="stripe"))
     printed = capsys.readouterr().err
     assert "TOKEN=" in printed
     assert "4242" not in printed
@@ -416,7 +418,7 @@ def test_the_address_is_the_one_that_is_listened_on(
     monkeypatch.delenv("UVICORN_HOST", raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    docs_page.announce(settings_of(tmp_path, port=8123))
+    docs_page.print_greeting(settings_of(tmp_path, port=8123))
     assert f"http://{address}/docs\n" in capsys.readouterr().err
 
 
@@ -426,7 +428,7 @@ def test_what_is_greeted_with_can_be_pasted_twice(
 ) -> None:
     port = int(base_url.rsplit(":", 1)[1])
     capsys.readouterr()
-    docs_page.announce(settings.model_copy(update={"port": port, "data_dir": tmp_path}))
+    docs_page.print_greeting(settings.model_copy(update={"port": port, "data_dir": tmp_path}))
     printed = capsys.readouterr().err
     script = printed[printed.index("TOKEN=") :]
     paid = []

@@ -11,7 +11,7 @@ from pydantic import SecretStr
 import main
 from config import Settings
 from gateways.sandbox import FAULTS
-from web.problems import RULES
+from web.problems import VALIDATION_RULES
 
 
 @pytest.fixture(scope="module")
@@ -68,8 +68,8 @@ def test_rules_that_no_schema_can_tell_are_named(document: dict[str, Any]) -> No
         for path in document["paths"].values()
         for operation in path.values()
     }
-    assert RULES.keys() <= described.keys()
-    for operation, rules in RULES.items():
+    assert VALIDATION_RULES.keys() <= described.keys()
+    for operation, rules in VALIDATION_RULES.items():
         assert all(f"`{rule}`" in described[operation] for rule in rules)
 
 

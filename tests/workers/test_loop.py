@@ -21,7 +21,7 @@ HOUR = 3600.0
 
 
 class Team:
-    """Roles made up for a test, and a pulse that finds due what the test says."""
+    """Roles made up for a test, and a poll that finds due what the test says."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.due: set[str] = set()
@@ -49,8 +49,8 @@ class Team:
 
 @pytest.fixture
 def team(monkeypatch: pytest.MonkeyPatch) -> Team:
-    monkeypatch.setattr(loop, "PULSE", 0.01)
-    monkeypatch.setattr(loop, "REST", 0.01)
+    monkeypatch.setattr(loop, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(loop, "MIN_IDLE_SECONDS", 0.01)
     monkeypatch.setattr(loop, "FIRST_PAUSE", 0.01)
     return Team(monkeypatch)
 
@@ -84,8 +84,8 @@ def failing() -> int:
 
 
 def test_what_others_made_is_found_within_a_second() -> None:
-    assert loop.PULSE + loop.REST < 1
-    assert 1 / (loop.PULSE * 0.9 + loop.REST) < 3  # statements a second
+    assert loop.POLL_SECONDS + loop.MIN_IDLE_SECONDS < 1
+    assert 1 / (loop.POLL_SECONDS * 0.9 + loop.MIN_IDLE_SECONDS) < 3  # statements a second
 
 
 def test_a_role_works_until_it_finds_nothing_and_sleeps_until_there_is_something(
@@ -131,7 +131,7 @@ def test_a_role_that_fails_is_tried_again_and_stops_no_other(
     wait_for(lambda: team.runs["broken"] >= before + 3, "the role to be woken like any other")
 
 
-def test_a_role_that_fails_is_not_hurried_by_the_pulse(
+def test_a_role_that_fails_is_not_hurried_by_the_poll(
     team: Team, start: Callable[[], Workers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "FIRST_PAUSE", HOUR)
@@ -139,7 +139,7 @@ def test_a_role_that_fails_is_not_hurried_by_the_pulse(
     team.work = {"broken": failing}
     team.due = {"broken"}
     start()
-    wait_for(lambda: team.looks > 10, "the pulse")
+    wait_for(lambda: team.looks > 10, "the poll")
     assert team.runs["broken"] == 1
 
 
@@ -166,12 +166,12 @@ def test_the_pauses_of_a_role_that_fails_grow_up_to_a_limit_however_long_it_fail
     assert log.pauses[:4] == [0.0001, 0.0002, 0.0003, 0.0003]
 
 
-def test_a_pulse_that_failed_goes_on(team: Team, start: Callable[[], Workers]) -> None:
+def test_a_poll_that_failed_goes_on(team: Team, start: Callable[[], Workers]) -> None:
     team.work = {"role": lambda: 0}
     team.due = {"role"}
     team.fails = True
     start()
-    wait_for(lambda: team.looks >= 3, "the pulse to be tried again")
+    wait_for(lambda: team.looks >= 3, "the poll to be tried again")
     assert team.runs == {"role": 1}
     team.fails = False
     wait_for(lambda: team.runs["role"] >= 3, "the role to be woken")
@@ -180,7 +180,7 @@ def test_a_pulse_that_failed_goes_on(team: Team, start: Callable[[], Workers]) -
 def test_work_that_comes_while_a_role_looks_is_not_missed(
     team: Team, start: Callable[[], Workers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "PULSE", HOUR)
+    monkeypatch.setattr(loop, "POLL_SECONDS", HOUR)
     wake_at_work = iter([True])
 
     def work() -> int:
@@ -188,7 +188,7 @@ def test_work_that_comes_while_a_role_looks_is_not_missed(
             team.due = {"role"}
             looks = team.looks
             wakeup.wake()
-            wait_for(lambda: team.looks > looks, "the pulse to look while the role works")
+            wait_for(lambda: team.looks > looks, "the poll to look while the role works")
         return 0
 
     team.work = {"role": work}
@@ -199,7 +199,7 @@ def test_work_that_comes_while_a_role_looks_is_not_missed(
 def test_a_role_that_finds_nothing_though_woken_does_not_spin(
     team: Team, start: Callable[[], Workers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "REST", 0.05)
+    monkeypatch.setattr(loop, "MIN_IDLE_SECONDS", 0.05)
     team.work = {"blocked": lambda: 0}  # others hold the locks, say
     team.due = {"blocked"}
     begun = time.monotonic()
@@ -211,14 +211,14 @@ def test_a_role_that_finds_nothing_though_woken_does_not_spin(
 
     wait_for(runs_ten_times, "ten runs")
     took = time.monotonic() - begun
-    assert took >= 9 * loop.REST
-    assert team.looks <= took / loop.REST + 2
+    assert took >= 9 * loop.MIN_IDLE_SECONDS
+    assert team.looks <= took / loop.MIN_IDLE_SECONDS + 2
 
 
 def test_sleeping_roles_stop_at_once(
     team: Team, start: Callable[[], Workers], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "PULSE", HOUR)
+    monkeypatch.setattr(loop, "POLL_SECONDS", HOUR)
     team.work = {"idle": lambda: 0, "broken": failing}
     monkeypatch.setattr(loop, "FIRST_PAUSE", HOUR)
     listeners = set(wakeup._listeners)

@@ -132,9 +132,9 @@ def test_more_than_a_batch_is_forgotten_by_and_by(
     connection: sa.Connection, resources: Resources
 ) -> None:
     drain(roles.reap_gateway_events, resources)
-    add_events(connection, 100, 2 * roles.REAPED + 1)
+    add_events(connection, 100, 2 * roles.DELETE_BATCH_SIZE + 1)
     batches = [roles.reap_gateway_events(resources) for _ in range(4)]
-    assert batches == [roles.REAPED, roles.REAPED, 1, 0]
+    assert batches == [roles.DELETE_BATCH_SIZE, roles.DELETE_BATCH_SIZE, 1, 0]
 
 
 def test_two_reapers_do_not_wait_for_each_other(

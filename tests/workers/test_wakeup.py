@@ -1,4 +1,4 @@
-"""Who wakes the background roles: a process its own, right after the COMMIT, and the pulse all."""
+"""Who wakes the background roles: a process its own, right after the COMMIT, and the poll all."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import leases
 import main
 import wakeup
 from config import Settings
-from gateways.sandbox.announcing import announcing
+from gateways.sandbox.webhooks import announcing
 from tests.support.database import sql
 from tests.support.factories import card, pay, place_order, save_card
 from tests.support.processes import wait_for
@@ -33,9 +33,9 @@ UNDELIVERED = "SELECT FROM sandbox.webhooks WHERE delivered_at IS NULL"
 
 @pytest.fixture(scope="module")
 def app(settings: Settings) -> Iterator[FastAPI]:
-    """A service whose pulse looks once an hour: what happens sooner, somebody was woken for."""
+    """A service whose poll looks once an hour: what happens sooner, somebody was woken for."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "PULSE", HOUR)
+        patch.setattr(loop, "POLL_SECONDS", HOUR)
         yield main.create_app(settings)
 
 
@@ -58,12 +58,12 @@ def wait_until_asleep(engine: sa.Engine) -> None:
 
     sa.event.listen(engine, "before_cursor_execute", note)
     try:
-        wait_for(lambda: time.monotonic() > last + 5 * loop.REST, "silence")
+        wait_for(lambda: time.monotonic() > last + 5 * loop.MIN_IDLE_SECONDS, "silence")
     finally:
         sa.event.remove(engine, "before_cursor_execute", note)
 
 
-# Own work, without waiting for a pulse ----------------------------------------------------------
+# Own work, without waiting for a poll ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("headers", [{}, {"Sandbox-Fault": "timeout_after_charge"}])
@@ -170,10 +170,10 @@ def test_nobody_is_woken_for_what_is_rolled_back(
     assert not woken.is_set()
 
 
-# The statement of the pulse ---------------------------------------------------------------------
+# The statement of the poll ---------------------------------------------------------------------
 
 
-def test_a_connection_that_the_pulse_used_has_transactions_again(
+def test_a_connection_that_the_poll_used_has_transactions_again(
     make_database: Callable[[], str],
 ) -> None:
     engine = database.create_engine(make_database(), pool_size=1)

@@ -315,7 +315,9 @@ SCENES: tuple[Callable[[Store], None], ...] = (
 def capture(settings: Settings) -> Recorder:
     """Live through every scene, on an empty database, with one thing happening at a time."""
     app = main.create_app(settings)
-    one_at_a_time = mock.patch.dict(lookups.AT_ONCE, dict.fromkeys(lookups.AT_ONCE, 1))
+    one_at_a_time = mock.patch.dict(
+        lookups.LOOKUP_CONCURRENCY, dict.fromkeys(lookups.LOOKUP_CONCURRENCY, 1)
+    )
     with one_at_a_time, serve(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         recorder = Recorder(app.state.engine)
         store = Store(settings, client, app.state.engine, app.state.gateways)
