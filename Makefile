@@ -7,17 +7,22 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test fuzz check lint types format docs prove clean
+.PHONY: help run test test-fast fuzz check lint types format docs prove clean
 .DELETE_ON_ERROR:
 
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.installed ## Start the service, with a database of its own
 	@exec $(RUN) main.py
 
-test: $(VENV)/.installed-dev ## Run all tests; some of them:  make test ARGS="-k orders"
-	@exec $(RUN) -m pytest -n auto --dist loadfile $(ARGS)
+test: $(VENV)/.installed-dev ## All tests; some of them:  make test ARGS="-k orders"
+	@exec $(RUN) -m pytest -n auto --dist loadfile --no-loadscope-reorder $(ARGS)
+
+FAST := tests/domain tests/auth tests/observability tests/workers tests/test_layers.py \
+    --ignore tests/auth/test_wycheproof.py
+test-fast: $(VENV)/.installed-dev ## Tests that need no database, in seconds; they cover domain/ completely
+	@exec $(RUN) -m pytest -n 2 --dist loadfile -m 'not database' $(FAST) $(ARGS)
 
 fuzz: $(VENV)/.installed-dev ## Requests made from the OpenAPI document, with many seeds:  make fuzz SEEDS=100
 	@FUZZ_SEEDS=$(or $(SEEDS),20) exec $(RUN) -m pytest tests/web/test_fuzz.py $(ARGS)

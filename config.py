@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import fcntl
 import ipaddress
 import json
@@ -16,7 +15,7 @@ import socket
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import IO, Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from iso4217 import Currency
@@ -51,7 +50,10 @@ HMAC_KEYS = (*SECRET_SETTINGS, "STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")
 HOW_TO_MAKE_ONE = 'make one with: python -c "import secrets; print(secrets.token_urlsafe(48))"'
 
 HTTPS_SETTINGS = ("STRIPE_API_BASE", "PAYPAL_API_BASE", "ADYEN_API_BASE", "JWKS_URL")
-LOOPBACK_NAMES = ("localhost", "ip6-localhost", "ip6-loopback")  # as /etc/hosts has them
+LOOPBACK_NAMES = (  # as /etc/hosts has them
+    *("localhost", "localhost4", "localhost6", "ip6-localhost", "ip6-loopback"),
+    *("localhost.localdomain", "localhost4.localdomain4", "localhost6.localdomain6"),
+)
 
 _HOST_NAME = re.compile(r"(\*\.)?[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\]")
 _BASE_URL = re.compile(
@@ -279,7 +281,7 @@ def _unsafe_secrets(settings: Settings) -> Iterator[str]:
         is_ours = name in SECRET_SETTINGS
         remedy = HOW_TO_MAKE_ONE if is_ours else "use the one of your account"
         values = _values(settings, name)
-        if is_ours and not values:
+        if not values and (is_ours or getattr(settings, name.lower()) is not None):  # "," is none
             yield f"{name} is not set; {remedy}"
         for value in values:
             weakness = _weakness(name, value)
@@ -377,6 +379,11 @@ def configuration_warnings(settings: Settings, host: str) -> list[str]:
         warnings.append(
             "DATABASE_URL is not set: the embedded database has no replica and no backups"
         )
+    if settings.production and settings.public_url is None:
+        warnings.append(
+            "PUBLIC_URL is not set: shoppers who have to approve a payment are sent back to the"
+            " address that this process listens on, which they may not reach"
+        )
     if not settings.production and not is_loopback(host):
         warnings.append(
             "HOST is not loopback, and ENVIRONMENT is development:"
@@ -400,20 +407,20 @@ def _complete(settings: Settings) -> None:
     missing = [name for name in _needed_secrets(settings) if not _values(settings, name)]
     if not missing:
         return
-    settings.data_dir.mkdir(parents=True, exist_ok=True)
-    path = settings.data_dir / "secrets.json"
-    with open(path, "a+", opener=_owner_only) as file:
-        if os.fstat(file.fileno()).st_mode & 0o077:
-            raise ConfigurationError(
-                "DATA_DIR has a secrets.json that is open to other users:"
-                " make it private (chmod 600);"
-                " if somebody may have read it remove it, and new secrets are made"
-            )
+    try:
+        settings.data_dir.mkdir(parents=True, exist_ok=True)
+        opened = open(  # noqa: SIM115 - closed below
+            settings.data_dir / "secrets.json", "a+", encoding="utf-8", opener=_owner_only
+        )
+    except OSError as error:
+        raise ConfigurationError(
+            f"DATA_DIR has no secrets.json that can be opened: {error.strerror}"
+        ) from None
+    with opened as file:
+        _require_private(file, settings.data_dir)
         fcntl.flock(file, fcntl.LOCK_EX)  # several processes may start at once
         file.seek(0)
-        kept: dict[str, str] = {}
-        with contextlib.suppress(json.JSONDecodeError):  # an empty file: the first start
-            kept = json.load(file)
+        kept = _read_secrets(file)
         if not all(name in kept for name in missing):
             kept = {**{name: secrets.token_urlsafe(48) for name in missing}, **kept}
             file.seek(0)
@@ -423,6 +430,31 @@ def _complete(settings: Settings) -> None:
             os.fsync(file.fileno())
     for name in missing:
         setattr(settings, name.lower(), SecretStr(kept[name]))
+
+
+def _require_private(file: IO[str], folder: Path) -> None:
+    """Raises ConfigurationError if others than we, and who owns the folder, can read the file."""
+    found = os.fstat(file.fileno())
+    if found.st_mode & 0o077 or found.st_uid not in (os.geteuid(), folder.stat().st_uid):
+        raise ConfigurationError(
+            "DATA_DIR has a secrets.json that is open to other users:"
+            " make it private (chmod 600) and your own (chown);"
+            " if somebody may have read it remove it, and new secrets are made"
+        )
+
+
+def _read_secrets(file: IO[str]) -> dict[str, str]:
+    """What was kept. Raises ConfigurationError for a damaged file: the keys in it may be in use."""
+    try:
+        kept = json.loads(file.read() or "{}")  # empty: the first start
+    except ValueError:
+        kept = None
+    if not (isinstance(kept, dict) and all(isinstance(value, str) for value in kept.values())):
+        raise ConfigurationError(
+            "DATA_DIR has a secrets.json that is damaged: restore it,"
+            " or remove it, and new secrets are made"
+        )
+    return kept
 
 
 def _owner_only(path: str, flags: int) -> int:

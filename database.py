@@ -102,6 +102,7 @@ def check_connections(settings: Settings) -> None:
     """Raises ConfigurationError if the processes could want more connections than the embedded
     server has. Operators size any other server."""
     wanted = settings.workers * (POOL_SIZE + 1)  # and the probe's
+    _require_address(settings.database_url)
     if (
         settings.database_url is None
         and wanted > postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS
@@ -113,8 +114,32 @@ def check_connections(settings: Settings) -> None:
         )
 
 
+def _require_address(text: str | None) -> None:
+    """Raises ConfigurationError for an address that is read otherwise than it was meant.
+
+    What is taken for the host or the port is quoted when it cannot be reached, and it is the end of
+    the password where that holds an @.
+    """
+    if text is None:
+        return
+    try:
+        url = sqlalchemy.make_url(text)
+    except (sqlalchemy.exc.ArgumentError, ValueError):
+        url = None
+    if (
+        url is None
+        or url.get_backend_name() not in ("postgresql", "postgres")
+        or "@" in f"{url.host} {url.database}"
+    ):
+        raise ConfigurationError(
+            "DATABASE_URL is not of the form postgresql://user:password@host/name;"
+            " in a password write @ as %40 and % as %25"
+        )
+
+
 def database_url(settings: Settings) -> str:
     """The server's address; starts or joins the embedded server when DATABASE_URL is unset."""
+    _require_address(settings.database_url)
     url = settings.database_url or postgres_server.ensure_running(settings.data_dir)
     # People write postgres:// or postgresql://; SQLAlchemy 2.1 would take psycopg 3 for both.
     return re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)
@@ -437,7 +462,7 @@ def _revisions() -> tuple[str | None, frozenset[str]]:
 
 
 def alembic_config(url: str) -> AlembicConfig:
-    config = AlembicConfig(ROOT / "alembic.ini")
+    config = AlembicConfig(ROOT / "migrations" / "alembic.ini")
     config.attributes["url"] = url
     return config
 

@@ -67,6 +67,7 @@ def create_app(
         version=VERSION,
         description=docs_page.DESCRIPTION,
         openapi_tags=docs_page.TAGS,
+        openapi_url=None,
         docs_url=None,
         redoc_url=None,
         lifespan=_lifespan,
@@ -84,6 +85,7 @@ def create_app(
     app.state.time_limits = time_limits
     app.state.verifier = TokenVerifier(settings)
     app.state.stopping = False
+    app.state.look = None
     app.state.metrics = metrics.CachedPage()
     exception_handlers.install(app)
     for module in (
@@ -181,6 +183,9 @@ def serve() -> None:
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
+        # A worker that says nothing for so long is killed. It cannot while it imports what it
+        # needs, which takes more than the default of 5 s on a busy machine, again and again.
+        timeout_worker_healthcheck=60,
         loop="uvloop",
         http="httptools",
         access_log=False,  # we write our own, with the request id

@@ -1,7 +1,7 @@
-"""What stands between the service and a gateway in the contract suite: two honest middlemen.
+"""What stands between the service and its gateway while scenarios run.
 
-`FaultProxy` passes requests on to a double, or to the real thing, and does on demand what networks
-and gateways do on bad days. `Relay` passes webhooks on to the service, or keeps them for a while.
+`FaultProxy` passes requests on to the gateway and on demand loses, delays or garbles them.
+`Relay` passes webhooks on to the service, or keeps them for a while.
 """
 
 from __future__ import annotations
@@ -10,10 +10,12 @@ import re
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any, Final
 
 import httpx
+
+from conformance.local_server import LocalServer, write
 
 NOT_PASSED_ON: Final = {"host", "connection", "content-length", "accept-encoding", "keep-alive"}
 NOT_PASSED_BACK: Final = {"connection", "content-length", "transfer-encoding", "date", "server"}
@@ -65,60 +67,8 @@ class Exchange:
     answer: bytes
 
 
-class _Server:
-    """An HTTP server on a port of its own."""
-
-    def __init__(self) -> None:
-        outer = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-                outer.handle(self, body)
-
-            do_GET = do_POST = do_DELETE = do_PATCH = do_PUT = do
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self._stopping = threading.Event()
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-
-    def start(self) -> None:
-        threading.Thread(target=self._server.serve_forever, args=(0.05,), daemon=True).start()
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self._server.shutdown()
-        self._server.server_close()
-
-    def handle(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
-        raise NotImplementedError
-
-
-def _write(
-    handler: BaseHTTPRequestHandler,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    *,
-    length: int | None = None,
-) -> None:
-    handler.send_response_only(status)
-    for name, value in headers.items():
-        handler.send_header(name, value)
-    handler.send_header("Content-Length", str(len(body) if length is None else length))
-    # One write for all: no pause of the kernel between the head and the body.
-    handler._headers_buffer.append(b"\r\n" + body)  # type: ignore[attr-defined]
-    handler.flush_headers()
-
-
-class FaultProxy(_Server):
-    """A reverse proxy before one gateway. Its log is what the gateway could have seen."""
+class FaultProxy(LocalServer):
+    """A reverse proxy before one gateway. `log` holds every request that came through."""
 
     def __init__(self, upstream: str) -> None:
         super().__init__()
@@ -126,8 +76,10 @@ class FaultProxy(_Server):
         self._client = httpx.Client(base_url=upstream, timeout=30, trust_env=False)
         self._faults: list[Fault] = []
         self._lock = threading.Lock()
+        self._stopping = threading.Event()
 
     def stop(self) -> None:
+        self._stopping.set()
         for fault in self._faults:
             fault.release.set()
         super().stop()
@@ -156,9 +108,9 @@ class FaultProxy(_Server):
             if kind == "drop_before":
                 handler.close_connection = True
             elif kind == "redirect_before":
-                _write(handler, 307, {"Location": f"{self.url}{FOLLOWED}"}, b"")
+                write(handler, 307, {"Location": f"{self.url}{FOLLOWED}"}, b"")
             else:
-                _write(handler, fault.status, {"Content-Type": "application/json"}, b"{}")
+                write(handler, fault.status, {"Content-Type": "application/json"}, b"{}")
             return
         if fault is not None and kind == "stall_before":
             self._stopping.wait(fault.seconds)
@@ -189,20 +141,20 @@ class FaultProxy(_Server):
         if kind == "drop_after":
             handler.close_connection = True
         elif fault is not None and kind == "status_after":
-            _write(handler, fault.status, {"Content-Type": "application/json"}, b"{}")
+            write(handler, fault.status, {"Content-Type": "application/json"}, b"{}")
         elif kind == "html_after":
-            _write(handler, 200, {"Content-Type": "text/html"}, HTML)
+            write(handler, 200, {"Content-Type": "text/html"}, HTML)
         elif kind == "empty_after":
-            _write(handler, status, headers, b"{}")
+            write(handler, status, headers, b"{}")
         elif kind == "truncated_after":
-            _write(handler, status, headers, content[: len(content) // 2])
+            write(handler, status, headers, content[: len(content) // 2])
         elif kind == "cut_after":
-            _write(handler, status, headers, content[: len(content) // 2], length=len(content))
+            write(handler, status, headers, content[: len(content) // 2], length=len(content))
             handler.close_connection = True
         elif fault is not None and kind == "replace_after":
-            _write(handler, status, headers, content.replace(fault.old, fault.new))
+            write(handler, status, headers, content.replace(fault.old, fault.new))
         else:
-            _write(handler, status, headers, content)
+            write(handler, status, headers, content)
 
     def _take(self, handler: BaseHTTPRequestHandler) -> Fault | None:
         path = handler.path.partition("?")[0]
@@ -233,9 +185,8 @@ class Delivery:
     body: bytes
 
 
-class Relay(_Server):
-    """Takes a gateway's webhooks, remembers them, and passes them on unless it is told to keep
-    them."""
+class Relay(LocalServer):
+    """Takes a gateway's webhooks and remembers them; passes them on unless `holds` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -262,7 +213,7 @@ class Relay(_Server):
                 status = self.post(delivery).status_code
             except httpx.HTTPError:
                 status = 503
-        _write(handler, status, {}, b"")
+        write(handler, status, {}, b"")
 
     def post(self, delivery: Delivery) -> httpx.Response:
         """Give the service a webhook."""

@@ -1,4 +1,4 @@
-"""The test stand: a real service on a real PostgreSQL, with one gateway behind a fault proxy."""
+"""The harness: a real service on a real PostgreSQL, with one gateway behind a fault proxy."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,6 +22,7 @@ import auth
 import database
 import main
 from config import load_settings
+from conformance import records
 from conformance.doubles.server import BookEntry
 from conformance.fault_proxy import FOLLOWED, Exchange, Fault, FaultProxy, Relay
 from conformance.target import NotApplicable, Step, Target
@@ -36,14 +37,14 @@ SECRETS_IN_ANSWERS = ("client_secret", "access_token")
 
 
 class Harness:
-    """One service with one gateway, for as long as it is entered."""
+    """One service with one gateway. It runs while the harness is entered."""
 
     def __init__(self, target: Target, database_url: str, data_dir: Path) -> None:
         self.target = target
         self._database_url, self._data_dir = database_url, data_dir
         self._clients: dict[str, httpx.Client] = {}
         self._fault_header: dict[str, str] = {}
-        self.keys_of_scenarios: set[str] = set()  # which asked the gateway beside the service
+        self.keys_of_scenarios: set[str] = set()  # of requests that scenarios sent past the service
 
     def __enter__(self) -> Harness:
         self.target.__enter__()
@@ -100,7 +101,7 @@ class Harness:
     # Logs ---------------------------------------------------------------------------------------
 
     def _record_logs(self) -> None:
-        """Keep what is logged, as it is written."""
+        """Store what the service logs, in its format."""
         self._log_text = io.StringIO()
         self._handler = logging.StreamHandler(self._log_text)
         written = logging.getLogger().handlers[0]
@@ -110,21 +111,6 @@ class Harness:
     @property
     def log_text(self) -> str:
         return self._log_text.getvalue()
-
-    def dump(self) -> str:
-        """Everything that is in the database, as text."""
-        with self.engine.connect() as connection:
-            tables = connection.execute(
-                sa.text(
-                    "SELECT format('%I.%I', schemaname, tablename) FROM pg_tables"
-                    " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
-                )
-            ).scalars()
-            return "\n".join(
-                str(row)
-                for table in tables
-                for row in connection.execute(sa.text(f"SELECT t::text FROM {table} t")).scalars()
-            )
 
     # Callers ------------------------------------------------------------------------------------
 
@@ -141,13 +127,13 @@ class Harness:
         return self._clients[user]
 
     def shopper(self) -> httpx.Client:
-        """Somebody new."""
+        """The client of a new user."""
         return self.client(f"shopper-{secrets.token_hex(6)}")
 
     def post(
         self, client: httpx.Client, path: str, key: str | None = None, **body: Any
     ) -> httpx.Response:
-        """Every answer to a shopper or a store comes in time, and none is a 500."""
+        """Send a request. Its answer has to come in time and must not be a 500."""
         began = time.monotonic()
         headers, self._fault_header = self._fault_header, {}
         headers |= {"Idempotency-Key": key} if key is not None else {}
@@ -181,7 +167,7 @@ class Harness:
         assert payment["status"] == "authorized"
         return client, payment
 
-    # What became of it --------------------------------------------------------------------------
+    # State --------------------------------------------------------------------------------------
 
     def payment(self, payment_id: int) -> dict[str, Any]:
         return dict(ok(self.manager.get(f"/payments/{payment_id}"), 200))
@@ -193,15 +179,17 @@ class Harness:
         return dict(ok(self.manager.get(f"/payments/{payment_id}/refunds/{refund_id}"), 200))
 
     def events(self, order_id: int) -> list[str]:
-        """The types of what happened to an order, the oldest first."""
+        """The types of an order's events, the oldest first."""
         rows = ok(self.manager.get(f"/orders/{order_id}/events?limit=200"), 200)
         return [event["type"] for event in reversed(rows)]
 
     def settled(self, payment_id: int) -> dict[str, Any]:
-        """The payment, once nothing about it is open any more."""
+        """The payment, once none of its outcomes is open."""
 
         def look() -> dict[str, Any] | None:
-            if self._operation(payment_id):  # before the status: it ends together with it
+            if records.has_open_operation(
+                self.engine, payment_id
+            ):  # before the status: it ends together with it
                 return None
             payment = self.payment(payment_id)
             return None if payment["status"] == "pending" else payment
@@ -222,17 +210,12 @@ class Harness:
 
         return self.until(look, f"refund {refund_id} is settled")
 
-    def _operation(self, payment_id: int) -> bool:
-        with self.engine.connect() as connection:
-            query = sa.text("SELECT operation FROM payments WHERE id = :id")
-            return connection.execute(query, {"id": payment_id}).scalar_one() is not None
-
     def charges(self, payment_id: int) -> list[BookEntry]:
-        """What the gateway's books show for a payment, what it declined left out."""
+        """The charges of a payment in the gateway's books, without those that it declined."""
         return [entry for entry in self.target.charges(payment_id) if entry.status != "declined"]
 
     def agree(self, payment: Mapping[str, Any]) -> None:
-        """Both sets of books show the same, and never more than one charge."""
+        """Assert that both sets of books show the same, and at most one charge."""
         entries = self.charges(payment["id"])
         if payment["status"] in ("failed", "canceled"):
             held = [e for e in entries if e.status in ("authorized", "captured")]
@@ -248,7 +231,7 @@ class Harness:
     # Faults and webhooks ------------------------------------------------------------------------
 
     def arm(self, kind: str, step: Step, **options: Any) -> Fault:
-        """Let something go wrong with the next request for this step."""
+        """Cause a fault in the next request for this step. Raises NotApplicable."""
         if self.target.fault_headers is not None:
             name = f"{kind} {options['status']}" if "status" in options else kind
             if name not in self.target.fault_headers or options.get("times", 1) > 1:
@@ -261,10 +244,10 @@ class Harness:
 
     def need_webhooks(self) -> None:
         if not self.has_webhooks:
-            raise NotApplicable("this bench sends no webhooks")
+            raise NotApplicable("this target sends no webhooks")
 
     def until(self, condition: Callable[[], T | None], what: str, seconds: float = 40) -> T:
-        """What `condition` returns once it is true. Fails when it never is."""
+        """Wait for `condition` and return its value. Fails after so many seconds."""
         deadline = time.monotonic() + seconds
         while True:
             value = condition()
@@ -276,7 +259,7 @@ class Harness:
     # After every scenario -----------------------------------------------------------------------
 
     def check(self) -> None:
-        """What holds whatever happened."""
+        """Assert what holds after every scenario."""
         self.proxy.disarm()
         self.relay.holds = False
         violations = list(self.target.violations())
@@ -293,21 +276,9 @@ class Harness:
             return audit.check(session, self.app.state.gateways)
 
     def _check_keys(self) -> None:
-        """Every money request carries our stored key, and a repeat is the same to the byte."""
+        """Every money request carries a stored key, and a repeat has the same body."""
         first: dict[tuple[str, str], Exchange] = {}
-        with self.engine.connect() as connection:
-            stored = set(
-                connection.execute(
-                    sa.text(
-                        "SELECT gateway_key FROM payments UNION"
-                        " SELECT gateway_key FROM refunds UNION"
-                        " SELECT gateway_key FROM idempotency_keys WHERE gateway_key IS NOT NULL"
-                        " UNION SELECT operation_key FROM payments"
-                        " WHERE operation_key IS NOT NULL"
-                    )
-                ).scalars()
-            )
-        stored |= self.keys_of_scenarios
+        stored = records.gateway_keys(self.engine) | self.keys_of_scenarios
         for exchange in self.proxy.log:
             assert FOLLOWED not in exchange.path, "a redirect of a money request was followed"
             step = self._step(exchange)
@@ -331,7 +302,7 @@ class Harness:
         return next(fits, None)
 
     def secrets_seen(self) -> set[str]:
-        """What must never be written down: the bench's secrets, and those in the answers."""
+        """The secrets of the target, and those in the gateway's answers."""
         found = set(self.target.secrets())
         for exchange in self.proxy.log:
             for name in SECRETS_IN_ANSWERS:
@@ -381,7 +352,3 @@ def _collect(answer: bytes, name: str, found: set[str]) -> None:
             pending.extend(item.values())
         elif isinstance(item, list):
             pending.extend(item)
-
-
-Scenario = Callable[[Harness], None]
-Scenarios = Sequence[Scenario]

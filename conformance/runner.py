@@ -1,8 +1,7 @@
-"""The conformance kit: the contract suite against anybody's adapter, without a test framework.
+"""Runs the scenarios against one target and reports on each as it ends.
 
-`python cli.py gateway check MODULE` calls `check`. The module has one `Target` (see `target.py`),
-or it is named as `module:Class`; `stripe`, `paypal`, `adyen` and `sandbox` are those of this
-service.
+A target is named as a module that defines one `Target`, as `module:Class`, or as one of the
+gateways that come with the service.
 """
 
 from __future__ import annotations
@@ -22,22 +21,23 @@ from typing import Literal, TextIO
 import postgres_server
 from config import ConfigurationError
 from conformance import targets
-from conformance.harness import Harness, Scenario
+from conformance.harness import Harness
+from conformance.registry import Scenario
 from conformance.scenarios import SCENARIOS
 from conformance.target import NotApplicable, Target
 
-OWN: dict[str, Callable[[Path], Target]] = {
+BUILT_IN: dict[str, Callable[[Path], Target]] = {
     "sandbox": lambda _: targets.SandboxTarget(),
     "stripe": lambda _: targets.StripeTarget(),
     "paypal": targets.PaypalTarget,
     "adyen": lambda _: targets.AdyenTarget(),
 }
-MARKS = {"holds": "ok", "fails": "FAILED", "not applicable": "--"}
+LABELS = {"holds": "ok", "fails": "FAILED", "not applicable": "--"}
 
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one scenario."""
+    """The outcome of one scenario."""
 
     scenario: str
     outcome: Literal["holds", "fails", "not applicable"]
@@ -46,7 +46,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """What came of all of them."""
+    """The outcomes of all scenarios that ran."""
 
     results: list[Result]
 
@@ -64,18 +64,18 @@ class Report:
         return ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
 
 
-def check(module: str, words: str = "", out: TextIO = sys.stdout) -> Report:
-    """Run every scenario (or those with `words` in their names), and tell of each as it ends.
+def check(target_name: str, words: str = "", out: TextIO = sys.stdout) -> Report:
+    """Run every scenario, or those with `words` in their names, and write each outcome to `out`.
 
-    Raises ConfigurationError for a module without a bench.
+    Raises ConfigurationError for a module without a target.
     """
     chosen = [run for run in SCENARIOS if words.replace(" ", "_") in run.__name__]
     if not chosen:
         raise ConfigurationError(f"no scenario has {words!r} in its name")
     with tempfile.TemporaryDirectory(prefix="gateway-check-") as place:
         folder = Path(place)
-        target = find_target(module, folder)
-        print(f"The contract of gateways, {len(chosen)} scenarios, on {target.name}\n", file=out)
+        target = _find_target(target_name, folder)
+        out.write(f"The contract of gateways, {len(chosen)} scenarios, on {target.name}\n\n")
         log = folder / "service.log"  # what the service logs would drown the report
         with (
             log.open("w") as file,
@@ -86,16 +86,15 @@ def check(module: str, words: str = "", out: TextIO = sys.stdout) -> Report:
         report = Report(results)
         for result in results:
             if result.outcome == "fails":
-                print(f"\n{result.scenario}\n{result.detail}", file=out)
-        print(f"\n{report.summary()}", file=out)
+                out.write(f"\n{result.scenario}\n{result.detail}\n")
+        out.write(f"\n{report.summary()}\n")
         return report
 
 
-def find_target(module: str, folder: Path) -> Target:
-    """The bench behind a name of ours, "module" or "module:Class"."""
-    if module in OWN:
-        return OWN[module](folder)
-    path, _, name = module.partition(":")
+def _find_target(name: str, folder: Path) -> Target:
+    if name in BUILT_IN:
+        return BUILT_IN[name](folder)
+    path, _, class_name = name.partition(":")
     try:
         found = vars(import_module(path))
     except ImportError as error:
@@ -106,11 +105,11 @@ def find_target(module: str, folder: Path) -> Target:
         if issubclass(type(value), type)  # Python 3.10 takes list[int] for a class
         and issubclass(value, Target)
         and not inspect.isabstract(value)
-        and (key == name if name else value.__module__ == path)
+        and (key == class_name if class_name else value.__module__ == path)
     ]
     if len(classes) != 1:
         raise ConfigurationError(
-            f"{module} has {len(classes)} benches, not one; name it as module:Class"
+            f"{name} has {len(classes)} targets, not one; name it as module:Class"
             " (docs/add-a-gateway.md shows how to write one)"
         )
     target: Target = classes[0]()
@@ -132,5 +131,6 @@ def _run(harness: Harness, run: Scenario, out: TextIO) -> Result:
     took = time.monotonic() - began
     why = f"  ({result.detail})" if result.outcome == "not applicable" else ""
     name = result.scenario.replace("_", " ")
-    print(f"{MARKS[result.outcome]:>6} {took:5.1f} s  {name}{why}", file=out, flush=True)
+    out.write(f"{LABELS[result.outcome]:>6} {took:5.1f} s  {name}{why}\n")
+    out.flush()
     return result

@@ -1,8 +1,8 @@
-"""What the contract suite has to know of a gateway beside its adapter: its bench.
+"""What the scenarios have to know of a gateway besides its adapter.
 
-A bench starts the gateway's double (or knows where the real thing is), says which of its requests
-are about money, plays the shopper, and reads the gateway's books. `docs/add-a-gateway.md` shows
-how to write one.
+A target starts the gateway's double (or knows the address of a test account), says which requests
+move money, acts as the shopper, and reads the gateway's books. `docs/add-a-gateway.md` shows how
+to write one.
 """
 
 from __future__ import annotations
@@ -22,29 +22,33 @@ Method = Literal["good", "good_too", "declined", "insufficient", "action", "refu
 
 
 class NotApplicable(Exception):
-    """This gateway, or this bench of it, has no such thing; the text says why."""
+    """The gateway, or this target of it, has no such thing; the message says what."""
 
 
 class Target(ABC):
-    """One gateway on the test bench. A context manager: it is started and stopped."""
+    """One gateway to be checked. The harness enters it before the service starts.
 
-    name: str  # of the bench; "stripe", "stripe, by an independent double"
-    gateway: str  # as GATEWAYS names it
-    upstream: str  # where the gateway listens, once it is started
-    # The path of the POST that asks for each step, as a regular expression of the whole path.
+    Every method that a subclass leaves out makes the scenarios that need it not applicable.
+    """
+
+    name: str  # for the report, such as "stripe" or "stripe, a test account"
+    gateway: str  # as GATEWAYS names the adapter: "stripe", or "module:Class"
+    upstream: str  # the base URL of the gateway, once the target is entered
+    # For each step the path of the POST that asks for it: a regular expression of the whole path.
     steps: Mapping[Step, str]
-    key_header: str | None  # which carries our key
-    keyless: frozenset[Step] = frozenset()  # steps for which the gateway has no keys
-    # What stands in the body of a request that only uses up a key, on the path of a step.
+    key_header: str | None  # the header that carries the idempotency key
+    keyless: frozenset[Step] = frozenset()  # steps for which the gateway takes no key
+    # In the body of a request on the path of a step that only uses up the key of a lost request.
     fence: bytes | None = None
-    off_session: bool = True  # declines what would need a shopper who is not there
-    signs_all: bool = True  # its signature covers the whole body, and stands in a header
-    can_retrieve: bool = True  # its books can be read; else only webhooks tell of changes
-    # A gateway inside the service has no network to break: faults as its header takes them.
+    off_session: bool = True  # declines a charge that needs a shopper who is absent
+    signs_all: bool = True  # the signature of a webhook covers its whole body
+    can_retrieve: bool = True  # charges can be read; else only webhooks tell of changes
+    # For a gateway inside the service, which no proxy can disturb: the faults that it simulates.
     fault_headers: Mapping[str, str] | None = None
-    zero_decimals: tuple[int, str] | None = None  # an amount that is charged as it is
-    other_decimals: tuple[int, str] | None = None  # one that the gateway counts in its own way
-    refused_amount: tuple[int, str] | None = None  # one that it cannot take
+    # Amounts to charge, in minor units of ISO 4217, each with its currency:
+    zero_decimals: tuple[int, str] | None = None  # in a currency without decimals
+    other_decimals: tuple[int, str] | None = None  # where the gateway departs from ISO 4217
+    refused_amount: tuple[int, str] | None = None  # which the gateway cannot take
 
     def __enter__(self) -> Target:
         return self
@@ -54,78 +58,85 @@ class Target(ABC):
 
     @abstractmethod
     def settings(self, address: str) -> dict[str, Any]:
-        """The service's settings that lead the adapter to this address."""
+        """The settings of the service under which the adapter calls this base URL."""
 
     @abstractmethod
     def method(self, kind: Method) -> dict[str, Any]:
-        """A body for POST /payment-methods. Raises NotApplicable."""
+        """The body for POST /payment-methods that saves such a method. Raises NotApplicable.
+
+        good and good_too can be charged, declined and insufficient cannot, action needs the
+        shopper's approval, and refused cannot even be saved.
+        """
 
     @abstractmethod
     def approve(self, reference: str, *, yes: bool) -> None:
-        """What the shopper says on the gateway's page. Raises NotApplicable."""
+        """Approve or refuse a charge as the shopper does on the gateway's page.
+
+        Raises NotApplicable.
+        """
 
     @abstractmethod
     def charges(self, payment_id: int) -> Sequence[BookEntry]:
-        """Every charge that the gateway made for this payment, in minor units of ISO 4217."""
+        """Every charge that the gateway's books show for this payment of the service."""
 
     def send_webhooks_to(self, url: str) -> None:
-        """Called before the service starts. Raises NotApplicable."""
-        raise NotApplicable("this bench sends no webhooks")
+        """Have the gateway send its webhooks to this URL. Raises NotApplicable."""
+        raise NotApplicable("this target sends no webhooks")
 
     def attach(  # noqa: B027 - few need it
         self, service: str, manager: httpx.Client, log: Sequence[Exchange]
     ) -> None:
-        """The service has started here; `log` grows with what it asks the gateway."""
+        """Hear where the service listens. `log` grows with every request to the gateway."""
 
-    def returned(self, reference: str) -> dict[str, str]:
-        """What the gateway added to the return URL after the shopper's approval."""
+    def redirect_params(self, reference: str) -> dict[str, str]:
+        """The query parameters that the gateway added to the return URL."""
         return {}
 
     def dispute(self, reference: str) -> str:
-        """Open a dispute. Raises NotApplicable."""
-        raise NotApplicable("this bench opens no disputes")
+        """Open a dispute about a charge, return its reference. Raises NotApplicable."""
+        raise NotApplicable("this target opens no disputes")
 
     def close_dispute(self, dispute: str, *, won: bool) -> None:
-        raise NotApplicable("this bench opens no disputes")
+        raise NotApplicable("this target opens no disputes")
 
     def fail_refund(self, reference: str) -> None:
-        """Let a refund fail that has succeeded. Raises NotApplicable."""
-        raise NotApplicable("this bench lets no refund fail")
+        """Make a refund fail that has succeeded. Raises NotApplicable."""
+        raise NotApplicable("this target lets no refund fail")
 
     def refund_outside(self, reference: str, amount: int) -> None:
-        """Refund in the gateway's dashboard, minor units of ISO 4217. Raises NotApplicable."""
-        raise NotApplicable("this bench has no dashboard")
+        """Refund a charge in the gateway's dashboard. Raises NotApplicable."""
+        raise NotApplicable("this target has no dashboard")
 
     def capture_outside(self, reference: str, amount: int) -> None:
-        raise NotApplicable("this bench has no dashboard")
+        raise NotApplicable("this target has no dashboard")
 
     def void_outside(self, reference: str) -> None:
-        raise NotApplicable("this bench has no dashboard")
+        raise NotApplicable("this target has no dashboard")
 
     def short_pages(self) -> AbstractContextManager[object]:
-        """While it is entered, pages of the gateway's lists have few entries, where they can."""
+        """A context in which the gateway's lists have small pages."""
         return nullcontext()
 
     def forge(
         self, headers: Mapping[str, str], body: bytes, *, age: float = 0, foreign: bool = False
     ) -> tuple[dict[str, str], bytes]:
-        """A webhook signed anew, with another time or somebody else's secret.
+        """The webhook with a new signature: `age` seconds old, or with a foreign secret.
 
         Raises NotApplicable.
         """
-        raise NotApplicable("this bench cannot sign")
+        raise NotApplicable("this target cannot sign")
 
     def violations(self) -> Sequence[str]:
-        """What the adapter must not have done, and did."""
+        """What the adapter did that the gateway forbids."""
         return ()
 
     def secrets(self) -> Sequence[str]:
-        """What must be in no log and in no table."""
+        """Texts that no log and no table may hold."""
         return ()
 
 
 class DoubleTarget(Target):
-    """A bench with one of the doubles beside this file."""
+    """A target whose gateway is a double. What the double cannot do is not applicable."""
 
     def __init__(self, double: Double) -> None:
         self.double = double
@@ -190,10 +201,10 @@ class DoubleTarget(Target):
             forged: tuple[dict[str, str], bytes] | None = self._control("forge")(
                 headers, body, age=age, foreign=foreign
             )
-        except UnicodeDecodeError:  # a signature inside the JSON cannot stand in what is none
+        except UnicodeDecodeError:  # the signature is in the JSON, and this body is none
             return dict(headers), body
         if forged is None:
-            raise NotApplicable("this gateway's signatures know no time")
+            raise NotApplicable("this gateway's signatures carry no time")
         return forged
 
     def violations(self) -> Sequence[str]:

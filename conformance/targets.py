@@ -1,4 +1,4 @@
-"""The benches of the gateways that come with the service, each with a double of ours."""
+"""The targets of the gateways that come with the service, each with its double."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class AdyenTarget(DoubleTarget):
 
         super().__init__(AdyenDouble())
 
-    def returned(self, reference: str) -> dict[str, str]:
+    def redirect_params(self, reference: str) -> dict[str, str]:
         return dict(self._control("returned")(reference))
 
 

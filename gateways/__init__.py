@@ -1,4 +1,4 @@
-"""Payment gateways behind one contract: `base` says what a gateway is, each other file is one.
+"""Payment gateways behind one contract, `base`. Each package is an adapter.
 
-Knows nothing of our models, of `crud` or of `schemas`.
+Nothing here knows our models, `crud` or `schemas`.
 """

@@ -1,17 +1,18 @@
 """The contract between the service and a payment gateway.
 
-A gateway answers a request for money in one of three ways, and the difference is all that keeps
-a shopper from being charged twice:
+An adapter answers a request for money in one of three ways. Shoppers are charged only once because
+it tells them apart:
 
-* it returns a state: that is what its books say (a decline is such a state);
-* it raises `NotExecuted`: the request surely had no effect, and never will have;
-* it raises `OutcomeUnknown`: anything else once a byte was sent. The service then asks `look_up`.
+* It returns a state, as the gateway shows it. A decline is such a state.
+* It raises `NotExecuted`: the request had no effect, and never will have.
+* It raises `OutcomeUnknown`: anything else after the first byte was sent. The service then calls
+  `look_up`.
 
-Every request carries a key of ours, stored before the gateway is asked and the same for every
-repeat. Amounts are integers in minor units.
+Every request carries an idempotency key. The service stores it before the call, and a repeat has
+the same. Amounts are integers in minor units.
 
-Adapters are plain and synchronous. Time limits of the whole call, repeats of what surely was not
-done, the circuit breaker and the bulkhead are around them (see `gateways/guard.py`).
+Adapters are synchronous. A guard around each limits time and concurrency, repeats what was not
+executed, and opens the circuit breaker (see `gateways/guard.py`).
 """
 
 from __future__ import annotations
@@ -40,18 +41,18 @@ class GatewayError(Exception):
 
 
 class NotExecuted(GatewayError):
-    """The request surely had no effect: refused before it was sent, or by the gateway's checks."""
+    """The request had no effect: it was not sent, or the gateway refused it."""
 
 
 class Refused(NotExecuted):
-    """The gateway has read the request and refuses it by its own checks, now and later.
+    """The gateway refuses the request by its own checks, now and later.
 
-    A decline is not that (it is a state), nor is a key of ours that it does not know (401).
+    A decline is a state instead. An API key that the gateway does not accept is NotExecuted.
     """
 
 
 class RetryLater(NotExecuted):
-    """Not reached, or sent away at the door (429): the very same request may be sent again."""
+    """The gateway was not reached or is busy (429). The same request may be sent again."""
 
     def __init__(self, why: str, retry_after: float | None = None) -> None:
         self.retry_after = retry_after  # seconds, where the gateway says
@@ -59,11 +60,11 @@ class RetryLater(NotExecuted):
 
 
 class OutcomeUnknown(GatewayError):
-    """The request may have had its effect; only the gateway's books can tell."""
+    """The request may have had its effect. Only a look-up can tell."""
 
 
 class OutcomeNotShown(OutcomeUnknown):
-    """The gateway is well, but its books do not show what became of the request."""
+    """The gateway works, but does not show the outcome of the request."""
 
 
 class MethodDeclined(GatewayError):
@@ -75,9 +76,9 @@ class MethodDeclined(GatewayError):
 
 
 class MethodInvalid(GatewayError):
-    """What was sent as a payment method is none to this gateway.
+    """The gateway does not know what was sent as a payment method.
 
-    `field` is the request's field, `message` says what to send; neither repeats what was sent.
+    `field` is the field of the request, `message` says what to send. Neither repeats the input.
     """
 
     def __init__(self, field: str, code: str, message: str) -> None:
@@ -89,41 +90,40 @@ class SignatureInvalid(GatewayError):
     """A webhook is not from the gateway."""
 
 
-MAX_TEXT = 255  # characters of an id or a word of a gateway's
+MAX_TEXT = 255  # characters of a gateway's id or status
 MAX_URL = 4096
 
 
 def _require_text(text: str | None, most: int = MAX_TEXT) -> None:
-    """Raises OutcomeUnknown for what no id or word can be, and no database can hold, whoever sent
-    it."""
+    """Raises OutcomeUnknown for a text that cannot be an id, or that no database can store."""
     if text is not None and not (0 < len(text) <= most and text.isprintable()):
         raise OutcomeUnknown("an answer with a text that cannot be one")
 
 
 def _require_shown(value: Any) -> None:
-    """Raises OutcomeUnknown for a name or the like that no database can hold."""
+    """Raises OutcomeUnknown for a name that no database can store."""
     if isinstance(value, str) and ("\0" in value or any("\ud800" <= c <= "\udfff" for c in value)):
         raise OutcomeUnknown("an answer with a text that cannot be one")
 
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a gateway can do. The service asks before it calls."""
+    """What a gateway can do."""
 
     payment_types: frozenset[PaymentType]
-    card_numbers: bool = False  # takes card numbers; others want their own token
+    card_numbers: bool = False  # takes card numbers; others take tokens only
     manual_capture: bool = True
     partial_capture: bool = True
     partial_refund: bool = True
-    can_retrieve: bool = True  # its books can be read; else only events tell what has changed
-    lists_charges: bool = False  # `list_charges` tells what was made or changed lately
-    lists_disputes: bool = False  # `list_charges` tells what was disputed lately, and only that
-    needs_redirect_params: bool = False  # completes only with what it added to the return URL
+    can_retrieve: bool = True  # charges can be read; else only webhooks report changes
+    lists_charges: bool = False  # `list_charges` shows what was made or changed lately
+    lists_disputes: bool = False  # `list_charges` shows what was disputed lately, and only that
+    needs_redirect_params: bool = False  # completes only with the parameters of the return URL
 
 
 @dataclass(frozen=True, slots=True)
 class MethodRequest:
-    """A payment method as the shopper gave it. Secret parts stay out of its repr."""
+    """A payment method as the shopper gave it. Its repr hides the secret parts."""
 
     payment_type: PaymentType
     user_id: str
@@ -142,9 +142,9 @@ class SavedMethod:
     """A payment method as the gateway keeps it."""
 
     token: str = field(repr=False)
-    # What may be stored and shown: the fields of `details` out, an email already masked.
+    # What may be stored and shown: the `details` of the API, with a masked email address.
     details: Mapping[str, Any]
-    # The gateway's own identity of the card or account behind a token, if it tells.
+    # The gateway's id of the card or account behind the token: the same for duplicates.
     identity: str | None = field(default=None, repr=False)
     customer: str | None = None  # the gateway's own id of this user
 
@@ -168,9 +168,9 @@ class ChargeRequest:
     capture: bool  # False: authorize only
     return_url: str  # where the shopper's browser goes after a redirect
     customer: str | None = None  # as `SavedMethod.customer`
-    off_session: bool = False  # the shopper is not there to be asked anything
+    off_session: bool = False  # the shopper is absent and cannot approve anything
     service_url: str | None = None  # where a browser reaches this service
-    fault: str | None = None  # Sandbox-Fault; only the sandbox is ever given one
+    fault: str | None = None  # the Sandbox-Fault header, for the sandbox only
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +183,10 @@ class ChangeRequest:
     payment_id: int
     amount: int  # to capture
     currency: str
-    charged: int  # the amount of the whole charge
-    capture: bool = True  # of the charge: False if it is, or was, to be authorized only
-    # Of a completion: what the gateway added to the return URL, if the storefront told us.
-    returned: Mapping[str, str] = field(default_factory=dict, repr=False)
+    charge_amount: int  # the amount of the whole charge
+    capture: bool = True  # of the charge: False if it was to be authorized only
+    # Of a completion: the parameters that the gateway added to the return URL, if we have them.
+    redirect_params: Mapping[str, str] = field(default_factory=dict, repr=False)
     fault: str | None = None
 
 
@@ -206,44 +206,36 @@ class RefundRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChargeLookup:
-    """What became of a request: of a charge, or of the change of one.
+    """A look-up of the outcome of a charge, or of the change of one.
 
-    It holds the request as it was sent, because some gateways are asked by repeating it: under
-    the same key it has no second effect, for as long as the gateway remembers the key.
+    It holds the request as it was sent, because an adapter may replay it: under the same key it
+    has no second effect, as long as the gateway remembers the key.
 
-    `resend` says whether that is still allowed. A request that may never have arrived is sent
-    again for some minutes only (RESEND_WITHIN): later the shopper may have paid in another way.
-    From then on the gateway must not be made to do it. It is fenced where there is a way (the key
-    is used up by something harmless, so that a late original is refused), then its books are read.
+    `resend` says whether a replay is allowed. It is for some minutes only (RESEND_WITHIN), because
+    later the shopper may have paid in another way. From then on the adapter fences the request if
+    it can: it uses up the key with a harmless request, so that the gateway refuses a late
+    original. Then it reads the charge.
     """
 
     request: ChargeRequest | ChangeRequest
-    reference: str | None  # the gateway's, if we have heard it
+    reference: str | None  # the gateway's, if we have received it
     requested_at: datetime  # when the request was first sent
     resend: bool = True
-
-    @property
-    def key(self) -> str:
-        return self.request.key
 
 
 @dataclass(frozen=True, slots=True)
 class RefundLookup:
-    """What became of a refund; see `ChargeLookup`."""
+    """A look-up of the outcome of a refund; see `ChargeLookup`."""
 
     request: RefundRequest
     reference: str | None
     requested_at: datetime
     resend: bool = True
 
-    @property
-    def key(self) -> str:
-        return self.request.key
-
 
 @dataclass(frozen=True, slots=True)
 class Decline:
-    """Why a charge was declined: our word for it and the gateway's own."""
+    """Why a charge was declined: our code and the gateway's own."""
 
     code: str
     raw: str | None = None
@@ -251,10 +243,10 @@ class Decline:
 
 @dataclass(frozen=True, slots=True)
 class Refund:
-    """A refund as the gateway's books show it now.
+    """A refund as the gateway shows it now.
 
-    `refund_id` is our id of it, where it carries one. In the books of a gateway that shows what a
-    refund was made with, one without it was made by somebody else: in the gateway's own dashboard.
+    `refund_id` is our id, which our refunds carry. One without it was made by somebody else, in
+    the gateway's dashboard.
     """
 
     reference: str
@@ -269,11 +261,10 @@ class Refund:
 
 @dataclass(frozen=True, slots=True)
 class Charge:
-    """A charge as the gateway's books show it now.
+    """A charge as the gateway shows it now.
 
-    `amount` is that of the whole charge. None: the amount that was authorized, which this event
-    does not repeat. `refunds` are all that the books show, whoever made them; None if this answer
-    does not tell.
+    `amount` is the amount of the whole charge; None if an event does not repeat it. `refunds` are
+    all refunds, whoever made them; None if this answer does not show them.
     """
 
     reference: str
@@ -284,7 +275,7 @@ class Charge:
     capture_before: datetime | None = None
     redirect_url: str | None = None
     decline: Decline | None = None
-    replaces: str | None = None  # a reference that the gateway had for it before
+    replaces: str | None = None  # the reference that the charge had before
     refunds: tuple[Refund, ...] | None = None
 
     def __post_init__(self) -> None:
@@ -294,14 +285,14 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Dispute:
-    """A dispute as the gateway's books show it now."""
+    """A dispute as the gateway shows it now."""
 
     reference: str
     status: DisputeStatus
     amount: int
     currency: str
     reason: str
-    evidence_due_at: datetime | None = None  # until when the store may defend itself
+    evidence_due_at: datetime | None = None  # until when the store may submit evidence
 
     def __post_init__(self) -> None:
         _require_text(self.reference)
@@ -312,10 +303,10 @@ class Dispute:
 
 @dataclass(frozen=True, slots=True)
 class ListedCharge:
-    """A charge in a gateway's list, with what shows whether it is one of ours.
+    """A charge in a gateway's list.
 
-    `key` is the key that our request carried, `payment_id` our id of the payment; both are None
-    for a charge that was not made by this service. Its refunds are those that the list shows.
+    `key` is the idempotency key of our request, `payment_id` our id of the payment. Both are None
+    for a charge that another system made. Its refunds are those that the list shows.
     """
 
     charge: Charge
@@ -337,7 +328,7 @@ class MethodChange:
     """A saved payment method changed at the gateway."""
 
     token: str = field(repr=False)
-    details: Mapping[str, Any] | None  # what is new of it; None: it is gone
+    details: Mapping[str, Any] | None  # the new details; None if the method was deleted
 
     def __post_init__(self) -> None:
         _require_text(self.token)
@@ -347,14 +338,15 @@ class MethodChange:
 
 @dataclass(frozen=True, slots=True)
 class GatewayEvent:
-    """A verified webhook. At most one of the states is given; the payment is found by either id.
-    Adyen's CANCEL_OR_REFUND sets two, a charge that is `voided` and a refund: the payment's state
-    decides which of them happened.
+    """A verified webhook. Either id finds the payment.
 
-    With `ask` the event says
-    that something happened, and the books have to be asked what. A gateway whose signature does
-    not cover what the event says must set nothing but ids and `ask`. `delivery_id` is what such a
-    signature does cover: it is taken once, so that one genuine signature cannot carry others.
+    At most one state is given. Only Adyen's CANCEL_OR_REFUND sets two, a `voided` charge and a
+    refund; the state of the payment decides which of them happened.
+
+    `needs_lookup` says that something happened and that a look-up has to find out what. If the
+    signature does not cover the content of the event, the adapter sets only ids and
+    `needs_lookup`. `delivery_id` is the part that such a signature covers. The service accepts it
+    once, so that nobody can reuse a genuine signature.
     """
 
     id: str
@@ -364,16 +356,16 @@ class GatewayEvent:
     charge: Charge | None = None
     refund: Refund | None = None
     dispute: Dispute | None = None
-    key: str | None = None  # ours, of the charge, where the gateway shows it
-    refund_key: str | None = None  # ours, of the refund
+    key: str | None = None  # the idempotency key of the charge, if the event shows it
+    refund_key: str | None = None  # the idempotency key of the refund
     method: MethodChange | None = None
-    # The key of a capture or void that was taken on ("processing") and is done now, or is not.
+    # The key of a capture or void that was `processing`, and now has succeeded or failed.
     executed_key: str | None = None
     failed_key: str | None = None
-    # Which of our operations is not done, where the gateway does not repeat its key.
+    # The operation that failed, if the gateway does not repeat its key.
     failed_operation: ChargeOperation | None = None
-    ask: bool = False
-    review: bool = False  # only a person can find out what it means
+    needs_lookup: bool = False
+    needs_review: bool = False  # only a person can find out what happened
     delivery_id: str | None = None
 
     def __post_init__(self) -> None:
@@ -393,7 +385,7 @@ class GatewayEvent:
 
 
 class Guard(Protocol):
-    """What stands between us and a gateway: limits of time and number, repeats, a breaker."""
+    """Limits the calls of one gateway; see `gateways/guard.py`."""
 
     def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
         """Make the call, in at most so many seconds. Raises what it raises, NotExecuted or
@@ -418,18 +410,19 @@ class Gateway(ABC):
 
     name: str
     capabilities: Capabilities
-    needs: ClassVar[tuple[str, ...]] = ()  # the settings that it cannot do without
+    required_settings: ClassVar[tuple[str, ...]] = ()  # fields of Settings
     remote: ClassVar[bool] = True  # False: part of this process, needs no guard
     guard: Guard = NoGuard()
-    # Whether an event with this `delivery_id` was taken before. The service sets it; an adapter
-    # that has to ask its gateway what an event means asks only about those that are new.
-    is_known: Callable[[str], bool] = staticmethod(lambda delivery_id: False)
+    # Whether the service has accepted this `delivery_id` before. The service sets it, for adapters
+    # that call their gateway to read an event: they do so only for new ones.
+    is_known_delivery: Callable[[str], bool] = staticmethod(lambda delivery_id: False)
 
     @classmethod
     def check(cls, settings: Settings) -> None:
-        """Whether it can be built. Raises ConfigurationError, which names the variables that are
-        missing and never the values of others."""
-        missing = [name.upper() for name in cls.needs if not getattr(settings, name, None)]
+        """Raises ConfigurationError for missing or invalid settings; never shows their values."""
+        missing = [
+            name.upper() for name in cls.required_settings if not getattr(settings, name, None)
+        ]
         if missing:
             raise ConfigurationError(
                 f"GATEWAYS names {cls.name}, which needs {' and '.join(missing)};"
@@ -439,7 +432,7 @@ class Gateway(ABC):
     @classmethod
     @abstractmethod
     def build(cls, settings: Settings, engine: Engine) -> Self:
-        """Make it from settings that `check` has passed."""
+        """Make an adapter from settings that passed `check`."""
 
     def unsupported_amount_reason(self, amount: int, currency: str) -> str | None:
         """Why this gateway cannot move this amount of minor units, or None if it can."""
@@ -449,8 +442,8 @@ class Gateway(ABC):
     def save_method(self, request: MethodRequest) -> SavedMethod:
         """Exchange what the shopper gave for a token.
 
-        Raises MethodDeclined, MethodInvalid, NotExecuted or OutcomeUnknown. A token nobody uses is
-        harmless, so an unknown outcome may simply be tried again.
+        Raises MethodDeclined, MethodInvalid, NotExecuted or OutcomeUnknown. An unused token does no
+        harm, so the caller may simply repeat it.
         """
 
     @abstractmethod
@@ -458,10 +451,10 @@ class Gateway(ABC):
         """Authorize, and capture unless told not to. Raises NotExecuted or OutcomeUnknown."""
 
     def complete(self, request: ChangeRequest) -> Charge:
-        """Go on with a charge that is `approved`. Raises NotExecuted or OutcomeUnknown.
+        """Complete a charge that its shopper has approved. Raises NotExecuted or OutcomeUnknown.
 
-        Only gateways that answer `approved` need it. A completion of what is complete, by
-        whichever request, answers with what the books show.
+        Only gateways that return `approved` need it. For a charge that is complete it returns the
+        state.
         """
         raise Refused("this gateway completes charges by itself")
 
@@ -475,7 +468,7 @@ class Gateway(ABC):
 
     @abstractmethod
     def void(self, request: ChangeRequest) -> Charge:
-        """Give up an authorization, or a charge that waits for the shopper.
+        """Cancel an authorization, or a charge that waits for the shopper.
 
         A gateway that only answers "received" returns `processing`. Raises NotExecuted or
         OutcomeUnknown.
@@ -483,28 +476,28 @@ class Gateway(ABC):
 
     @abstractmethod
     def refund(self, request: RefundRequest) -> Refund:
-        """Give back `amount` of what was captured. Raises NotExecuted or OutcomeUnknown."""
+        """Refund `amount` of a captured charge. Raises NotExecuted or OutcomeUnknown."""
 
     @abstractmethod
     def look_up(self, query: ChargeLookup) -> Charge | None:
-        """What became of a charge, or of a change of it.
+        """The state of a charge after a request whose outcome is unknown.
 
-        None is a promise: the request with this key had no effect and will have none, however
-        late it may still arrive. A gateway that cannot promise that (yet) raises OutcomeUnknown.
-        Without `query.resend` it sends nothing that could move money. The charge comes with its
-        refunds where one answer shows both, so that those made outside are found.
+        None is a promise: the request had no effect and will have none, however late it arrives.
+        Raises OutcomeUnknown while the adapter cannot promise that. Without `query.resend` it
+        sends nothing that could move money. If one answer shows the charge and its refunds, it
+        returns both, so that the service finds refunds that were made outside.
         """
 
     @abstractmethod
     def look_up_refund(self, query: RefundLookup) -> Refund | None:
-        """What became of a refund; None is the same promise as in `look_up`."""
+        """The state of a refund; None is the same promise as in `look_up`."""
 
     def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
         """A page of the charges that were made, refunded, captured, canceled or disputed since
         then (None: ever), in any order; one that is listed twice does no harm.
 
-        For gateways with the capability `lists_charges`, or `lists_disputes`: then it is the
-        charges that were disputed. Raises NotExecuted or OutcomeUnknown.
+        With the capability `lists_disputes` it lists only charges that were disputed. Raises
+        NotExecuted or OutcomeUnknown.
         """
         raise Refused("this gateway cannot list its charges")
 
@@ -512,8 +505,8 @@ class Gateway(ABC):
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
         """Verify a webhook and read it, in one call.
 
-        Raises SignatureInvalid; OutcomeUnknown when the gateway had to be asked and did not answer.
+        Raises SignatureInvalid, or OutcomeUnknown if it had to call the gateway in vain.
         """
 
     def close(self) -> None:  # noqa: B027 - most have nothing that is open
-        """Close what is open to the gateway; nothing is asked any more."""
+        """Close connections to the gateway. No call follows."""

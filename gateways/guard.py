@@ -1,9 +1,9 @@
-"""What stands between us and a gateway over the network, one for each gateway and process.
+"""Limits the calls to one gateway over the network, so that a slow one does not stop the others.
 
-A slow or broken gateway must not take the others down: at most so many calls to it run at a time
-(the bulkhead), a call has a time limit as a whole, however its bytes trickle in, and after some
-failures in a row it is left alone for a moment (the circuit breaker). What surely was not done is
-tried again, the very same request. Nothing else ever is: that is the reconciler's work.
+Each process has a guard for each gateway. The bulkhead limits how many calls run at a time. Each
+call has a time limit, however slowly its bytes arrive. After consecutive failures the circuit
+breaker makes further calls fail at once. The guard repeats a request only if it was not executed;
+look-ups find the outcome of all others.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from observability.logs import get_logger
 T = TypeVar("T")
 log = get_logger()
 
-# Ten consecutive failures open the breaker. Five seconds later one call finds out whether the
-# gateway is well again.
+# Ten consecutive failures open the breaker. Five seconds later one call tries whether the gateway
+# works again.
 FAILURES: Final = 10
 PAUSE: Final = timedelta(seconds=5)
-# Who finds all slots taken waits for one, with so many others for each slot at most: enough for a
-# burst at a gateway that answers, few enough that one that does not leaves the others their
-# threads (see web/route.py). Half of the time is kept for the call itself.
+# If all slots are taken, at most this many calls for each slot wait. That is enough for a burst at
+# a gateway that answers, and leaves the other gateways their threads if one does not answer (see
+# web/route.py). A call waits for at most half of its time.
 WAITING_PER_SLOT: Final = 5
 SHARE_FOR_WAITING: Final = 0.5
-ATTEMPTS: Final = 3  # of a request that surely was not done
+ATTEMPTS: Final = 3  # of a request that was not executed
 FIRST_PAUSE: Final = 0.1  # seconds before the second attempt, doubled before the third
 LONGEST_PAUSE: Final = 2.0  # seconds, whatever a gateway's Retry-After says
 
@@ -56,7 +56,7 @@ class GatewayGuard:
         self._places = threading.BoundedSemaphore(concurrency * (1 + WAITING_PER_SLOT))
         self._slots = threading.BoundedSemaphore(concurrency)
         self._threads = ThreadPoolExecutor(concurrency, thread_name_prefix=f"gateway-{name}")
-        self._probe = threading.Lock()  # held by the one call that finds out whether it is over
+        self._probe = threading.Lock()  # held by the one call that tries a half-open breaker
         self._breaker = CircuitBreaker(
             failure_threshold=FAILURES,
             recovery_timeout=PAUSE.total_seconds(),
@@ -65,8 +65,8 @@ class GatewayGuard:
         )
 
     def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
-        """Make the call. Raises what it raises; NotExecuted when it was not made at all;
-        OutcomeUnknown when it did not end in time."""
+        """Make the call. Raises what the call raises, NotExecuted if it was not made, and
+        OutcomeUnknown if it did not end in time."""
         budget = self._timeout if seconds is None else min(seconds, self._timeout)
         deadline = time.monotonic() + budget
         attempts = Retrying(
@@ -102,7 +102,7 @@ class GatewayGuard:
         wait = (deadline - time.monotonic()) * SHARE_FOR_WAITING
         if wait <= 0 or not self._slots.acquire(timeout=wait):
             raise NotExecuted("no call to this gateway has ended in time")
-        # The slot is the thread's: a call that we do not wait for any longer still holds it.
+        # The thread holds the slot, even after we stop waiting for the call.
         running = self._threads.submit(contextvars.copy_context().run, call)
         running.add_done_callback(lambda _: self._slots.release())
         try:
@@ -113,7 +113,7 @@ class GatewayGuard:
         except (OutcomeNotShown, NotExecuted) as error:
             if isinstance(error, RetryLater):
                 self._count(error)
-            raise  # the others may not even have asked, and say nothing about its health
+            raise  # the others say nothing about the health of the gateway
         except Exception as error:
             self._count(error)
             raise
@@ -121,7 +121,7 @@ class GatewayGuard:
         return result
 
     def _count(self, error: Exception | None) -> None:
-        """Tell the breaker how a call ended."""
+        """Report the end of a call to the breaker."""
         was_closed = self._breaker.closed
         with contextlib.suppress(Exception), self._breaker:
             if error is not None:

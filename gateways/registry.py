@@ -1,4 +1,4 @@
-"""The gateways that are switched on, by name, and which of them takes what."""
+"""The gateways that are enabled, and the choice among them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gateways.base import Gateway, PaymentType
 from gateways.guard import GatewayGuard
 from gateways.routing import Route, read_routes
 
-# Read when they are switched on: the SDK of a gateway that nobody uses need not be loaded.
+# Imported when they are enabled: nobody loads the SDK of a gateway that is not used.
 AVAILABLE: Final[Mapping[str, str]] = {
     "sandbox": "gateways.sandbox:SandboxGateway",
     "stripe": "gateways.stripe:StripeGateway",
@@ -31,7 +31,7 @@ class Gateways:
 
     @staticmethod
     def check(settings: Settings) -> None:
-        """Raises ConfigurationError for what no gateway can be made of."""
+        """Raises ConfigurationError for settings that are missing or invalid."""
         adapters = [_load(name) for name in settings.gateway_names]
         for adapter in adapters:
             adapter.check(settings)
@@ -40,7 +40,7 @@ class Gateways:
 
     @classmethod
     def from_settings(cls, settings: Settings, engine: sqlalchemy.Engine) -> Gateways:
-        """Raises ConfigurationError for what no gateway can be made of."""
+        """Raises ConfigurationError for settings that are missing or invalid."""
         cls.check(settings)
         gateways = []
         for name in settings.gateway_names:
@@ -65,7 +65,7 @@ class Gateways:
     def choose(
         self, payment_type: PaymentType, currency: str, country: str | None
     ) -> Gateway | None:
-        """The gateway of the first route that fits, or else the first that takes this type."""
+        """The gateway of the first route that fits, else the first that takes this payment type."""
         routed = (
             self.by_name[route.gateway]
             for route in self.routes
@@ -84,7 +84,7 @@ class Gateways:
 
 
 def _load(name: str) -> Any:
-    """The adapter behind a name of ours, or behind "module:Class" for one from outside."""
+    """The class of an adapter: of this service by its name, any other as "module:Class"."""
     module, _, attribute = AVAILABLE.get(name, name).partition(":")
     try:
         return getattr(import_module(module), attribute) if attribute else _unknown(name)

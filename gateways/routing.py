@@ -1,13 +1,13 @@
-"""Which gateway takes a payment method: a table in one file, which a person can read.
+"""Chooses the gateway of a payment method by a table in a file.
 
-    # routes.toml: the first route that fits is taken. What a route leaves out, it does not mind.
+    # routes.toml: the first route that fits decides. A field that a route leaves out fits always.
     [[route]]
     payment_type = "card"
     country = ["NL", "BE"]
     gateway = "adyen"
 
-A `gateway` in the request wins over the table. Where no route fits, the first gateway of GATEWAYS
-that takes the type is the one.
+A `gateway` in the request wins over the table. If no route fits, the first gateway of GATEWAYS that
+takes the payment type is chosen.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gateways.base import PaymentType
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib  # the same library, before it came with Python
+    import tomli as tomllib  # the same library for older Pythons
 
 
 def _listed(value: Any) -> Any:
@@ -47,7 +47,7 @@ class Route(BaseModel):
     country: Annotated[frozenset[Code2] | None, BeforeValidator(_listed)] = None
 
     def fits(self, payment_type: PaymentType, currency: str, country: str | None) -> bool:
-        """Whether this route is for such a method. A country that is not known fits no country."""
+        """Whether this route fits a method. An unknown country fits no route with a country."""
         return (
             (self.payment_type is None or payment_type in self.payment_type)
             and (self.currency is None or currency in self.currency)
@@ -62,8 +62,11 @@ class _Table(BaseModel):
 
 
 def read_routes(path: Path, gateways: Sequence[str]) -> list[Route]:
-    """The routes of a file, in its order. Raises ConfigurationError: no such file, not TOML, a
-    word that no route has, or a gateway that is not switched on."""
+    """The routes of a file, in its order.
+
+    Raises ConfigurationError for a file that is missing or not TOML, an unknown field, or a
+    gateway that is not enabled.
+    """
     try:
         routes = _Table.model_validate(tomllib.loads(path.read_text())).route
     except OSError as error:

@@ -1,8 +1,7 @@
-"""HTTP for adapters without an SDK: one request, and which of its failures leave no doubt.
+"""HTTP for adapters without an SDK.
 
-Whatever fails before the first byte of the request was sent is `RetryLater`; everything after that
-is `OutcomeUnknown`. Whole answers below 500 go back to the adapter, which knows its gateway's
-words.
+A failure before the first byte was sent raises `RetryLater`, any later one `OutcomeUnknown`. A
+complete answer below 500 is returned, for the adapter to read.
 """
 
 from __future__ import annotations
@@ -20,8 +19,8 @@ from gateways.base import OutcomeUnknown, RetryLater
 Body = Mapping[str, Any] | Sequence[Mapping[str, Any]]  # sent as JSON
 
 CONNECT_SECONDS = 3.05  # just over TCP's first retransmission
-# Idle connections are dropped before gateways drop them: a request on a connection that was just
-# closed would be an unknown outcome.
+# We close idle connections before gateways do. A request on a connection that was just closed has
+# an unknown outcome.
 KEEPALIVE_SECONDS = 4.0
 MAX_BYTES = 8_000_000  # a list of a hundred charges has less than one
 
@@ -38,7 +37,7 @@ NOT_SENT = (
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """A whole answer below 500: its status, its JSON object, and its headers."""
+    """A complete answer below 500: its status, its JSON object and its headers."""
 
     status: int
     body: Mapping[str, Any]
@@ -50,12 +49,7 @@ class Transport:
 
     def __init__(self, base_url: str, *, timeout: float) -> None:
         self._timeout = timeout
-        self._client = httpx.Client(
-            base_url=base_url.rstrip("/"),
-            timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
-            limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
-            follow_redirects=False,
-        )
+        self._client = new_client(timeout, base_url)
 
     def close(self) -> None:
         self._client.close()
@@ -70,8 +64,8 @@ class Transport:
         form: Mapping[str, str] | None = None,
         auth: tuple[str, str] | None = None,
     ) -> Reply:
-        """Raises RetryLater when nothing was sent, or for 429; OutcomeUnknown for everything but a
-        whole JSON answer below 300 or between 400 and 499."""
+        """Raises RetryLater if nothing was sent or for 429, OutcomeUnknown for everything but a
+        complete JSON object with a status below 300 or from 400 to 499."""
         status, answered, content = fetch(
             self._client,
             self._timeout,
@@ -95,13 +89,22 @@ class Transport:
         return Reply(status, found, answered)
 
 
+def new_client(timeout: float, base_url: str = "") -> httpx.Client:
+    """A connection pool with the time limits of all gateways. It follows no redirects."""
+    return httpx.Client(
+        base_url=base_url.rstrip("/"),
+        timeout=httpx.Timeout(timeout, connect=min(CONNECT_SECONDS, timeout)),
+        limits=httpx.Limits(keepalive_expiry=KEEPALIVE_SECONDS),
+        follow_redirects=False,
+    )
+
+
 def fetch(
     client: httpx.Client, seconds: float, method: str, url: str, **request: Any
 ) -> tuple[int, Mapping[str, str], bytes]:
-    """The status, headers and body of a whole answer, in about so many seconds.
+    """The status, headers and body of a complete answer, in about so many seconds.
 
-    Raises RetryLater when nothing was sent; OutcomeUnknown when something was and no whole answer
-    came.
+    Raises RetryLater if nothing was sent, OutcomeUnknown if no complete answer came.
     """
     deadline, content = time.monotonic() + seconds, bytearray()
     try:
@@ -109,9 +112,9 @@ def fetch(
             for part in answer.iter_bytes():
                 content += part
                 if len(content) > MAX_BYTES:
-                    raise OutcomeUnknown("an answer that does not end")
+                    raise OutcomeUnknown("the answer is too large")
                 if time.monotonic() > deadline:  # the client's own limit is for each part
-                    raise OutcomeUnknown("an answer that trickles")
+                    raise OutcomeUnknown("the answer is too slow")
             return answer.status_code, answer.headers, bytes(content)
     except NOT_SENT as error:
         raise RetryLater(type(error).__name__) from None

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import httptools
 from uvicorn.config import Config
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
@@ -171,8 +172,11 @@ class LimitedProtocol(HttpToolsProtocol):
         """A target like http://host/path names the host that the Host header names."""
         if self.url == b"*" and self.parser.get_method() == b"OPTIONS":
             return
-        authority = self.url.partition(b"://")[2].partition(b"/")[0].lower()
-        if [authority] != [value.lower() for name, value in self.headers if name == b"host"]:
+        scheme, _, rest = self.url.lower().partition(b"://")
+        authority = rest.partition(b"/")[0]
+        if scheme not in (b"http", b"https") or [authority] != [
+            value.lower() for name, value in self.headers if name == b"host"
+        ]:
             raise self._because(_invalid("Host", "The request line names another host"))
 
     def _because(self, problem: ServiceError) -> ServiceError:
@@ -376,7 +380,14 @@ def install() -> None:
     It changes uvicorn's class itself, because uvicorn has chosen it before it imports `main`.
     """
 
-    def make(cls: type[HttpToolsProtocol], *_: Any, app_state: dict[str, Any], **__: Any) -> Any:
-        return object.__new__(LimitedProtocol if "connections" in app_state else cls)
+    def make(
+        cls: type[asyncio.Protocol], *_: Any, app_state: dict[str, Any], **options: Any
+    ) -> Any:
+        if "connections" not in app_state:
+            return object.__new__(cls)
+        if issubclass(LimitedProtocol, cls):
+            return object.__new__(LimitedProtocol)  # Python goes on to its __init__
+        return LimitedProtocol(app_state=app_state, **options)
 
-    HttpToolsProtocol.__new__ = make  # type: ignore[method-assign,assignment]
+    for cls in (HttpToolsProtocol, H11Protocol):
+        cls.__new__ = make  # type: ignore[method-assign,assignment]

@@ -22,12 +22,14 @@ _BRAND: Final = re.compile("|".join(f"({prefix})" for prefix, _ in _BRANDS))
 
 _DOUBLED: Final = (0, 2, 4, 6, 8, 1, 3, 5, 7, 9)  # the digits of twice the digit, added up
 
-# Where people type: spaces and dashes of any kind between the digits.
-_TYPED: Final = re.compile(r"[0-9](?:[\s\u2010-\u2015\u2212-]*[0-9]){13,}")
+# Spaces and dashes of any kind, those too that nobody sees: what is copied from a page has some.
+_SPACES: Final = r"\s\u00ad\u200b-\u200d\u2010-\u2015\u2043\u2060\u2212\ufe58\ufe63\ufeff\uff0d-"
+# Where people type.
+_TYPED: Final = re.compile(rf"[0-9](?:[{_SPACES}]*[0-9]){{13,}}")
 # In text from elsewhere: encoded, escaped, or with other signs between.
 _GAP: Final = (
-    r"(?:[\s._+/\u2010-\u2015\u2212-]|%(?:C2%A0|E2%80%9[0-5]|20|2B|2D|2E|5F)"
-    r"|\\(?:xa0|u00a0|u201[0-5]|t|n))"
+    rf"(?:[._+/{_SPACES}]|%(?:C2%A[0D]|E2%80%(?:8[B-D]|9[0-5])|EF%BB%BF|20|2B|2D|2E|5F)"
+    r"|\\(?:x[aA][0dD]|u00a[0d]|u200[b-d]|u201[0-5]|u2060|ufeff|t|n))"
 )
 _WRITTEN: Final = re.compile(rf"[0-9](?:{_GAP}{{0,3}}[0-9]){{13,}}", re.IGNORECASE)
 _GAPS: Final = re.compile(_GAP, re.IGNORECASE)

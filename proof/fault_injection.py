@@ -77,7 +77,7 @@ def _with_bad_days(gateway: Any) -> None:
     def look_up_badly(self: Any, query: Any) -> Any:
         if random.random() < UNANSWERED:  # noqa: S311 - no secret
             raise OutcomeNotShown("no answer")
-        if query.resend and is_sent_again(query.key):
+        if query.resend and is_sent_again(query.request.key):
             request = query.request
             operation = getattr(request, "operation", "charge")
             with suppress(NotExecuted):  # it was fenced, or cannot be done any more
@@ -85,7 +85,7 @@ def _with_bad_days(gateway: Any) -> None:
         return look_up(self, query)
 
     def look_up_refund_badly(self: Any, query: Any) -> Any:
-        if query.resend and is_sent_again(query.key):
+        if query.resend and is_sent_again(query.request.key):
             with suppress(NotExecuted):
                 return self.refund(query.request)
         return look_up_refund(self, query)

@@ -24,7 +24,8 @@ from web.route import GatewaysDep, SandboxDep, ServiceRoute, service_url
 
 router = APIRouter(prefix="/sandbox", tags=["Sandbox"], route_class=ServiceRoute)
 
-# Works without JavaScript, loads nothing, posts only to this service.
+# Works without JavaScript, loads nothing, posts only to this service, under whatever prefix a proxy
+# serves it.
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'",
     "Referrer-Policy": "no-referrer",
@@ -58,8 +59,8 @@ PAGE = """<!doctype html>
 """
 QUESTION = """<p class="amount">{amount}</p>
 <small>EStore &middot; order {order_id} &middot; sandbox, no real money</small>
-<form method="post" action="{path}/approve"><button class="approve">Approve</button></form>
-<form method="post" action="{path}/decline"><button>Decline</button></form>"""
+<form method="post" action="{reference}/approve"><button class="approve">Approve</button></form>
+<form method="post" action="{reference}/decline"><button>Decline</button></form>"""
 RESULT = """<p class="amount">{amount}</p>
 <small>EStore &middot; order {order_id}. You can close this page.</small>"""
 TITLES = {
@@ -102,12 +103,12 @@ def list_charges(
 
 
 @router.get("/actions/{reference}", include_in_schema=False)
-def show_action(request: Request, sandbox: SandboxDep, reference: str) -> Response:
+def show_action(sandbox: SandboxDep, reference: str) -> Response:
     """The page that a payment in `requires_action` sends its shopper to."""
     row = sandbox.action(reference)
     if row is None:
         raise NotFound
-    return _page(row, request.url.path)
+    return _page(row)
 
 
 @router.post("/actions/{reference}/{decision}", include_in_schema=False)
@@ -131,15 +132,15 @@ def answer_action(
         lookups.look_up_payment(session, request.app.state.lookup_rules, payment)
     if row.return_url and row.return_url != f"{service_url(request)}{RETURN_PAGE}":
         return RedirectResponse(row.return_url, status_code=303)
-    return _page(row, request.url.path)  # which says more than the one for all gateways
+    return _page(row)  # which says more than the one for all gateways
 
 
-def _page(row: Row[Any], path: str) -> Response:
+def _page(row: Row[Any]) -> Response:
     waiting = row.status == "requires_action"
     content = (QUESTION if waiting else RESULT).format(
         amount=escape(format_money(row.amount, row.currency)),
         order_id=row.order_id,
-        path=escape(path),
+        reference=escape(row.reference),
     )
     title = "Approve this payment?" if waiting else TITLES[row.status]
     return HTMLResponse(PAGE.format(title=title, content=content), headers=PAGE_HEADERS)

@@ -93,14 +93,14 @@ def receive(
 
 
 def connect_gateways(engine: Engine, gateways: Gateways) -> None:
-    """Give gateways a way to recognize deliveries; see `Gateway.is_known`."""
+    """Let gateways know which deliveries were taken before; see `Gateway.is_known_delivery`."""
 
     def is_known(name: str, delivery_id: str) -> bool:
         with new_session(engine) as session, phase(session):
             return crud.is_known_delivery(session, name, delivery_id)
 
     for name, gateway in gateways.by_name.items():
-        gateway.is_known = partial(is_known, name)
+        gateway.is_known_delivery = partial(is_known, name)
 
 
 def _store(session: Session, name: str, event: GatewayEvent, payment_id: int | None) -> bool:
@@ -155,9 +155,9 @@ def _apply(
             request_review(
                 session, by, order, payment, "state_contradicts", f"{event.type} {event.id}"
             )
-    if event.review:
+    if event.needs_review:
         request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
-    if event.ask:
+    if event.needs_lookup:
         leases.schedule_lookup(payment, "now")
         for refund in crud.lock_pending_refunds(session, payment.id):
             leases.schedule_lookup(refund, "now")

@@ -72,7 +72,7 @@ def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> 
         payment_id=payment.id,
         amount=payment.operation_amount,
         currency=payment.currency,
-        charged=payment.amount,
+        charge_amount=payment.amount,
         capture=payment.capture_method == "automatic",
         fault=fault,
     )
@@ -90,9 +90,9 @@ def completion_request(
         payment_id=payment.id,
         amount=payment.amount,
         currency=payment.currency,
-        charged=payment.amount,
+        charge_amount=payment.amount,
         capture=payment.capture_method == "automatic",
-        returned=returned or {},
+        redirect_params=returned or {},
     )
 
 

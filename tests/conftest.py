@@ -23,8 +23,47 @@ import main
 import postgres_server
 from config import Settings, load_settings
 from tests.support.clients import Api
+from tests.support.paths import ROOT
 
 pytest_plugins = ["tests.support.shop", "tests.support.quiet"]
+
+
+# What takes longest begins first, so that no worker is left alone with it at the end.
+LONGEST = [
+    "proof/test_proof.py",
+    "conformance/test_contract_external.py",
+    "proof/test_guards_under_kills.py",
+    "proof/test_guards.py",
+    "conformance/test_contract_paypal.py",
+    "conformance/test_contract_stripe.py",
+    "conformance/test_contract_adyen.py",
+    "web/test_naughty_strings.py",
+    "workers/test_quiet.py",
+    "database/test_dead_connections.py",
+    "services/test_real_gateways.py",
+    "services/test_outside.py",
+    "settlement/test_faults.py",
+    "services/test_reconcile.py",
+    "test_startup.py",
+    "services/test_gateway_outside.py",
+    "web/test_fuzz.py",
+    "test_postgres_server.py",
+    "database/test_releases.py",
+]
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """Twice as many as there are cores: most tests wait for somebody."""
+    return 2 * (os.cpu_count() or 1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest; mark what needs a database."""
+    rank = {ROOT / "tests" / name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path, len(rank)))
+    for item in items:
+        if "postgres_url" in getattr(item, "fixturenames", ()):
+            item.add_marker("database")
 
 
 @pytest.fixture(scope="session")

@@ -57,11 +57,11 @@ def expected(action: str, caller: tuple[str, str] | None, parameters: set[str]) 
         return "open"
     if caller is None:
         return "who is it?"
-    user, scope = caller
+    user, scopes = caller[0], [word for word in caller[1].split() if word.endswith(":manage")]
 
     def may(action: str) -> bool:
         who = RULES[action]
-        return (OWNER in who and user == "olivia") or any(word in who for word in scope.split())
+        return (OWNER in who and user == "olivia") or any(scope in who for scope in scopes)
 
     if may(action):
         return "open"

@@ -8,13 +8,15 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
 import auth
+import main
 import postgres_server
-from config import load_settings
+from config import Settings, load_settings
 from tests.support.factories import card, order
 from tests.support.processes import (
     HANG,
@@ -131,6 +133,16 @@ def test_two_worker_processes_make_the_database_serve_and_end_together(
         assert_ended_by_itself(service, service.stop())
         assert service.text.count("Application shutdown complete") == 2
     wait_until_gone(data_dir)
+
+
+def test_a_worker_that_starts_slowly_is_given_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing while it imports; killed for that it would start again, for ever."""
+    given: dict[str, Any] = {}
+    monkeypatch.setattr("uvicorn.run", lambda *_, **options: given.update(options))
+    monkeypatch.setattr(main, "get_settings", lambda: Settings(_env_file=None, workers=2))
+    main.serve()
+    assert given["workers"] == 2
+    assert given["timeout_worker_healthcheck"] >= 30
 
 
 def test_uvicorn_starts_the_same_service_and_two_of_them_share_one_folder(

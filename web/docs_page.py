@@ -15,11 +15,14 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+import anyio.to_thread
 import fastapi_offline
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html
-from starlette.responses import HTMLResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
 from uvicorn.main import main as uvicorn_command
 
 import auth
@@ -28,6 +31,7 @@ from errors import catalog
 from gateways.sandbox import FAULTS, SLOW_PATTERN
 from settlement.idempotency import STORED_ERRORS
 from web.problems import PROBLEM_SCHEMA, VALIDATION_RULES
+from web.route import PUBLIC, limiter
 
 DESCRIPTION = """
 Payment methods, orders, and charges that happen exactly once.
@@ -96,8 +100,11 @@ PAGE = Path(__file__).with_name("docs_page.html").read_text(encoding="utf-8")
 DEVELOPMENT_ONLY = re.compile("<!-- development -->.*<!-- /development -->", re.DOTALL)
 # As browsers write it; names under localhost may be other developers' pages.
 LOOPBACK_HOST = re.compile(r"(localhost|127(\.\d{1,3}){3}|\[::1\])(:\d{1,5})?", re.ASCII | re.I)
-PROXY_HEADERS = {"origin", "forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip"}
+PROXY_HEADERS = re.compile(
+    "origin|forwarded|via|x-forwarded(-.*)?|x-(real|client)-ip|true-client-ip|cf-.*|cdn-loop"
+)
 ASSETS = Path(fastapi_offline.__file__).with_name("static")
+MAX_ASSET_PATH = 255
 ASSETS_MAX_AGE = 24 * 3600  # seconds; their addresses do not name the package's version
 
 # Both pages style inline; ReDoc searches in a worker that it makes from a blob.
@@ -147,6 +154,20 @@ def install(app: FastAPI, settings: Settings) -> None:
     takes_faults = "sandbox" in settings.gateway_names and not settings.production
     document = functools.cache(lambda: _complete(generate(), takes_faults))
     app.openapi = document  # type: ignore[method-assign]
+
+    @functools.cache
+    def render(root_path: str) -> bytes:
+        servers = [{"url": root_path}] if root_path else []
+        content = document() | {"servers": servers + document()["servers"]}
+        return bytes(JSONResponse(content).body)
+
+    async def openapi(request: Request) -> Response:
+        # Anybody may ask, and the first time takes a third of a second: nobody waits meanwhile.
+        root_path = request.scope["root_path"].rstrip("/")
+        body = await anyio.to_thread.run_sync(render, root_path, limiter=limiter(*PUBLIC))
+        return Response(body, media_type="application/json")
+
+    app.add_route("/openapi.json", openapi, include_in_schema=False)
     app.mount("/docs/assets", _Assets(directory=ASSETS), name="assets")
     app.add_route("/docs", swagger_ui, include_in_schema=False)
     app.add_route("/redoc", redoc, include_in_schema=False)
@@ -180,6 +201,11 @@ def print_greeting(settings: Settings) -> None:
 class _Assets(StaticFiles):
     """The files of the two pages. A missing one is HTTPException(404), like any other path."""
 
+    def get_path(self, scope: Scope) -> str:
+        if len(scope["path"]) > MAX_ASSET_PATH:
+            raise HTTPException(404)  # each of its parts would be looked up
+        return super().get_path(scope)
+
     def file_response(self, *args: Any, **options: Any) -> Response:
         response = super().file_response(*args, **options)
         response.headers["Cache-Control"] = f"public, max-age={ASSETS_MAX_AGE}"
@@ -203,7 +229,9 @@ def _is_developer(request: Request) -> bool:
         and len(hosts) == 1
         and LOOPBACK_HOST.fullmatch(hosts[0]) is not None
         # A visitor sends no Origin; a script of a site that CORS_ORIGINS names does.
-        and PROXY_HEADERS.isdisjoint(request.headers.keys())
+        and not any(map(PROXY_HEADERS.fullmatch, request.headers.keys()))
+        # nginx asks so unless it is told otherwise; no browser does.
+        and request.scope["http_version"] != "1.0"
     )
 
 

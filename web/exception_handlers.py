@@ -137,7 +137,7 @@ def _allowed(request: Request) -> list[str]:
         if any(
             route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes
         )
-    ]
+    ] or ["GET"]  # files, which have no route of ours
     return ["HEAD", *methods] if "GET" in methods else methods  # see middleware/strict_http.py
 
 

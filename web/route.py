@@ -50,7 +50,7 @@ class ServiceRoute(APIRoute):
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self.public = ANYONE in RULES[endpoint.__name__]
         if not inspect.iscoroutinefunction(endpoint):
-            endpoint = _in_thread(endpoint, *(_PUBLIC if self.public else _thread_pool(endpoint)))
+            endpoint = _in_thread(endpoint, *(PUBLIC if self.public else _thread_pool(endpoint)))
         super().__init__(path, endpoint, **options)
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
@@ -67,7 +67,7 @@ class ServiceRoute(APIRoute):
         return authenticated
 
 
-_PUBLIC = ("public", PUBLIC_THREADS)
+PUBLIC = ("public", PUBLIC_THREADS)
 
 
 def _thread_pool(endpoint: Callable[..., Any]) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""A double of Adyen's Checkout API v72: strict, stateful, and as slow to tell outcomes as Adyen.
+"""A double of Adyen's Checkout API v72: strict and stateful. It reports outcomes later, as Adyen.
 
 Captures, voids and refunds are answered "received" whatever becomes of them; the outcome is a
 notification. Nothing can be read back but the cards of a shopper.
@@ -179,7 +179,7 @@ class AdyenDouble(Double):
         self._dispute_event("CHARGEBACK_REVERSED" if won else "SECOND_CHARGEBACK", dispute_id)
 
     def fail_refund(self, refund_reference: str) -> None:
-        """The bank sends a refund back that had been told as done."""
+        """The bank returns a refund that Adyen reported as done."""
         refund = self.refunds[refund_reference]
         assert not refund.failed
         refund.failed = True
@@ -187,7 +187,7 @@ class AdyenDouble(Double):
         self._outcome("REFUND_FAILED", refund, done=True, reason="Refund Failed")
 
     def fail_capture(self, reference: str) -> None:
-        """The bank undoes a capture that had been told as done."""
+        """The bank reverses a capture that Adyen reported as done."""
         payment = self.payment(reference)
         assert payment is not None
         self.notify("CAPTURE_FAILED", payment, psp=new_reference(), original=payment.psp)

@@ -1,4 +1,4 @@
-"""What all doubles have in common: an HTTP server, a log of requests, webhooks to one address."""
+"""The base of all doubles: an HTTP server, a log of requests, webhooks to one address."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from conformance.local_server import LocalServer, write
 
 WEBHOOK_PAUSES = (0.0, 0.3, 1.0, 3.0)  # seconds before each try to deliver a webhook
 
@@ -35,7 +37,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class BookEntry:
-    """A charge in a double's books, in minor units as ISO 4217 counts them."""
+    """A charge in the books of a gateway, in minor units of ISO 4217."""
 
     reference: str
     payment_id: int
@@ -46,73 +48,47 @@ class BookEntry:
     amount_refunded: int
 
 
-class Double:
+class Double(LocalServer):
     """One double, on a port of its own. One request at a time changes its books."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.lock = threading.RLock()
         self.requests: list[Request] = []
-        self.violations: list[str] = []  # what a client must not do, and did
+        self.violations: list[str] = []  # what a client did that the gateway forbids
         self.webhook_url: str | None = None
         self.sent: list[tuple[dict[str, str], bytes]] = []  # every webhook: headers and body
-        double = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do(self) -> None:
-                length = int(self.headers.get("Content-Length") or 0)
-                path, _, query = self.path.partition("?")
-                request = Request(
-                    self.command, path, query, _lower(self.headers), self.rfile.read(length)
-                )
-                with double.lock:
-                    double.requests.append(request)
-                    answer = double.answer(request)
-                self._write(answer)
-
-            do_GET = do_POST = do_DELETE = do_PATCH = do_PUT = do
-
-            def _write(self, answer: Answer) -> None:
-                body = answer.body
-                if body is None:
-                    raw = b""
-                else:
-                    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-                self.send_response(answer.status)
-                for name, value in {
-                    "Content-Type": "application/json",
-                    "Content-Length": str(len(raw)),
-                    **dict(answer.headers),
-                }.items():
-                    self.send_header(name, value)
-                # One write for all: no pause of the kernel between the head and the body.
-                self._headers_buffer.append(b"\r\n" + raw)  # type: ignore[attr-defined]
-                self.flush_headers()
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.server.daemon_threads = True
-        self.base_url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        self.base_url = self.url
 
     def __enter__(self) -> Double:
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        self.stop()
 
-    # What a double of a gateway says ------------------------------------------------------------
+    def handle(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
+        path, _, query = handler.path.partition("?")
+        request = Request(handler.command, path, query, _lower(handler.headers), body)
+        with self.lock:
+            self.requests.append(request)
+            answer = self.answer(request)
+        content = answer.body
+        if content is None:
+            content = b""
+        elif not isinstance(content, bytes):
+            content = json.dumps(content).encode()
+        headers = {"Content-Type": "application/json", **dict(answer.headers)}
+        write(handler, answer.status, headers, content)
+
+    # What each double implements ----------------------------------------------------------------
 
     def answer(self, request: Request) -> Answer:
         """Answer one request. The lock is held."""
         raise NotImplementedError
 
     def approve(self, reference: str, *, yes: bool) -> None:
-        """What the shopper says on the gateway's page."""
+        """Approve or refuse a charge as the shopper does on the gateway's page."""
         raise NotImplementedError
 
     def books(self) -> list[BookEntry]:
@@ -121,7 +97,7 @@ class Double:
     # Webhooks -----------------------------------------------------------------------------------
 
     def send_webhook(self, headers: Mapping[str, str], body: bytes) -> None:
-        """Remember a signed webhook, and deliver it until somebody takes it."""
+        """Store a signed webhook, and deliver it until the receiver accepts it."""
         self.sent.append((dict(headers), body))
         if self.webhook_url is not None:
             threading.Thread(

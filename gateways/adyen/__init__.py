@@ -1,4 +1,4 @@
-"""Adyen (Checkout API v72, no SDK): it takes requests at once and tells their outcome later."""
+"""Adyen (Checkout API v72, no SDK): it reports the outcome of a request by notification."""
 
 from __future__ import annotations
 

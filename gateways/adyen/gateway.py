@@ -1,6 +1,6 @@
-"""The requests that the service makes of Adyen, and what is left to do when an answer is lost.
+"""The Adyen adapter: which requests it sends, and how it looks up lost ones.
 
-What the answers mean stands in `answers`, what is told later in `notifications`.
+`responses.py` reads the answers, `notifications.py` the outcomes that Adyen reports later.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
-from typing import Any, ClassVar, Final, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import quote, urlencode
 
 from sqlalchemy import Engine
@@ -39,19 +39,20 @@ from gateways.base import (
     Refused,
     SavedMethod,
 )
+from gateways.replay import looking_up, replay, require_remembered
 from gateways.transport import Transport
 
 T = TypeVar("T")
 
 TEST_API: Final = "https://checkout-test.adyen.com/v72"  # live accounts have hosts of their own
 # Adyen remembers keys for at least 7 days, by its own clock.
-KEY_LIFE: Final = timedelta(days=6, hours=12)
-BRANDS: Final[Mapping[str, str]] = {"mc": "mastercard", "cup": "unionpay"}  # others as we say
+KEY_LIFETIME: Final = timedelta(days=6, hours=12)
+BRANDS: Final[Mapping[str, str]] = {"mc": "mastercard", "cup": "unionpay"}  # others have our names
 
 ON_SESSION: Final[Mapping[str, Any]] = {
     "recurringProcessingModel": "CardOnFile",
     "channel": "Web",
-    # A link is all that we can hand on: no form to post, nothing to render in the page.
+    # We can only hand on a link: no form to post, no component to render.
     "authenticationData": {"threeDSRequestData": {"nativeThreeDS": "disabled"}},
     "redirectToIssuerMethod": "GET",
     "redirectFromIssuerMethod": "GET",
@@ -62,13 +63,13 @@ CAPTURE_LATER: Final[Mapping[str, Any]] = {"additionalData": {"manualCapture": "
 
 
 class AdyenGateway(Gateway):
-    """A gateway that answers "received": outcomes come by notification and cannot be read."""
+    """Adyen answers "received" and reports the outcome by notification. Nothing can be read."""
 
     name = "adyen"
     capabilities = Capabilities(
         payment_types=frozenset({"card"}), needs_redirect_params=True, can_retrieve=False
     )
-    needs: ClassVar[tuple[str, ...]] = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
+    required_settings = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
 
     def __init__(
         self, transport: Transport, *, api_key: str, merchant_account: str, hmac_keys: list[bytes]
@@ -112,10 +113,10 @@ class AdyenGateway(Gateway):
     # Methods ------------------------------------------------------------------------------------
 
     def save_method(self, request: MethodRequest) -> SavedMethod:
-        """The token is a storedPaymentMethodId, made by Adyen's Drop-in in the shopper's browser.
+        """The token is a storedPaymentMethodId from Adyen's Drop-in in the shopper's browser.
 
-        It has to be one that Adyen keeps for this shopper, or a token that leaked would charge
-        another's card.
+        Adyen must keep it for this shopper. Otherwise a leaked token would charge a stranger's
+        card.
         """
         shopper = request.customer or shopper_reference(request.user_id)
         query = {"merchantAccount": self._merchant_account, "shopperReference": shopper}
@@ -123,7 +124,7 @@ class AdyenGateway(Gateway):
         try:
             answer = accepted(self._transport.send("GET", path, headers=self._headers()))
         except Refused:
-            answer = {}  # a shopper that Adyen does not know
+            answer = {}  # Adyen does not know the shopper
         known = answer.get("storedPaymentMethods")
         for method in known if isinstance(known, list) else []:
             if isinstance(method, Mapping) and method.get("id") == (request.token or ""):
@@ -159,15 +160,15 @@ class AdyenGateway(Gateway):
         return charge_of(answer, expected)
 
     def complete(self, request: ChangeRequest) -> Charge:
-        """Hand over the `redirectResult` that Adyen added to the return URL.
+        """Send the `redirectResult` that Adyen added to the return URL.
 
-        Only the answer tells whether it was the result of this payment; Refused if not: then this
-        payment still waits. Without one nothing can be done: OutcomeUnknown.
+        Raises Refused if it belongs to another payment, which only the answer tells; then this
+        payment still waits. Raises OutcomeNotShown without one.
         """
-        result = request.returned.get("redirectResult")
+        result = request.redirect_params.get("redirectResult")
         if not result:
             raise OutcomeNotShown("without the redirectResult only a notification can tell")
-        # By its content: a wrong result that came first must not stand for the right one.
+        # The key depends on the result, so that the answer to a wrong one does not replay.
         digest = hashlib.sha256(result.encode()).hexdigest()[:16]
         body = {"details": {"redirectResult": result}}
         answer = self._post("/payments/details", body, f"{request.key}-{digest}")
@@ -177,7 +178,7 @@ class AdyenGateway(Gateway):
             raise OutcomeUnknown("the answer does not say which payment it is about")
         if about != reference:
             raise Refused("the redirectResult is of another payment")
-        expected = Expected(reference, request.charged, request.currency, request.capture)
+        expected = Expected(reference, request.charge_amount, request.currency, request.capture)
         return charge_of(answer, expected)
 
     def capture(self, request: ChangeRequest) -> Charge:
@@ -187,10 +188,10 @@ class AdyenGateway(Gateway):
             "reference": references.of_change(request),
         }
         received(self._modify("captures", request, body), request.reference)
-        return _underway(request)
+        return _processing(request)
 
     def void(self, request: ChangeRequest) -> Charge:
-        # By our reference: that of Adyen may only come between this and a repeat of it.
+        # By our reference, because Adyen's may become known between this request and its replay.
         payment = references.of_completed(request)
         body = {
             "merchantAccount": self._merchant_account,
@@ -198,7 +199,7 @@ class AdyenGateway(Gateway):
             "reference": references.of_change(request),
         }
         received(self._post("/cancels", body, request.key), payment)
-        return _underway(request)
+        return _processing(request)
 
     def refund(self, request: RefundRequest) -> Refund:
         body = {
@@ -213,33 +214,34 @@ class AdyenGateway(Gateway):
         reference = received(answer, request.reference)
         return Refund(reference, "pending", *amount, refund_id=request.refund_id)
 
-    # Questions ----------------------------------------------------------------------------------
+    # Look-ups -----------------------------------------------------------------------------------
 
+    @looking_up()
     def look_up(self, query: ChargeLookup) -> Charge | None:
-        """Repeat what was not answered, under its key; nothing at Adyen can be read.
+        """Replay the request, because nothing at Adyen can be read (see `_replay`).
 
-        The same goes for a charge that waits for its shopper: Adyen answers again where to send
-        them. Without `query.resend` nothing is sent, and OutcomeNotShown is raised (see `_repeat`).
+        For a charge that waits for its shopper Adyen answers with the redirect again.
         """
         request = query.request
         if isinstance(request, ChargeRequest):
             if query.reference is not None and not references.is_ours(query.reference):
                 raise OutcomeNotShown("a payment cannot be read; its notification tells")
-            state = _repeat(lambda: self.charge(request), query)
+            state = _replay(lambda: self.charge(request), query)
             waits = query.reference is not None
         else:
             change = {"capture": self.capture, "void": self.void, "complete": self.complete}
-            state = _repeat(lambda: change[request.operation](request), query)
+            state = _replay(lambda: change[request.operation](request), query)
             waits = request.operation == "complete"
-        if state is None and waits:  # None would say that the charge itself never was
-            raise OutcomeNotShown("the repeat was refused; the charge waits on")
+        if state is None and waits:  # None would mean that the charge was never made
+            raise OutcomeNotShown("the replay was refused; the charge still waits")
         return state
 
+    @looking_up()
     def look_up_refund(self, query: RefundLookup) -> Refund | None:
-        """As in `look_up`; the repeat of a known refund is answered "pending" again."""
-        state = _repeat(lambda: self.refund(query.request), query)
+        """As in `look_up`. Adyen answers the replay of a refund that it knows with "pending"."""
+        state = _replay(lambda: self.refund(query.request), query)
         if state is None and query.reference is not None:
-            raise OutcomeNotShown("the repeat was refused, but the refund had been received")
+            raise OutcomeNotShown("the replay was refused, but Adyen had received the refund")
         return state
 
     # Webhooks -----------------------------------------------------------------------------------
@@ -247,7 +249,7 @@ class AdyenGateway(Gateway):
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
         return event_of(verify(body, self._hmac_keys, self._merchant_account))
 
-    # Inside -------------------------------------------------------------------------------------
+    # HTTP ---------------------------------------------------------------------------------------
 
     def _headers(self, key: str | None = None) -> dict[str, str]:
         headers = {"x-API-key": self._api_key}
@@ -259,8 +261,7 @@ class AdyenGateway(Gateway):
     def _modify(
         self, what: str, request: ChangeRequest | RefundRequest, body: Mapping[str, Any]
     ) -> Mapping[str, Any]:
-        """Ask for a change of a payment. Raises NotExecuted while Adyen's reference is not
-        known."""
+        """Change a payment. Raises NotExecuted while Adyen's reference of it is not known."""
         if references.is_ours(request.reference):
             raise NotExecuted("Adyen has not told its reference of the payment yet")
         payment = quote(request.reference, safe="")
@@ -268,7 +269,7 @@ class AdyenGateway(Gateway):
 
 
 def shopper_reference(user_id: str) -> str:
-    """Adyen's name for one of our users. It must not tell who that is, and never changes."""
+    """The shopperReference of a user: it identifies nobody to Adyen, and never changes."""
     return f"estore-{hashlib.sha256(user_id.encode()).hexdigest()[:32]}"
 
 
@@ -290,28 +291,22 @@ def _amount(amount: int, currency: str) -> dict[str, Any]:
     return found
 
 
-def _underway(request: ChangeRequest) -> Charge:
-    return Charge(request.reference, "processing", request.charged, request.currency)
+def _processing(request: ChangeRequest) -> Charge:
+    return Charge(request.reference, "processing", request.charge_amount, request.currency)
 
 
-def _repeat(call: Callable[[], T], query: ChargeLookup | RefundLookup) -> T | None:
-    """Repeat a request under its key; None if that was refused, for then the first was too.
+def _replay(call: Callable[[], T], query: ChargeLookup | RefundLookup) -> T | None:
+    """Replay a request while `query.resend` allows it; afterwards only a notification can tell.
 
-    Once it must not be repeated any more there is no way to make sure that it never happens. Adyen
-    does not document what it answers to a known key with another request, so the key cannot be
-    used up. A technical cancel stops nothing that arrives after it, does nothing to a charge that
-    is captured at once, and would give up an authorization whose notification is only late.
+    There is no fence. Adyen does not document how it answers a known key with another request, so
+    the key cannot be used up. A technical cancel does not stop a request that arrives after it,
+    has no effect on a charge that is captured at once, and would void an authorization whose
+    notification is only late.
     """
     if not query.resend:
         raise OutcomeNotShown("it is not sent again; its notification tells")
-    if datetime.now(timezone.utc) - query.requested_at > KEY_LIFE:
-        raise OutcomeNotShown("Adyen may have forgotten the key")
-    try:
-        return call()
-    except Refused:
-        return None
-    except NotExecuted as error:  # says nothing about the first request
-        raise OutcomeUnknown(f"the repeat was not done: {error}") from None
+    require_remembered(datetime.now(timezone.utc) - query.requested_at, KEY_LIFETIME)
+    return replay(call)
 
 
 def _saved_card(method: Mapping[str, Any], shopper: str) -> SavedMethod:

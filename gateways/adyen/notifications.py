@@ -1,7 +1,7 @@
-"""Adyen's standard webhook: its signature, and what its events mean for a payment of ours.
+"""Adyen's standard webhook: verifies the signature, then reads the event.
 
-Only the eight signed fields decide anything about money. The others (`reason`, `additionalData`)
-could be changed by whoever gets hold of a notification, and only choose words.
+Only the eight signed fields decide about money. An attacker could change the others (`reason`,
+`additionalData`); they only choose a decline code.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ TECHNICAL_CANCEL: Final = "TECHNICAL_CANCEL"  # the outcome of a cancel by our r
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """A notification as it was signed, and the reason that was sent along."""
+    """The signed fields of a notification, and its reason, which is not signed."""
 
     psp_reference: str
     original_reference: str  # of the payment, where the event is about a change of one
@@ -89,7 +89,7 @@ class Notification:
     reason: str
 
     @property
-    def done(self) -> bool:
+    def succeeded(self) -> bool:
         return self.success == "true"
 
     @property
@@ -97,17 +97,17 @@ class Notification:
         """Adyen's reference of the payment, or ours until it has one."""
         if self.original_reference:
             return self.original_reference
-        # What is canceled while it waits for the shopper may have no reference of Adyen's yet.
-        gave_up_offer = self.event_code == TECHNICAL_CANCEL and is_ours(self.merchant_reference)
-        return self.merchant_reference if gave_up_offer else self.psp_reference
+        # A charge that is canceled while it waits for the shopper may have none of Adyen's yet.
+        canceled_offer = self.event_code == TECHNICAL_CANCEL and is_ours(self.merchant_reference)
+        return self.merchant_reference if canceled_offer else self.psp_reference
 
     @property
-    def ours(self) -> Reference | None:
+    def ours(self) -> Reference:
         return read(self.merchant_reference)
 
     @property
     def amount(self) -> tuple[int, str] | None:
-        """Our minor units and the currency; None if we cannot hold that."""
+        """Our minor units and the currency; None if our minor units cannot express it."""
         return read_amount({"value": self.value, "currency": self.currency})
 
 
@@ -115,12 +115,12 @@ class Notification:
 
 
 def verify(body: bytes, keys: Sequence[bytes], merchant_account: str) -> Notification:
-    """The notification in a body, if it was signed with one of the keys and is for this account.
+    """The notification in a body that is signed with one of the keys and is for this account.
 
-    The signature stands inside of what it signs, so the JSON has to be read first. Raises
-    SignatureInvalid for everything else, also for more than one item: as JSON, Adyen sends one
-    (https://docs.adyen.com/development-resources/webhooks/webhook-types), and half of a batch
-    must not be taken on when the other half is refused.
+    The signature is inside the JSON, so the JSON is parsed first. Raises SignatureInvalid for
+    everything else, also for more than one item. Adyen sends one item as JSON
+    (https://docs.adyen.com/development-resources/webhooks/webhook-types), and we cannot accept
+    half of a batch.
     """
     try:
         (wrapped,) = json.loads(body)["notificationItems"]
@@ -130,7 +130,7 @@ def verify(body: bytes, keys: Sequence[bytes], merchant_account: str) -> Notific
         given = item["additionalData"]["hmacSignature"].encode()
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise SignatureInvalid from None
-    # Every key is tried, whichever fits: how long it takes tells nothing.
+    # Every key is tried, so that the time it takes reveals nothing.
     fits = [hmac.compare_digest(sign(key, signed), given) for key in keys]
     account = merchant_account.encode()
     if not any(fits) or not hmac.compare_digest(found.merchant_account.encode(), account):
@@ -143,15 +143,15 @@ def sign(key: bytes, signed: bytes) -> bytes:
 
 
 def signed_text(found: Notification) -> str:
-    """The signed fields, with a colon between. Nothing is escaped in this kind of webhook.
+    """The signed fields, separated by colons. Adyen does not escape colons in them.
 
-    So a text could be cut into other fields than it was made of. It cannot as long as only one of
-    them may hold colons; Adyen's own fields have none.
+    So only one field, our reference, may hold colons. Otherwise the same text could be split into
+    other fields. Raises ValueError.
     """
     before = [found.psp_reference, found.original_reference, found.merchant_account]
     after = [str(found.value), found.currency, found.event_code, found.success]
     if any(":" in part for part in (*before, *after)):
-        raise ValueError("a colon where none can be")
+        raise ValueError("a colon in a field of Adyen's")
     return ":".join([*before, found.merchant_reference, *after])
 
 
@@ -180,15 +180,15 @@ def _printable(reason: object) -> str:
     return "".join(character for character in kept if character.isprintable())
 
 
-# What they mean -----------------------------------------------------------------------------------
+# Events -------------------------------------------------------------------------------------------
 
 
 def event_of(found: Notification) -> GatewayEvent:
-    """What a notification says; an event without a state for those that mean nothing to us.
+    """The event of a notification; without a state if it means nothing to us.
 
-    Captures, cancellations and refunds that were made by hand come with whatever reference was
-    typed there. They are about the payment that Adyen's own reference names, which is signed too.
-    No event makes us ask, because nothing at Adyen can be read.
+    Captures, cancellations and refunds that somebody makes by hand carry any reference. Adyen's
+    own reference, which is signed too, names their payment. No event asks for a look-up, because
+    nothing at Adyen can be read.
     """
     if found.event_code in DISPUTES:
         return _dispute(found)
@@ -197,104 +197,100 @@ def event_of(found: Notification) -> GatewayEvent:
 
 
 def _authorization(found: Notification) -> GatewayEvent:
-    ours = found.ours
-    if ours is None or ours.capture is None:
-        return _irrelevant(found)  # a payment that was not made through us
+    if found.ours.capture is None:
+        return _irrelevant(found)  # another system made the payment
     if found.amount is None:
-        return _unclear(found)
-    if not found.done:
+        return _needs_review(found)
+    if not found.succeeded:
         code = REASON_CODES.get(found.reason.strip().lower())
-        return _charge(
-            found, found.amount, "declined", Decline(normalize_decline_code(ADYEN, code), code)
-        )
-    return _charge(found, found.amount, "captured" if ours.capture else "authorized")
+        decline = Decline(normalize_decline_code(ADYEN, code), code)
+        return _charge(found, found.amount, "declined", decline)
+    return _charge(found, found.amount, "captured" if found.ours.capture else "authorized")
 
 
 def _capture(found: Notification) -> GatewayEvent:
-    ours, amount = found.ours, found.amount
-    if not found.done:
-        return _failed(found)
-    if amount is None:
-        return _unclear(found)
-    charged = ours.charged if ours is not None else None
-    captured = Charge(found.payment, "captured", charged, amount[1], amount_captured=amount[0])
-    return _event(found, charge=captured, executed_key=ours.key if ours is not None else None)
+    if not found.succeeded:
+        return _operation_failed(found)
+    if found.amount is None:
+        return _needs_review(found)
+    amount, currency = found.amount
+    captured = Charge(
+        found.payment, "captured", found.ours.charge_amount, currency, amount_captured=amount
+    )
+    return _event(found, charge=captured, executed_key=found.ours.key)
 
 
-def _failed(found: Notification) -> GatewayEvent:
-    """A capture or void was not done. One that was tried by hand leaves everything as it was."""
-    ours = found.ours
-    if ours is not None and ours.key is not None:
-        return _event(found, failed_key=ours.key)
-    if ours is not None and found.event_code == TECHNICAL_CANCEL:
-        # It repeats the reference of the payment, not that of the cancel, which has our key.
+def _operation_failed(found: Notification) -> GatewayEvent:
+    """A capture or void failed. One that somebody tried by hand changes nothing."""
+    if found.ours.key is not None:
+        return _event(found, failed_key=found.ours.key)
+    if found.ours.payment_id is not None and found.event_code == TECHNICAL_CANCEL:
+        # It repeats the reference of the payment. That of the cancel would hold our key.
         return _event(found, failed_operation="void")
     return _event(found)
 
 
-def _capture_undone(found: Notification) -> GatewayEvent:
-    """The bank did not pay after all: before or after the capture was told as done."""
-    if found.ours is not None and found.ours.key is not None:
+def _capture_failed(found: Notification) -> GatewayEvent:
+    """The bank did not pay, even if Adyen reported that the capture succeeded."""
+    if found.ours.key is not None:
         return _event(found, failed_key=found.ours.key)
-    return _unclear(found)  # which capture it is about it does not say
+    return _needs_review(found)  # it does not say which capture failed
 
 
 def _cancellation(found: Notification) -> GatewayEvent:
-    if not found.done:
-        return _failed(found)
-    return _gone(found)
+    if not found.succeeded:
+        return _operation_failed(found)
+    return _authorization_ended(found)
 
 
-def _gone(found: Notification) -> GatewayEvent:
-    """Canceled or expired: what was authorized is authorized no more."""
-    return _ended(found, "voided")
+def _authorization_ended(found: Notification) -> GatewayEvent:
+    """The authorization was canceled or has expired."""
+    return _charge_ended(found, "voided")
 
 
-def _abandoned(found: Notification) -> GatewayEvent:
-    """The shopper never came back from the page; Adyen waits 12 hours for card payments."""
-    return _ended(found, "declined", Decline("authentication_failed", found.event_code))
+def _offer_closed(found: Notification) -> GatewayEvent:
+    """The shopper never came back from the redirect. Adyen waits 12 hours for a card payment."""
+    return _charge_ended(found, "declined", Decline("authentication_failed", found.event_code))
 
 
-def _ended(
+def _charge_ended(
     found: Notification,
     status: Literal["voided", "declined"],
     decline: Decline | None = None,
 ) -> GatewayEvent:
     if found.amount is None:
-        return _unclear(found)
-    # Its own amount may be what was left of the charge only.
-    charged = found.ours.charged if found.ours is not None else None
-    return _charge(found, (charged, found.amount[1]), status, decline)
+        return _needs_review(found)
+    # The amount of the event may be only a part of the charge.
+    return _charge(found, (found.ours.charge_amount, found.amount[1]), status, decline)
 
 
 def _refund(found: Notification) -> GatewayEvent:
-    return _refund_state(found, "succeeded" if found.done else "failed")
+    return _refund_state(found, "succeeded" if found.succeeded else "failed")
 
 
-def _refund_undone(found: Notification) -> GatewayEvent:
+def _refund_failed(found: Notification) -> GatewayEvent:
     return _refund_state(found, "failed")
 
 
 def _refund_state(found: Notification, status: Literal["succeeded", "failed"]) -> GatewayEvent:
     if found.amount is None:
-        return _unclear(found)
-    refund_id = found.ours.refund_id if found.ours is not None else None
-    refund = Refund(found.psp_reference, status, *found.amount, refund_id=refund_id)
+        return _needs_review(found)
+    refund = Refund(found.psp_reference, status, *found.amount, found.ours.refund_id)
     return _event(found, refund=refund)
 
 
 def _reversal(found: Notification) -> GatewayEvent:
-    """Made by hand: a cancel or a refund, whichever the payment allowed.
+    """A cancel or a refund that somebody made by hand, whichever the payment allowed.
 
-    Which of both is said outside of the signed fields only, but it follows from our payment.
+    No signed field says which; the state of our payment does.
     """
-    if not found.done:
+    if not found.succeeded:
         return _event(found)
-    return replace(_gone(found), refund=_refund(found).refund)
+    return replace(_authorization_ended(found), refund=_refund(found).refund)
 
 
 def _dispute(found: Notification) -> GatewayEvent:
-    if found.amount is None or not found.done:
+    if found.amount is None or not found.succeeded:
         return _event(found)
     reason = found.reason or found.event_code
     dispute = Dispute(found.psp_reference, DISPUTES[found.event_code], *found.amount, reason)
@@ -304,14 +300,14 @@ def _dispute(found: Notification) -> GatewayEvent:
 MEANINGS: Final[Mapping[str, Callable[[Notification], GatewayEvent]]] = {
     "AUTHORISATION": _authorization,
     "CAPTURE": _capture,
-    "CAPTURE_FAILED": _capture_undone,
+    "CAPTURE_FAILED": _capture_failed,
     "CANCELLATION": _cancellation,
     TECHNICAL_CANCEL: _cancellation,
-    "EXPIRE": _gone,
-    "OFFER_CLOSED": _abandoned,
+    "EXPIRE": _authorization_ended,
+    "OFFER_CLOSED": _offer_closed,
     "REFUND": _refund,
-    "REFUND_FAILED": _refund_undone,
-    "REFUNDED_REVERSED": _refund_undone,
+    "REFUND_FAILED": _refund_failed,
+    "REFUNDED_REVERSED": _refund_failed,
     "CANCEL_OR_REFUND": _reversal,
 }
 
@@ -322,38 +318,36 @@ def _charge(
     status: Literal["authorized", "captured", "declined", "voided"],
     decline: Decline | None = None,
 ) -> GatewayEvent:
-    ours = found.ours
-    of_charge = ours is not None and ours.capture is not None
     state = Charge(
         found.payment,
         status,
         *amount,
         amount_captured=(amount[0] or 0) if status == "captured" else 0,
         decline=decline,
-        replaces=found.merchant_reference if of_charge else None,
+        replaces=found.merchant_reference if is_ours(found.merchant_reference) else None,
     )
-    return _event(found, charge=state, executed_key=ours.key if ours is not None else None)
+    return _event(found, charge=state, executed_key=found.ours.key)
 
 
-def _unclear(found: Notification) -> GatewayEvent:
-    """It is about our payment, and only a person can find out what it means for it."""
-    return _event(found, review=True)
+def _needs_review(found: Notification) -> GatewayEvent:
+    """An event about our payment of which only a person can find out the meaning."""
+    return _event(found, needs_review=True)
 
 
 def _irrelevant(found: Notification) -> GatewayEvent:
-    """It changes nothing here, and needs no payment: whoever has none for it may take it at once.
+    """An event that changes nothing here. Without a reference, no payment is searched for it.
 
-    Its reference is the name of a file (REPORT_AVAILABLE), or that of a payment of somebody else.
+    Its reference is the name of a file (REPORT_AVAILABLE) or of another system's payment.
     """
     return replace(_event(found), reference=None)
 
 
 def _event(found: Notification, **said: Any) -> GatewayEvent:
-    """Duplicates have the same id: that is how Adyen tells to know them."""
+    """Duplicates get the same id, from the fields by which Adyen defines them."""
     return GatewayEvent(
         id=f"{found.event_code}:{found.psp_reference}:{found.success}",
         type=found.event_code,
-        payment_id=found.ours.payment_id if found.ours is not None else None,
+        payment_id=found.ours.payment_id,
         reference=found.payment,
         **said,
     )

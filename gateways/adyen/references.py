@@ -1,8 +1,8 @@
-"""The references that we give Adyen's requests, and what a notification that repeats one means.
+"""The references of our requests: they hold what we need to read Adyen's notifications.
 
-Adyen cannot be asked about a payment, and a notification says little: that of an authorization
-not whether it is captured at once, that of a capture not how much was authorized. What will be
-needed to read it stands in the reference, which is signed along. Amounts are our minor units.
+A notification says little: the one of an authorization not whether it is captured at once, the
+one of a capture not how much was authorized. And nothing at Adyen can be read. But a notification
+repeats our reference, and the signature covers it. Amounts are in our minor units.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ REFUND: Final = re.compile(f"refund-{NUMBER}-{NUMBER}")
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What one of our references says. At most one of the last three is given."""
+    """The content of one of our references. At most one of the last three is given."""
 
-    payment_id: int
-    charged: int | None = None  # the amount of the whole charge; None for a refund
+    payment_id: int | None = None
+    charge_amount: int | None = None  # the amount of the whole charge; None for a refund
     capture: bool | None = None  # of a charge: whether it is captured at once
     key: str | None = None  # of a capture or void: the key of its request
     refund_id: int | None = None
@@ -36,13 +36,13 @@ def of_charge(request: ChargeRequest) -> str:
 
 
 def of_completed(request: ChangeRequest) -> str:
-    """The reference of the charge that a completion goes on with."""
-    return _charge(request.payment_id, request.charged, request.capture)
+    """The reference of the charge that a completion completes."""
+    return _charge(request.payment_id, request.charge_amount, request.capture)
 
 
 def of_change(request: ChangeRequest) -> str:
-    """At most 80 characters, as Adyen wants it: a key of ours is a UUID."""
-    return f"{request.operation}-{request.payment_id}-{request.charged}-{request.key}"
+    """At most 80 characters, which is Adyen's limit: our keys are UUIDs."""
+    return f"{request.operation}-{request.payment_id}-{request.charge_amount}-{request.key}"
 
 
 def of_refund(request: RefundRequest) -> str:
@@ -50,19 +50,19 @@ def of_refund(request: RefundRequest) -> str:
 
 
 def is_ours(reference: str) -> bool:
-    """Whether this is a reference of ours for a charge, and none that Adyen gave it."""
+    """Whether this is our reference of a charge, not Adyen's."""
     return CHARGE.fullmatch(reference) is not None
 
 
-def read(reference: str) -> Reference | None:
-    """What a reference says; None for one that we have not made."""
+def read(reference: str) -> Reference:
+    """The content of a reference; empty for one that we did not make."""
     if found := CHARGE.fullmatch(reference):
         return Reference(int(found[1]), int(found[2]), capture=found[3] == "sale")
     if found := CHANGE.fullmatch(reference):
         return Reference(int(found[1]), int(found[2]), key=found[3])
     if found := REFUND.fullmatch(reference):
         return Reference(int(found[1]), refund_id=int(found[2]))
-    return None
+    return Reference()
 
 
 def _charge(payment_id: int, amount: int, capture: bool) -> str:

@@ -1,4 +1,4 @@
-"""What Adyen's answers mean: refusals as errors of the contract, result codes as charges."""
+"""Reads Adyen's answers: errors as errors of the contract, result codes as charges."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from gateways.adyen.amounts import read_amount
 from gateways.base import Charge, Decline, NotExecuted, OutcomeUnknown, Refused
 from gateways.transport import Reply
 
-# The first request with this key is still at work.
+# The first request with this key is under way.
 IN_PROGRESS: Final = "704"
-PLAIN_WORD: Final = re.compile(r"[0-9A-Za-z_]{1,32}")  # what may be repeated in a log
+CODE: Final = re.compile(r"[0-9A-Za-z_]{1,32}")  # other texts stay out of the log
 
-# resultCode -> our word where `refusalReasonCode` says nothing that we know.
+# resultCode -> our decline code, where `refusalReasonCode` is not known.
 DECLINED: Final[Mapping[str, str]] = {
     "Refused": "generic_decline",
     "Error": "processing_error",
@@ -27,7 +27,7 @@ DECLINED: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """The charge that was asked for. The amount is in minor units."""
+    """The charge that was requested. The amount is in minor units."""
 
     reference: str  # ours
     amount: int
@@ -38,13 +38,13 @@ class Expected:
 def accepted(reply: Reply) -> Mapping[str, Any]:
     """The body of an answer below 300. Raises Refused, NotExecuted or OutcomeUnknown for any other.
 
-    A refusal is stored under the key, so a repeat that is refused was never done; but for one
-    that calls itself transient, after which the key is as new.
+    Adyen stores a refusal under the key, so a replay that is refused had no effect the first time
+    either. A transient error is not stored; the key can be used again.
     """
     if reply.status < 300:
         return reply.body
     code, kind = reply.body.get("errorCode"), reply.body.get("errorType")
-    why = f"HTTP {reply.status}, errorCode {_plain(code)}, errorType {_plain(kind)}"
+    why = f"HTTP {reply.status}, errorCode {_loggable(code)}, errorType {_loggable(kind)}"
     if code == IN_PROGRESS or reply.headers.get("transient-error", "").lower() == "true":
         raise OutcomeUnknown(why)
     if reply.status in (401, 403, 404):
@@ -58,9 +58,9 @@ def accepted(reply: Reply) -> Mapping[str, Any]:
 
 
 def received(answer: Mapping[str, Any], payment: str) -> str:
-    """Adyen's reference of a capture, void or refund that it has taken on for this payment.
+    """Adyen's reference of a capture, void or refund that it has received for this payment.
 
-    Raises OutcomeUnknown for an answer that does not say so.
+    Raises OutcomeUnknown for any other answer.
     """
     reference = text(answer, "pspReference")
     about = answer.get("paymentPspReference", answer.get("paymentReference"))
@@ -72,9 +72,8 @@ def received(answer: Mapping[str, Any], payment: str) -> str:
 def charge_of(answer: Mapping[str, Any], expected: Expected) -> Charge:
     """The charge that an answer to /payments or /payments/details shows.
 
-    Until a payment is decided Adyen may not have given it the reference that it will have, so
-    ours stands in until then. Raises OutcomeUnknown for an answer that lacks what it needs, or is
-    about another payment.
+    Adyen may change its reference until the payment is decided, so the charge has ours until then.
+    Raises OutcomeUnknown for an answer that lacks a field or is about another payment.
     """
     result, reference = text(answer, "resultCode"), text(answer, "pspReference")
     if result is None or answer.get("merchantReference", expected.reference) != expected.reference:
@@ -113,7 +112,7 @@ def text(found: Mapping[str, Any], name: str) -> str | None:
 
 
 def _decline(result: str, code: object) -> Decline:
-    raw = code if isinstance(code, str) and PLAIN_WORD.fullmatch(code) else None
+    raw = code if isinstance(code, str) and CODE.fullmatch(code) else None
     return Decline(normalize_decline_code(ADYEN, raw) if raw in ADYEN else DECLINED[result], raw)
 
 
@@ -127,5 +126,5 @@ def _page(action: object) -> str | None:
     return url if url is not None and url.startswith(("https://", "http://")) else None
 
 
-def _plain(word: object) -> str:
-    return word if isinstance(word, str) and PLAIN_WORD.fullmatch(word) else "none"
+def _loggable(word: object) -> str:
+    return word if isinstance(word, str) and CODE.fullmatch(word) else "none"

@@ -23,7 +23,7 @@ WITHOUT_DECIMALS: Final = frozenset({"HUF", "JPY", "TWD"})
 VALUE: Final = re.compile(r"[0-9]{1,15}(\.[0-9]{1,3})?", re.ASCII)
 
 
-def refuse(amount: int, currency: str) -> str | None:
+def unsupported_reason(amount: int, currency: str) -> str | None:
     """Why PayPal cannot move this amount of minor units, or None if it can."""
     if currency not in CURRENCIES:
         return f"PayPal does not take {currency}."
@@ -33,8 +33,8 @@ def refuse(amount: int, currency: str) -> str | None:
 
 
 def write(amount: int, currency: str) -> dict[str, str]:
-    """1099 USD is {"currency_code": "USD", "value": "10.99"}. Raises Refused; see `refuse`."""
-    why_not = refuse(amount, currency)
+    """1099 USD is {"currency_code": "USD", "value": "10.99"}. Raises Refused."""
+    why_not = unsupported_reason(amount, currency)
     if why_not is not None:
         raise Refused(why_not)
     value = f"{to_major(amount, currency):.{_decimals(currency)}f}"

@@ -1,7 +1,4 @@
-"""The certificates that sign PayPal's webhooks: fetched from allowed hosts, trusted up to a root.
-
-Which bytes are signed is known to `signature.py`.
-"""
+"""Fetches the certificates that sign PayPal's webhooks, and verifies their chain to a root."""
 
 from __future__ import annotations
 
@@ -28,19 +25,19 @@ from cryptography.utils import CryptographyDeprecationWarning
 from gateways.base import SignatureInvalid
 
 DOMAIN: Final = "paypal.com"
-LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})  # doubles, which have no TLS
-# Where PayPal keeps them, on any of its hosts.
+LOOPBACK: Final = frozenset({"127.0.0.1", "::1", "localhost"})  # doubles have no TLS
+# The path of certificates on PayPal's hosts.
 CERTIFICATE: Final = re.compile(r"/v1/notifications/certs/[A-Za-z0-9_-]{1,128}", re.ASCII)
 MAX_FETCHES: Final = 2  # at a time
-FAILURE_SECONDS: Final = 60.0  # until a certificate that could not be had is tried again
+FAILURE_SECONDS: Final = 60.0  # until a fetch that failed is tried again
 MAX_FAILURES: Final = 256  # that are remembered
-AS_IT_IS: Final = {"Accept-Encoding": "identity"}  # nothing small unpacks into much
+UNCOMPRESSED: Final = {"Accept-Encoding": "identity"}  # a small answer must not unpack to a large
 MAX_BYTES: Final = 64 * 1024  # a chain of three is about 6 KiB
 MAX_CHAIN: Final = 6  # leaf, intermediates, root
 MAX_URL: Final = 2048
 MIN_KEY_BITS: Final = 2048
 MAX_FETCH_SECONDS: Final = 1.5
-# PayPal uses one certificate for months. A revoked one is out of use within this time.
+# PayPal uses one certificate for months. We stop using a revoked one within this time.
 CACHE_SECONDS: Final = 3600.0
 CACHE_SIZE: Final = 16
 PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----.+?-----END CERTIFICATE-----", re.DOTALL)
@@ -61,10 +58,10 @@ class Certificates:
         self._cache: OrderedDict[str, tuple[float, x509.Certificate]] = OrderedDict()
 
     def key(self, url: str, now: datetime) -> RSAPublicKey:
-        """The key that may sign webhooks now.
+        """The key of a certificate that may sign webhooks now.
 
-        Raises SignatureInvalid, also when the certificate cannot be had: anybody may send us an
-        address, and PayPal sends an event again that was refused.
+        Raises SignatureInvalid, also if the certificate cannot be fetched: anybody can send us a
+        URL, and PayPal repeats an event that we refuse.
         """
         self._check_url(url)
         leaf = self._cached(url) or self._fetch_once(url, now)
@@ -81,9 +78,9 @@ class Certificates:
             return leaf if time.monotonic() < until else None
 
     def _fetch_once(self, url: str, now: datetime) -> x509.Certificate:
-        """Fetched by one for all who want it, of few at a time, and not again if it failed.
+        """Fetch once for all threads that wait, few at a time, and pause after a failure.
 
-        Anybody may make us fetch, so it must cost little, and nothing to those in the cache.
+        Anybody can make us fetch, so it must cost little, and must not delay cached certificates.
         """
         with self._lock:
             if time.monotonic() < self._failed.get(url, 0.0):
@@ -121,7 +118,7 @@ class Certificates:
                 self._cache.popitem(last=False)
 
     def _check_url(self, url: str) -> None:
-        """Anybody may send us a URL; it is fetched only from hosts that are PayPal's."""
+        """Anybody can send us a URL. We fetch only from PayPal's hosts."""
         if len(url) > MAX_URL or not url.isascii() or not url.isprintable() or "\\" in url:
             raise SignatureInvalid
         try:
@@ -133,26 +130,26 @@ class Certificates:
         if host not in self._hosts or "@" in parts.netloc or " " in url:
             raise SignatureInvalid
         if host in LOOPBACK and parts.scheme in ("http", "https"):
-            return  # a double, which development has allowed
+            return  # a double, in development
         if parts.scheme != "https" or port not in (None, 443):
             raise SignatureInvalid
         if parts.query or parts.fragment or not CERTIFICATE.fullmatch(parts.path):
             raise SignatureInvalid
 
     def _fetch(self, url: str) -> bytes:
-        """Raises SignatureInvalid for a host that does not answer, or says anything else."""
+        """Raises SignatureInvalid for anything but 200 in time and size."""
         deadline = time.monotonic() + self._seconds
         found = b""
         try:
             with (
                 httpx.Client(verify=self._tls, timeout=self._seconds) as client,
-                client.stream("GET", url, headers=AS_IT_IS, follow_redirects=False) as answer,
+                client.stream("GET", url, headers=UNCOMPRESSED, follow_redirects=False) as answer,
             ):
                 if answer.status_code >= 500 or answer.status_code == 429:
                     raise SignatureInvalid(f"certificate: HTTP {answer.status_code}")
                 if answer.status_code != 200:
                     raise SignatureInvalid
-                for part in answer.iter_raw():  # as sent: nothing small unpacks into much
+                for part in answer.iter_raw():  # as sent, see UNCOMPRESSED
                     found += part
                     if len(found) > MAX_BYTES:
                         raise SignatureInvalid
@@ -165,7 +162,7 @@ class Certificates:
         return found
 
     def _trusted(self, pem: bytes, now: datetime) -> x509.Certificate:
-        """The leaf, if it is PayPal's and a chain of authorities leads from a root to it."""
+        """The leaf, if it is PayPal's and its chain leads to a root."""
         try:
             presented = x509.load_pem_x509_certificates(pem)
             leaf, *others = presented[:MAX_CHAIN]
@@ -197,9 +194,9 @@ class Certificates:
 
 
 def _roots(bundle: bytes) -> list[x509.Certificate]:
-    """The authorities of a bundle, but for those that cannot be read.
+    """The authorities of a bundle, without those that cannot be parsed.
 
-    Bundles carry old roots that break RFC 5280; one of them must not cost us all others.
+    Bundles hold old roots that violate RFC 5280; one of them must not cost us the others.
     """
     found = []
     with warnings.catch_warnings():
@@ -216,7 +213,7 @@ def _issuer(
     depth: int,
     now: datetime,
 ) -> x509.Certificate | None:
-    """Who signed it, of these. `depth`: how many authorities are below the one looked for."""
+    """The candidate that issued a certificate. `depth`: how many authorities are below it."""
     for candidate in candidates:
         if candidate.subject != certificate.issuer or not _in_force(candidate, now):
             continue
@@ -249,7 +246,7 @@ def _is_authority(certificate: x509.Certificate, depth: int) -> bool:
 
 
 def _is_paypal(certificate: x509.Certificate) -> bool:
-    """By its alternative names, or by its common name if it has none (RFC 6125)."""
+    """By its alternative names, or if it has none by its common name (RFC 6125)."""
     try:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
         found = names.value.get_values_for_type(x509.DNSName)

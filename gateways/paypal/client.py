@@ -1,6 +1,6 @@
-"""Requests to PayPal: the access token, request ids, and what each refusal leaves in doubt.
+"""Requests to PayPal: access tokens, request ids, and what each refusal says about the money.
 
-What the answers mean is read in `states.py`.
+`states.py` reads the answers.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any, Final
 from gateways.base import NotExecuted, OutcomeUnknown, Refused, RetryLater
 from gateways.transport import Body, Reply, Transport
 
-# A token is given up this long before it expires: a request must not outlive it on its way.
+# A token is renewed this long before it expires, so that it is valid when a request arrives.
 TOKEN_MARGIN_SECONDS: Final = 60.0
 
-# Words of PayPal that may go to the log; anything else could be an echo of what was sent.
-WORD: Final = re.compile(r"[A-Z][A-Z0-9_]{0,79}")
+# Codes of PayPal look like this. Only they go to the log: other texts may repeat what was sent.
+CODE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,79}")
 DEBUG_ID: Final = re.compile(r"[A-Za-z0-9_-]{1,64}")
 
-# The same request id or key is at work right now, or has been used before: something came of it.
+# Another request with this id or key is under way or was executed.
 IN_PROGRESS: Final = frozenset(
     {
         "DUPLICATE_INVOICE_ID",
@@ -33,7 +33,7 @@ IN_PROGRESS: Final = frozenset(
 
 
 class Rejected(Refused):
-    """PayPal's checks refuse the request (400 or 422). `issue` is its word for why."""
+    """PayPal refuses the request (400 or 422). `issue` is its code for the reason."""
 
     def __init__(self, issue: str, why: str) -> None:
         self.issue = issue
@@ -41,7 +41,7 @@ class Rejected(Refused):
 
 
 class NotFound(NotExecuted):
-    """PayPal knows no such thing (404), or it is another account's."""
+    """PayPal knows no such object (404), or another account owns it."""
 
 
 class Client:
@@ -60,8 +60,7 @@ class Client:
         return self._call("GET", path, {}, None)
 
     def find(self, path: str) -> Mapping[str, Any] | None:
-        """None: PayPal knows no such thing, or it is another account's. Raises NotExecuted,
-        OutcomeUnknown."""
+        """None instead of NotFound. Raises NotExecuted or OutcomeUnknown."""
         try:
             return self.get(path)
         except NotFound:
@@ -91,7 +90,7 @@ class Client:
         token = self._access_token()
         reply = self._send(method, path, headers, body, token)
         if reply.status == 401:
-            # Refused at the door, so nothing was done. Tokens can end before their time.
+            # Nothing was executed. Tokens can end before their time.
             token = self._access_token(instead_of=token)
             reply = self._send(method, path, headers, body, token)
         if reply.status >= 400:
@@ -110,12 +109,12 @@ class Client:
         return self.transport.send(method, path, headers=authorized, body=body)
 
     def _access_token(self, *, instead_of: str | None = None) -> str:
-        """A token that is valid for a while. Raises NotExecuted: without one nothing is asked."""
+        """A token that is valid for a while. Raises NotExecuted."""
         tried = self._tries
         with self._lock:
             fresh = time.monotonic() < self._token_until
             if self._token is None or not fresh or self._token == instead_of:
-                if self._tries != tried:  # another's try failed while this one waited for it
+                if self._tries != tried:  # another thread tried and failed meanwhile
                     raise RetryLater("access token: there is none at the moment")
                 self._tries += 1
                 self._token, seconds = self._fetch_token()
@@ -131,7 +130,7 @@ class Client:
                 auth=self._credentials,
             )
         except OutcomeUnknown as error:
-            # A token that nobody uses is harmless: the request for money was not sent.
+            # The request that needs the token was not sent.
             raise RetryLater(f"access token: {error}") from None
         if reply.status >= 400:
             raise NotExecuted(f"access token: {_describe(reply)}")
@@ -149,10 +148,10 @@ def issue_of(body: Mapping[str, Any]) -> str:
     """
     details = body.get("details")
     first = details[0] if isinstance(details, list) and details else None
-    word = first.get("issue") if isinstance(first, dict) else None
-    if word is None:
-        word = body.get("name")
-    return word if isinstance(word, str) and WORD.fullmatch(word) else ""
+    code = first.get("issue") if isinstance(first, dict) else None
+    if code is None:
+        code = body.get("name")
+    return code if isinstance(code, str) and CODE.fullmatch(code) else ""
 
 
 def _failure(reply: Reply) -> NotExecuted | OutcomeUnknown:
@@ -161,7 +160,7 @@ def _failure(reply: Reply) -> NotExecuted | OutcomeUnknown:
     if reply.status == 401:
         return NotExecuted(why)
     if not issue or reply.status in (408, 409) or issue in IN_PROGRESS:
-        return OutcomeUnknown(why)  # not PayPal's words, or the first request is still at work
+        return OutcomeUnknown(why)  # not PayPal's error, or the first request is under way
     if reply.status in (400, 422):
         return Rejected(issue, why)
     if reply.status == 404:
@@ -170,7 +169,7 @@ def _failure(reply: Reply) -> NotExecuted | OutcomeUnknown:
 
 
 def _describe(reply: Reply) -> str:
-    """Status, issue and debug id; messages stay out, they may repeat what was sent."""
+    """Status, issue and debug id, but no message: it may repeat what was sent."""
     debug_id = reply.body.get("debug_id") or reply.headers.get("paypal-debug-id")
     known = isinstance(debug_id, str) and DEBUG_ID.fullmatch(debug_id)
     parts = [f"HTTP {reply.status}", issue_of(reply.body), f"debug_id {debug_id}" if known else ""]

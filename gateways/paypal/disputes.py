@@ -1,6 +1,6 @@
-"""Disputes: how one stands, whose it is, and which have changed lately. PayPal is asked each time.
+"""Reads disputes from PayPal: one by its id, or all that have changed lately.
 
-The app needs the feature "Disputes" for it.
+The app needs the feature "Disputes".
 https://developer.paypal.com/docs/api/customer-disputes/v1/
 """
 
@@ -31,22 +31,22 @@ log = get_logger()
 DISPUTES: Final = "/v1/customer/disputes"
 CAPTURES: Final = "/v2/payments/captures"
 ORDERS: Final = "/v2/checkout/orders"
-# Of a list. Each is followed by three more requests, and all of them share one GATEWAY_TIMEOUT.
+# Disputes of a page. Each takes three more requests, and all share one GATEWAY_TIMEOUT.
 PAGE: Final = 4
 LISTED_FOR: Final = timedelta(days=180) - timedelta(hours=1)  # PayPal looks back no further
 MAX_CURSOR: Final = 1000  # characters
 
 
 @dataclass(frozen=True, slots=True)
-class Case:
-    """A dispute, and the captured payment that it is about, as PayPal tells of both."""
+class DisputedCapture:
+    """A dispute and the capture that it is about, as PayPal shows them."""
 
     dispute: Object
     capture: Object
 
 
-def find(client: Client, dispute_id: str) -> Case | None:
-    """None: PayPal knows no such dispute, or it is not about a captured payment.
+def find(client: Client, dispute_id: str) -> DisputedCapture | None:
+    """None if PayPal knows no such dispute, or if it is not about a capture.
 
     Raises NotExecuted or OutcomeUnknown.
     """
@@ -56,7 +56,7 @@ def find(client: Client, dispute_id: str) -> Case | None:
     if dispute is None or capture_id is None:
         return None
     capture = find_capture(client, capture_id)
-    return Case(dispute, capture) if capture is not None else None
+    return DisputedCapture(dispute, capture) if capture is not None else None
 
 
 def find_capture(client: Client, capture_id: str) -> Object | None:
@@ -67,7 +67,7 @@ def find_capture(client: Client, capture_id: str) -> Object | None:
 def list_changed(
     client: Client, since: datetime | None, cursor: str | None, now: datetime
 ) -> ChargePage:
-    """The charges whose dispute was opened or has changed since then, a page at a time.
+    """A page of the charges whose dispute was opened or has changed since then.
 
     The cursor is the query of PayPal's link to the next page; its host and path are not followed.
     Raises NotExecuted or OutcomeUnknown.
@@ -83,14 +83,14 @@ def list_changed(
 
 
 def _disputed(client: Client, dispute_id: str, now: datetime) -> ListedCharge | None:
-    """None for what cannot be read: one dispute does not hide the others."""
-    case = find(client, dispute_id)
-    order_id = related(case.capture, "order_id") if case is not None else None
+    """None for a dispute that cannot be read, so that the others are still listed."""
+    disputed = find(client, dispute_id)
+    order_id = related(disputed.capture, "order_id") if disputed is not None else None
     answer = client.find(f"{ORDERS}/{order_id}") if order_id is not None else None
-    if case is None or answer is None:
+    if disputed is None or answer is None:
         return None
     try:
-        order, dispute = read_order(answer), read_dispute(case.dispute)
+        order, dispute = read_order(answer), read_dispute(disputed.dispute)
         charge = charge_of_order(order, now)
     except OutcomeUnknown as error:
         log.warning("gateway.dispute_unreadable", dispute=dispute_id, reason=str(error))
@@ -109,5 +109,5 @@ def _next(answer: Object) -> str | None:
     except ValueError:
         cursor = ""
     if not 0 < len(cursor) <= MAX_CURSOR:
-        raise OutcomeUnknown("a link to a next page that is none")
+        raise OutcomeUnknown("an invalid link to the next page")
     return cursor

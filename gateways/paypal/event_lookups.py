@@ -1,4 +1,4 @@
-"""What has to be asked about a webhook before it can be told: whose it is, and how it stands."""
+"""Reads from PayPal what a webhook is about, because its own content cannot be trusted."""
 
 from __future__ import annotations
 
@@ -12,43 +12,32 @@ from gateways.paypal.states import read_dispute
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """What a webhook is about, and what PayPal says of it when it is asked."""
+class Found:
+    """The subject of a webhook, with the dispute or the payment method as PayPal shows it."""
 
     subject: Subject
     dispute: Dispute | None = None
     method: MethodChange | None = None
 
 
-NOTHING = Answer(Subject())
+NOTHING = Found(Subject())
 
 
-def ask_about(client: Client, guard: Guard, subject: Subject) -> Answer:
-    """By PayPal's answers alone. Raises OutcomeUnknown when there is none."""
+def look_up(client: Client, guard: Guard, subject: Subject) -> Found:
+    """Raises OutcomeUnknown if PayPal does not answer."""
+    token, dispute_id, capture_id = subject.token, subject.dispute_id, subject.capture_id
     try:
-        if subject.token is not None:
-            return _about_token(client, guard, subject.token)
-        if subject.dispute_id is not None:
-            return _about_dispute(client, guard, subject.dispute_id)
-        if subject.capture_id is not None:
-            return _about_capture(client, guard, subject.capture_id)
+        if token is not None:
+            gone = guard.run(lambda: vault.is_gone(client, token))
+            return Found(Subject(), method=MethodChange(token, None)) if gone else NOTHING
+        if dispute_id is not None:
+            found = guard.run(lambda: disputes.find(client, dispute_id))
+            if found is None:
+                return NOTHING
+            return Found(subject_of_payment(found.capture), dispute=read_dispute(found.dispute))
+        if capture_id is not None:
+            capture = guard.run(lambda: disputes.find_capture(client, capture_id))
+            return Found(subject_of_payment(capture)) if capture is not None else NOTHING
     except NotExecuted as error:
         raise OutcomeUnknown(str(error)) from None
-    return Answer(subject)
-
-
-def _about_token(client: Client, guard: Guard, token: str) -> Answer:
-    gone = guard.run(lambda: vault.is_gone(client, token))
-    return Answer(Subject(), method=MethodChange(token, None)) if gone else NOTHING
-
-
-def _about_dispute(client: Client, guard: Guard, dispute_id: str) -> Answer:
-    case = guard.run(lambda: disputes.find(client, dispute_id))
-    if case is None:
-        return NOTHING
-    return Answer(subject_of_payment(case.capture), dispute=read_dispute(case.dispute))
-
-
-def _about_capture(client: Client, guard: Guard, capture_id: str) -> Answer:
-    capture = guard.run(lambda: disputes.find_capture(client, capture_id))
-    return Answer(subject_of_payment(capture)) if capture is not None else NOTHING
+    return Found(subject)

@@ -1,8 +1,8 @@
-"""Which payment a webhook of PayPal's is about, and nothing else of what it says.
+"""Reads which payment a webhook is about, and nothing else.
 
-PayPal signs only the CRC-32 of a body. Whoever has seen the headers of one genuine webhook, in a
-proxy's log say, can make another body with the same sum, and it stays valid for days. So what a
-webhook says of money, states, disputes and methods is not even read; PayPal is asked instead.
+PayPal signs only the CRC-32 of a body. Somebody who has seen the headers of one genuine webhook,
+for example in the log of a proxy, can make another body with the same sum, which stays valid for
+days. So we ignore what a webhook says about money, states, disputes and methods, and ask PayPal.
 
 https://developer.paypal.com/api/rest/webhooks/event-names/
 """
@@ -16,7 +16,15 @@ from dataclasses import dataclass
 from typing import Final
 
 from gateways.base import SignatureInvalid
-from gateways.paypal.states import Object, first_object, link, our_ids, our_key, plain_id, related
+from gateways.paypal.states import (
+    Object,
+    first_object,
+    idempotency_key,
+    link,
+    our_ids,
+    plain_id,
+    related,
+)
 
 CAPTURE_PATH: Final = re.compile(r"/v2/payments/captures/([A-Za-z0-9_-]{1,64})$", re.ASCII)
 ORDER_PATH: Final = re.compile(r"/v2/checkout/orders/([A-Za-z0-9_-]{1,64})$", re.ASCII)
@@ -25,14 +33,14 @@ MAX_TYPE: Final = 100  # characters
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What something is about: one of our payments, or what PayPal has to be asked for."""
+    """One of our payments, or the id of an object that PayPal has to be asked about."""
 
     payment_id: int | None = None
     reference: str | None = None  # PayPal's id of the order
-    key: str | None = None  # ours, of the charge
-    capture_id: str | None = None  # whose payment it is of, only PayPal can tell
-    dispute_id: str | None = None  # how it stands, only PayPal can tell
-    token: str | None = None  # of a method that is said to be gone
+    key: str | None = None  # the idempotency key of the charge
+    capture_id: str | None = None  # to find the payment
+    dispute_id: str | None = None  # to find its state and its payment
+    token: str | None = None  # of a payment method that may be deleted
 
     @property
     def is_known(self) -> bool:
@@ -47,7 +55,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """A webhook, as far as it is read."""
+    """The part of a webhook that is read."""
 
     id: str
     type: str
@@ -55,7 +63,7 @@ class Notice:
 
 
 def read(body: bytes) -> Notice:
-    """Raises SignatureInvalid for what is no event."""
+    """Raises SignatureInvalid for a body that is no event."""
     try:
         event = json.loads(body)
     except (ValueError, RecursionError):
@@ -75,13 +83,12 @@ def read(body: bytes) -> Notice:
 
 
 def subject_of_payment(resource: Object) -> Subject:
-    """Of an authorization or a capture: our payment by both its id and its key, or by PayPal's
-    order alone."""
-    key, reference = our_key(resource), _order_id(resource)
+    """The payment of an authorization or a capture: by its id and its key, else by the order."""
+    key, reference = idempotency_key(resource), _order_id(resource)
     if key is None:
         return Subject(reference=reference)
     payment, refund = our_ids(resource)
-    # What carries a refund's id as well has the key of that refund, not of the charge.
+    # An object that carries the id of a refund carries the key of the refund, not of the charge.
     return Subject(payment, reference, key if refund is None else None)
 
 
@@ -91,7 +98,7 @@ def _of_order(resource: Object) -> Subject:
 
 
 def _of_refund(resource: Object) -> Subject:
-    """Of a refund, or of a capture that PayPal has reversed."""
+    """The payment of a refund, or of a capture that PayPal has reversed."""
     subject = subject_of_payment(resource)
     if subject.is_known:
         return subject
@@ -136,6 +143,6 @@ def _order_id(resource: Object) -> str | None:
 
 
 def _linked(resource: Object, path: re.Pattern[str]) -> str | None:
-    """The id at the end of the link to what it belongs to. Only the id: never ask that URL."""
+    """The id at the end of the link to the parent. We never call that URL."""
     found = path.search(link(resource, "up") or "")
     return found.group(1) if found else None

@@ -1,6 +1,6 @@
-"""The PayPal adapter: our requests as PayPal's orders, authorizations, captures and refunds.
+"""The PayPal adapter: charges are PayPal's orders, authorizations, captures and refunds.
 
-A charge is an order of one purchase unit, and `Charge.reference` is always its order's id.
+A charge is an order of one purchase unit. `Charge.reference` is the id of the order.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from gateways.base import (
     RefundLookup,
     RefundRequest,
     Refused,
-    RetryLater,
     SavedMethod,
     SignatureInvalid,
 )
@@ -54,8 +53,8 @@ from gateways.paypal.states import (
     refund_custom_id,
 )
 from gateways.paypal.vault import REDIRECT
+from gateways.replay import looking_up, replay, require_remembered
 
-R = TypeVar("R")
 T = TypeVar("T")
 
 ORDERS: Final = "/v2/checkout/orders"
@@ -67,24 +66,24 @@ SANDBOX_API: Final = "https://api-m.sandbox.paypal.com"
 LIVE_CERT_HOSTS: Final = ("api.paypal.com", "api-m.paypal.com")
 SANDBOX_CERT_HOSTS: Final = ("api.sandbox.paypal.com", "api-m.sandbox.paypal.com")
 
-# How long PayPal remembers a PayPal-Request-Id, less what clocks and queues may take. Later than
-# that a repeat would be a second request. https://developer.paypal.com/api/rest/requests/
-ORDER_KEYS: Final = timedelta(hours=6) - timedelta(hours=1)
-PAYMENT_KEYS: Final = timedelta(days=45) - timedelta(hours=6)
+# How long PayPal remembers a PayPal-Request-Id, less a margin for clocks and queues. After that a
+# repeat would be a second request. https://developer.paypal.com/api/rest/requests/
+ORDER_KEY_LIFETIME: Final = timedelta(hours=6) - timedelta(hours=1)
+PAYMENT_KEY_LIFETIME: Final = timedelta(days=45) - timedelta(hours=6)
 
-# What the purchase unit of an order is called that only uses up the key of a lost charge.
+# The reference_id of the purchase unit of an order that only uses up the key of a lost charge.
 FENCE: Final = "fence"
 
-# For so long PayPal keeps an order that nobody has approved, at least; then it is gone (404).
-UNPAID_ORDER_LIFE: Final = timedelta(hours=3)
+# PayPal keeps an order that nobody has approved at least for so long; then it answers 404.
+UNPAID_ORDER_LIFETIME: Final = timedelta(hours=3)
 
-# For so long after an authorization its funds are held for certain; then it is to be renewed.
+# PayPal guarantees the funds of an authorization for so long; then it should be renewed.
 # https://developer.paypal.com/docs/checkout/standard/customize/authorization/
 HONOR_PERIOD: Final = timedelta(days=3)
 
 MAX_NOTE: Final = 255  # characters of note_to_payer
 
-# Refusals that say that the books already show something else: read them.
+# Refusals because the order already has another state: read it.
 COMPLETED_BEFORE: Final = frozenset(
     {
         "ORDER_ALREADY_AUTHORIZED",
@@ -103,9 +102,9 @@ NOT_CAPTURABLE: Final = frozenset(
     }
 )
 
-# For the payer, or for `complete`.
+# The charge waits for the payer, or for `complete`.
 WAITING: Final[frozenset[ChargeStatus]] = frozenset({"requires_action", "approved"})
-# What the books show while they do not show that the operation was done.
+# The statuses of a charge on which the operation had no effect yet.
 UNDONE: Final[Mapping[ChargeOperation, frozenset[ChargeStatus]]] = {
     "capture": frozenset({"authorized"}),
     "complete": frozenset({"approved"}),
@@ -117,9 +116,9 @@ class PayPalGateway(Gateway):
     """PayPal wallets: approved by the payer each time, or kept in PayPal's vault."""
 
     name = "paypal"
-    needs = ("paypal_client_id", "paypal_client_secret")
-    # PayPal's transaction search is no list of charges: what happens appears in it up to three
-    # hours later, and without the ids of orders. So our own payments are read one by one.
+    required_settings = ("paypal_client_id", "paypal_client_secret")
+    # PayPal's transaction search lags by up to three hours and has no order ids, so it is no list
+    # of charges. The service looks up each of its payments instead.
     capabilities = Capabilities(payment_types=frozenset({"paypal"}), lists_disputes=True)
 
     def __init__(
@@ -163,7 +162,7 @@ class PayPalGateway(Gateway):
         self.client.transport.close()
 
     def unsupported_amount_reason(self, amount: int, currency: str) -> str | None:
-        return amounts.refuse(amount, currency)
+        return amounts.unsupported_reason(amount, currency)
 
     # Methods ------------------------------------------------------------------------------------
 
@@ -181,18 +180,18 @@ class PayPalGateway(Gateway):
             if refusal.issue not in DECLINES:
                 raise
             return _declined_charge(request, refusal.issue)
-        charge = self._made(request, read_order(answer))
+        charge = self._charge_of(request, read_order(answer))
         if charge is None:
-            raise Refused("the charge was given up before")
+            raise Refused("a fence has used up the key of this charge")
         return charge
 
-    def _made(self, request: ChargeRequest, order: Order) -> Charge | None:
-        """The charge that an order is; None for the one that only uses up the charge's key."""
-        if order.unit == FENCE:
+    def _charge_of(self, request: ChargeRequest, order: Order) -> Charge | None:
+        """The charge that an order is; None for a fence."""
+        if order.unit_reference == FENCE:
             return None
         charge = self._state(order)
         if request.off_session and charge.status == "requires_action":
-            # Nobody is there to be asked, and nobody will complete it.
+            # The shopper is absent, and we never complete the order.
             why = decline("PAYER_ACTION_REQUIRED")
             return replace(charge, status="declined", redirect_url=None, decline=why)
         return charge
@@ -204,27 +203,23 @@ class PayPalGateway(Gateway):
         try:
             answer = self.client.post(path, {}, key=f"{request.key}-complete")
         except Rejected as refusal:
-            if refusal.issue in COMPLETED_BEFORE:
-                return self._state_instead_of(refusal, request)
-            if refusal.issue not in DECLINES:
-                raise
-            return _declined(request, refusal.issue)
+            return self._state_after(refusal, request, COMPLETED_BEFORE)
         charge = self._state(read_order(answer))
         if charge.status == "approved":
-            raise OutcomeUnknown("a completion that the books do not show")
+            raise OutcomeUnknown("the order does not show its completion")
         return charge
 
     def capture(self, request: ChangeRequest) -> Charge:
-        """Capture an authorization and release the rest, renewing it first when it is old."""
+        """Capture an authorization and release the rest. An old one is renewed first."""
         money = amounts.write(request.amount, request.currency)
         order = self._read_before_request(request)
         if any(one.status != "declined" for one in order.captures):
-            # By an earlier request, or in PayPal's dashboard. PayPal would take more on top of it.
+            # An earlier request or the dashboard has captured. PayPal would capture a second time.
             return self._state(order)
         authorization = order.authorization
         if authorization is None:
             raise Refused("the order has no authorization")
-        if not authorization.over:
+        if not authorization.is_over:
             authorization = self._renewed(authorization, request)
         try:
             answer = self.client.post(
@@ -233,23 +228,19 @@ class PayPalGateway(Gateway):
                 key=request.key,
             )
         except Rejected as refusal:
-            if refusal.issue in NOT_CAPTURABLE:
-                return self._state_instead_of(refusal, request)
-            if refusal.issue not in DECLINES:
-                raise
-            return _declined(request, refusal.issue)
+            return self._state_after(refusal, request, NOT_CAPTURABLE)
         captured = read_capture(answer)
         return Charge(
             reference=request.reference,
             status=captured.status,
-            amount=request.charged,
+            amount=request.charge_amount,
             currency=captured.currency,
             amount_captured=captured.amount if captured.status == "captured" else 0,
             decline=captured.decline,
         )
 
     def _renewed(self, authorization: Authorization, request: ChangeRequest) -> Authorization:
-        """After the honor period: reauthorized, if PayPal will; else as it was.
+        """The authorization, renewed if its honor period is over and PayPal allows it.
 
         https://developer.paypal.com/docs/api/payments/v2/#authorizations_reauthorize
         """
@@ -257,27 +248,24 @@ class PayPalGateway(Gateway):
         if created is None or self._now() < created + HONOR_PERIOD:
             return authorization
         path = f"{AUTHORIZATIONS}/{authorization.id}/reauthorize"
-        whole = {"amount": amounts.write(request.charged, request.currency)}
+        whole = {"amount": amounts.write(request.charge_amount, request.currency)}
         try:
             answer = self.client.post(path, whole, key=f"{request.key}-reauthorize")
         except Rejected:
-            return authorization  # once only, not every day; the old one may still be captured
+            return authorization  # PayPal renews only once; the old one may still be captured
         except OutcomeUnknown as error:
-            raise NotExecuted(f"reauthorize: {error}") from None  # surely nothing was captured
+            raise NotExecuted(f"reauthorize: {error}") from None  # nothing was captured yet
         new = plain_id(answer.get("id"))
         return replace(authorization, id=new) if new is not None else authorization
 
     def void(self, request: ChangeRequest) -> Charge:
-        """Void an authorization, or give up an order that is not paid.
-
-        An order cannot be canceled at PayPal: one that waits is voided by our never completing it.
-        """
+        """Void an authorization. An order that waits counts as void: we never complete it."""
         order = self._read_before_request(request)
         state = self._state(order)
         if state.status in WAITING:
-            return _given_up(state)
+            return _voided(state)
         authorization = order.authorization
-        if authorization is None or authorization.over or state.status == "captured":
+        if authorization is None or authorization.is_over or state.status == "captured":
             return state
         try:
             answer = self.client.post(f"{AUTHORIZATIONS}/{authorization.id}/void", {})
@@ -291,7 +279,7 @@ class PayPalGateway(Gateway):
             return replace(state, status="voided", capture_before=None)
         after = self._current_state(request)  # 204 has no body, and {} is no answer
         if after.status == "authorized":
-            raise OutcomeUnknown("a void that the books do not show")
+            raise OutcomeUnknown("the order does not show its void")
         return after
 
     # Refunds ------------------------------------------------------------------------------------
@@ -316,185 +304,174 @@ class PayPalGateway(Gateway):
         answer = self.client.post(f"{CAPTURES}/{capture.id}/refund", body, key=request.key)
         return read_refund(answer, request.payment_id)
 
-    # Questions ----------------------------------------------------------------------------------
+    # Look-ups -----------------------------------------------------------------------------------
 
+    @looking_up()
     def look_up(self, query: ChargeLookup) -> Charge | None:
         request = query.request
         if isinstance(request, ChangeRequest):
             return self._look_up_change(request, query)
         if query.reference is None:
-            return self._look_up_unheard(request, query)
+            return self._look_up_lost_charge(request, query)
         try:
             order = self._read_order(query.reference, request.payment_id)
-            if order.key != request.key:
-                raise OutcomeNotShown("the order was made by another system")
-            return self._state(order)
-        except NotFound as gone:
+        except NotFound as missing:
             unpaid = request.token == REDIRECT  # else it was paid at once, or not at all
-            if unpaid and self._now() - query.requested_at > UNPAID_ORDER_LIFE:
+            if unpaid and self._now() - query.requested_at > UNPAID_ORDER_LIFETIME:
                 return Charge(query.reference, "voided", request.amount, request.currency)
-            raise OutcomeNotShown(str(gone)) from None
-        except NotExecuted as error:
-            raise _untold(error) from None
+            raise OutcomeNotShown(str(missing)) from None
+        if order.key != request.key:
+            raise OutcomeNotShown("the order was made by another system")
+        return self._state(order)
 
-    def _look_up_unheard(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
-        """A charge of whose order we have not heard. PayPal cannot be searched for it, but it can
-        be asked the same again."""
+    def _look_up_lost_charge(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
+        """A charge whose order id we never received. PayPal has no search for orders."""
         if query.resend:
-            return self._repeat(self.charge, request, query.requested_at, ORDER_KEYS)
+            return self._replay(lambda: self.charge(request), query, ORDER_KEY_LIFETIME)
         if request.token == REDIRECT:
-            # An order is paid when its payer has approved it and we complete it. The link to the
-            # page where payers approve is in the answer that nobody has heard, so there never was
-            # a payer, and what arrives late is an order that we never complete.
+            # PayPal takes the money when the payer has approved the order and we complete it. The
+            # link to approve it was in the answer that nobody received, so there is no payer. An
+            # order that arrives late stays incomplete.
             return None
-        return self._fence_charge(request, query.requested_at)
+        return self._fence_charge(request, query)
 
-    def _fence_charge(self, request: ChargeRequest, requested_at: datetime) -> Charge | None:
-        """Use up the key of a charge with an order that can take no money: nobody pays it.
+    def _fence_charge(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
+        """Use up the key of a charge with an order that nobody can pay.
 
-        Whatever a second request says, PayPal answers it with what the first with the same
-        PayPal-Request-Id has made, as it is now. So either this finds the charge, or the charge
-        is answered with this order should it still arrive. PayPal must not have forgotten the key
-        of a charge that was made; it keeps this order's for hours, and no request is under way so
-        long. https://developer.paypal.com/reference/guidelines/idempotency/
+        PayPal answers a second request under a PayPal-Request-Id with what the first one made, as
+        it is now, whatever the second one says. So either this returns the charge, or the charge
+        is answered with this order should it still arrive. PayPal has to remember the key of the
+        charge. It then remembers the key of this order for hours, and no request is under way for
+        so long. https://developer.paypal.com/reference/guidelines/idempotency/
         """
-        self._require_remembered(requested_at, ORDER_KEYS)
-        try:
-            answer = self.client.post(ORDERS, _fence_body(request), key=request.key)
-        except NotExecuted as error:
-            raise _untold(error) from None
-        return self._made(request, read_order(answer))
+        self._require_remembered(query, ORDER_KEY_LIFETIME)
+        answer = self.client.post(ORDERS, _fence_body(request), key=request.key)
+        return self._charge_of(request, read_order(answer))
 
     def _look_up_change(self, request: ChangeRequest, query: ChargeLookup) -> Charge | None:
         state = self._current_state(request)
         if state.status not in UNDONE[request.operation]:
             return state
         if request.operation == "void" and state.status in WAITING:
-            return _given_up(state)
+            return _voided(state)
+        if query.resend and request.operation == "capture":
+            return self._replay(lambda: self.capture(request), query, PAYMENT_KEY_LIFETIME)
+        if query.resend and request.operation == "complete":
+            return self._replay(lambda: self.complete(request), query, ORDER_KEY_LIFETIME)
         if query.resend:
-            return self._repeat_change(request, query.requested_at)
+            return replay(lambda: self.void(request))  # a second void has no effect, without a key
         if request.operation == "complete":
             return self._fence_completion(request)
-        # The key of a capture can be used up by a capture only, and a void has no key.
-        raise OutcomeNotShown("the books do not show it, and it may still arrive")
-
-    def _repeat_change(self, request: ChangeRequest, requested_at: datetime) -> Charge | None:
-        if request.operation == "capture":
-            return self._repeat(self.capture, request, requested_at, PAYMENT_KEYS)
-        if request.operation == "complete":
-            return self._repeat(self.complete, request, requested_at, ORDER_KEYS)
-        # To give up twice is to give up: a void needs no key.
-        return self._repeat(self.void, request, requested_at, timedelta.max)
+        # Only a capture can use up the key of a capture, and a void has no key.
+        raise OutcomeNotShown("the order does not show it, and it may still arrive")
 
     def _fence_completion(self, request: ChangeRequest) -> Charge | None:
-        """Make an approved order one that a completion cannot complete, however late it arrives.
+        """Change an approved order so that PayPal refuses its completion, however late it arrives.
 
-        PayPal captures no order whose intent is to be authorized, and the other way round
-        (ACTION_DOES_NOT_MATCH_INTENT). https://developer.paypal.com/docs/api/orders/v2/#orders_patch
+        PayPal does not capture an order whose intent is AUTHORIZE, nor authorize one whose intent
+        is CAPTURE (ACTION_DOES_NOT_MATCH_INTENT).
+        https://developer.paypal.com/docs/api/orders/v2/#orders_patch
         """
         intent = "AUTHORIZE" if request.capture else "CAPTURE"
         change = {"op": "replace", "path": "/intent", "value": intent}
-        try:
-            self.client.patch(f"{ORDERS}/{_path_id(request.reference)}", [change])
-        except NotExecuted as error:
-            raise _untold(error) from None
+        self.client.patch(f"{ORDERS}/{_path_id(request.reference)}", [change])
         state = self._current_state(request)
         return None if state.status in WAITING else state
 
+    @looking_up()
     def look_up_refund(self, query: RefundLookup) -> Refund | None:
         request = query.request
-        if query.reference is None and query.resend:
-            return self._repeat(self.refund, request, query.requested_at, PAYMENT_KEYS)
-        try:
-            if query.reference is not None:
-                answer = self.client.get(f"{REFUNDS}/{_path_id(query.reference)}")
-                return read_refund(answer, request.payment_id)
-            order = self._read_order(request.reference, request.payment_id)
-        except NotExecuted as error:
-            raise _untold(error) from None
-        made = order.our_refunds.get(request.key)
-        if made is None:  # the key of a refund can be used up by a refund only
-            raise OutcomeNotShown("the books do not show it, and it may still arrive")
-        return made
+        if query.reference is not None:
+            answer = self.client.get(f"{REFUNDS}/{_path_id(query.reference)}")
+            return read_refund(answer, request.payment_id)
+        if query.resend:
+            return self._replay(lambda: self.refund(request), query, PAYMENT_KEY_LIFETIME)
+        order = self._read_order(request.reference, request.payment_id)
+        found = order.our_refunds.get(request.key)
+        if found is None:  # only a refund can use up the key of a refund
+            raise OutcomeNotShown("the order does not show it, and it may still arrive")
+        return found
 
-    def _repeat(
-        self, ask: Callable[[R], T], request: R, requested_at: datetime, lifetime: timedelta
+    def _replay(
+        self, call: Callable[[], T], query: ChargeLookup | RefundLookup, key_lifetime: timedelta
     ) -> T | None:
-        """The same request under the same key has no second effect while PayPal remembers it.
+        self._require_remembered(query, key_lifetime)
+        return replay(call)
 
-        None if PayPal's own checks refuse it: then the first had no effect either.
-        """
-        self._require_remembered(requested_at, lifetime)
-        try:
-            return ask(request)
-        except Refused:
-            return None
-        except NotExecuted as error:  # that says nothing about the first request
-            raise _untold(error) from None
+    def _require_remembered(
+        self, query: ChargeLookup | RefundLookup, key_lifetime: timedelta
+    ) -> None:
+        require_remembered(self._now() - query.requested_at, key_lifetime)
 
-    def _require_remembered(self, requested_at: datetime, lifetime: timedelta) -> None:
-        if self._now() - requested_at > lifetime:
-            raise OutcomeNotShown("asked too long ago to be asked again")
-
-    # Changes that nobody asked us for -----------------------------------------------------------
+    # Disputes and webhooks ----------------------------------------------------------------------
 
     def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
-        """The charges that were disputed. See `capabilities` for why it is not all charges."""
+        """Charges with a dispute that is new or has changed; see `capabilities`."""
         return disputes.list_changed(self.client, since, cursor, self._now())
 
     def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
-        """An event only says which payment to ask about. What no look-up of a payment shows,
-        disputes and saved methods, is asked here; but once for each signature."""
+        """An event only says which payment to look up. Disputes and saved methods, which no look-up
+        shows, are read here, once for each delivery."""
         if not self._webhook_id:
             raise SignatureInvalid
         delivery_id = signature.verify(
             self._webhook_id, self._certificates, headers, body, self._now()
         )
         notice = events.read(body)
-        answer = event_lookups.Answer(notice.subject)
-        if notice.subject.is_unclear and not self.is_known(delivery_id):
-            answer = event_lookups.ask_about(self.client, self.guard, notice.subject)
+        found = event_lookups.Found(notice.subject)
+        if notice.subject.is_unclear and not self.is_known_delivery(delivery_id):
+            found = event_lookups.look_up(self.client, self.guard, notice.subject)
         return GatewayEvent(
             notice.id,
             notice.type,
-            payment_id=answer.subject.payment_id,
-            reference=answer.subject.reference,
-            key=answer.subject.key,
-            dispute=answer.dispute,
-            method=answer.method,
-            ask=answer.subject.is_known,
+            payment_id=found.subject.payment_id,
+            reference=found.subject.reference,
+            key=found.subject.key,
+            dispute=found.dispute,
+            method=found.method,
+            needs_lookup=found.subject.is_known,
             delivery_id=delivery_id,
         )
 
-    # Inside -------------------------------------------------------------------------------------
+    # Reading orders -----------------------------------------------------------------------------
 
     def _state(self, order: Order) -> Charge:
         return charge_of_order(order, self._now())
 
     def _read_order(self, reference: str, payment_id: int) -> Order:
-        """Raises OutcomeNotShown for the order of another payment: we may have been told a
-        reference by an event that is not PayPal's."""
+        """Raises OutcomeNotShown for another payment's order, which a forged event may name."""
         order = read_order(self.client.get(f"{ORDERS}/{_path_id(reference)}"))
         if order.payment_id != payment_id:
             raise OutcomeNotShown("the order is of another payment")
         return order
 
     def _read_before_request(self, request: ChangeRequest | RefundRequest) -> Order:
-        """Before money is asked for: whatever fails here, surely nothing was done."""
+        """Read the order before a request for money. If that fails, the request is not sent."""
         try:
             return self._read_order(request.reference, request.payment_id)
         except OutcomeUnknown as error:
             raise NotExecuted(f"reading the order: {error}") from None
 
     def _current_state(self, request: ChangeRequest) -> Charge:
-        """After money was asked for: whatever fails here leaves that unknown."""
+        """Read the order after a request for money. If that fails, its outcome is unknown."""
         try:
             return self._state(self._read_order(request.reference, request.payment_id))
         except NotExecuted as error:
             raise OutcomeUnknown(f"reading the order: {error}") from None
 
+    def _state_after(
+        self, refusal: Rejected, request: ChangeRequest, changed: frozenset[str]
+    ) -> Charge:
+        """The state of a charge after a refusal: changed already, or declined. Raises Rejected."""
+        if refusal.issue in changed:
+            return self._state_instead_of(refusal, request)
+        if refusal.issue not in DECLINES:
+            raise refusal
+        amount, why = request.charge_amount, decline(refusal.issue)
+        return Charge(request.reference, "declined", amount, request.currency, decline=why)
+
     def _state_instead_of(self, refusal: Rejected, request: ChangeRequest) -> Charge:
-        """What the books show where a refusal says that they show something else by now."""
+        """The state of a charge that PayPal refused to change because it has changed already."""
         state = self._current_state(request)
         if state.status in UNDONE[request.operation]:
             raise refusal
@@ -502,7 +479,7 @@ class PayPalGateway(Gateway):
 
 
 def _order_body(request: ChargeRequest) -> dict[str, Any]:
-    """The same request makes the same body: it is repeated under the same key."""
+    """The same request always makes the same body, because a replay must be identical."""
     wallet: dict[str, Any] = {}
     if request.token != REDIRECT:
         wallet["vault_id"] = request.token
@@ -511,7 +488,7 @@ def _order_body(request: ChargeRequest) -> dict[str, Any]:
             "return_url": request.return_url,
             "cancel_url": request.return_url,
             "user_action": "PAY_NOW",
-            # An eCheck would leave the store waiting for days.
+            # An eCheck takes days.
             "payment_method_preference": "IMMEDIATE_PAYMENT_REQUIRED",
             "shipping_preference": "NO_SHIPPING",
         }
@@ -521,8 +498,8 @@ def _order_body(request: ChargeRequest) -> dict[str, Any]:
             {
                 "amount": amounts.write(request.amount, request.currency),
                 "custom_id": str(request.payment_id),
-                # Which system made it, should others use the account; and PayPal takes no second
-                # payment for it, where the account is set so.
+                # Shows that this service made the order. PayPal refuses a second payment with
+                # the same invoice_id if the account is set so.
                 "invoice_id": request.key,
             }
         ],
@@ -531,36 +508,23 @@ def _order_body(request: ChargeRequest) -> dict[str, Any]:
 
 
 def _fence_body(request: ChargeRequest) -> dict[str, Any]:
-    """Without a payment source: such an order waits for a payer, and nobody is given its link."""
+    """An order without a payment source waits for a payer, and nobody has its link."""
     money = amounts.write(request.amount, request.currency)
     return {"intent": "CAPTURE", "purchase_units": [{"reference_id": FENCE, "amount": money}]}
 
 
 def _declined_charge(request: ChargeRequest, issue: str) -> Charge:
-    """Declined without an order at PayPal; our key is all there is to name the charge by."""
+    """PayPal declined before it made an order, so the key is the reference of the charge."""
     return Charge(request.key, "declined", request.amount, request.currency, decline=decline(issue))
 
 
-def _given_up(charge: Charge) -> Charge:
-    """An order cannot be canceled at PayPal. It is voided by our never completing it."""
+def _voided(charge: Charge) -> Charge:
+    """PayPal cannot cancel an order. It is void because we never complete it."""
     return replace(charge, status="voided", redirect_url=None)
 
 
-def _declined(request: ChangeRequest, issue: str) -> Charge:
-    return Charge(
-        request.reference, "declined", request.charged, request.currency, decline=decline(issue)
-    )
-
-
-def _untold(error: NotExecuted) -> OutcomeUnknown:
-    """A question that PayPal refuses says nothing about the request, and nothing against PayPal."""
-    return (
-        OutcomeUnknown(str(error)) if isinstance(error, RetryLater) else OutcomeNotShown(str(error))
-    )
-
-
 def _path_id(reference: str) -> str:
-    """Raises NotExecuted for what is no id of PayPal's: it must not choose the path."""
+    """An id for a path. Raises NotExecuted for anything that could change the path."""
     found = plain_id(reference)
     if found is None:
         raise NotExecuted("the reference is no id of PayPal's")

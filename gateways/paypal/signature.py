@@ -1,4 +1,4 @@
-"""Whether a webhook is from PayPal, verified offline. What it says is read in `events.py`.
+"""Verifies that a webhook is from PayPal, without asking PayPal. `events.py` reads it.
 
 https://developer.paypal.com/api/rest/webhooks/rest/#self-verification-method
 """
@@ -22,7 +22,7 @@ from gateways.paypal.certificates import Certificates
 from gateways.paypal.states import moment
 
 ALGORITHM: Final = "SHA256withRSA"
-# PayPal sends a webhook again for three days; a fourth for clocks and queues.
+# PayPal repeats a webhook for three days; the fourth is for clocks and queues.
 MAX_AGE: Final = timedelta(days=4)
 MAX_AHEAD: Final = timedelta(minutes=5)  # clocks differ
 
@@ -37,10 +37,10 @@ def verify(
     body: bytes,
     now: datetime,
 ) -> str:
-    """The id of the transmission: it is signed, while of the body only a CRC-32 is.
+    """Returns the id of the transmission, which is signed; of the body only a CRC-32 is.
 
-    Raises SignatureInvalid, also when the certificate could not be had. The cheap checks come
-    first: nobody makes us fetch a certificate with a header out of shape.
+    Raises SignatureInvalid, also if the certificate cannot be fetched. Cheap checks come first,
+    so that a malformed header costs no fetch.
     """
     if headers.get("paypal-auth-algo") != ALGORITHM:
         raise SignatureInvalid

@@ -1,6 +1,6 @@
-"""What PayPal's orders, authorizations, captures, refunds and disputes mean to us.
+"""Reads PayPal's orders, authorizations, captures, refunds and disputes.
 
-Reading only: nothing here asks PayPal anything. Words that are not known mean "not decided".
+Nothing here calls PayPal. A status that is not known means that nothing is decided.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateways.paypal import amounts
 
 Object = Mapping[str, Any]
 
-# Refusals that are about the payer or how they pay, so another method may succeed.
+# Refusals because of the payer or the payment method, so another method may succeed.
 # https://developer.paypal.com/api/rest/reference/orders/v2/errors/
 DECLINES: Final = frozenset(issue for issue in PAYPAL if not issue.isdigit()) | {
     "AGREEMENT_ALREADY_CANCELLED",
@@ -38,7 +38,7 @@ DECLINES: Final = frozenset(issue for issue in PAYPAL if not issue.isdigit()) | 
 CAPTURED: Final = frozenset({"COMPLETED", "PARTIALLY_REFUNDED", "REFUNDED"})
 CAPTURE_FAILED: Final = frozenset({"DECLINED", "DENIED", "FAILED"})
 AUTHORIZATION_OVER: Final = frozenset({"CAPTURED", "DENIED", "EXPIRED", "VOIDED"})
-SPENT: Final = frozenset({"CAPTURED", "DENIED"})  # on a capture, or for nothing
+ENDED: Final = frozenset({"CAPTURED", "DENIED"})
 WAITS_FOR_PAYER: Final = frozenset({"CREATED", "PAYER_ACTION_REQUIRED"})
 REDIRECTS: Final = ("payer-action", "approve")
 
@@ -66,7 +66,7 @@ KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 
 @dataclass(frozen=True, slots=True)
 class Capture:
-    """One capture: money that was taken, or was to be."""
+    """One capture of an order."""
 
     id: str
     status: ChargeStatus  # captured, processing or declined
@@ -77,18 +77,18 @@ class Capture:
 
 @dataclass(frozen=True, slots=True)
 class Authorization:
-    """One authorization of an order. A reauthorization is another one."""
+    """One authorization of an order. A renewal is another one."""
 
     id: str
     amount: int
     currency: str
-    status: str  # PayPal's word
+    status: str  # as PayPal names it
     created: datetime | None
     expires: datetime | None
     decline: Decline
 
     @property
-    def over(self) -> bool:
+    def is_over(self) -> bool:
         return self.status in AUTHORIZATION_OVER
 
 
@@ -97,23 +97,25 @@ class Order:
     """An order of one purchase unit, with all that was authorized and captured for it."""
 
     id: str
-    status: str  # PayPal's word
+    status: str  # as PayPal names it
     amount: int
     currency: str
     redirect_url: str | None
     authorizations: Sequence[Authorization]
     captures: Sequence[Capture]
     refunds: tuple[Refund, ...]  # whoever made them
-    our_refunds: Mapping[str, Refund]  # those of ours, by the key that each was made with
-    unit: str | None  # what whoever made the order calls its purchase unit
+    our_refunds: Mapping[str, Refund]  # made by this service, by idempotency key
+    unit_reference: str | None  # the reference_id of its purchase unit
     payment_id: int | None  # our payment's id
-    key: str | None  # ours, of the charge
+    key: str | None  # the idempotency key of the charge
 
     @property
     def authorization(self) -> Authorization | None:
-        """The newest that is alive, else the newest of all."""
+        """The newest that is not over, else the newest of all."""
         # The sort is stable: of equal times the later in the list is the newer.
-        ordered = sorted(self.authorizations, key=lambda one: (not one.over, one.created or NEVER))
+        ordered = sorted(
+            self.authorizations, key=lambda one: (not one.is_over, one.created or NEVER)
+        )
         return ordered[-1] if ordered else None
 
     def capture(self, status: ChargeStatus) -> Capture | None:
@@ -129,7 +131,7 @@ def read_order(answer: Object) -> Order:
     refunds = [(one, read_refund(one, payment)) for one in objects(payments.get("refunds"))]
     return Order(
         id=_id(answer),
-        status=_word(answer.get("status")),
+        status=_status(answer.get("status")),
         amount=amount,
         currency=currency,
         redirect_url=next((url for rel in REDIRECTS if (url := link(answer, rel))), None),
@@ -139,11 +141,11 @@ def read_order(answer: Object) -> Order:
         our_refunds={
             key: refund
             for one, refund in refunds
-            if refund.refund_id is not None and (key := our_key(one)) is not None
+            if refund.refund_id is not None and (key := idempotency_key(one)) is not None
         },
-        unit=plain_id(unit.get("reference_id")),
+        unit_reference=plain_id(unit.get("reference_id")),
         payment_id=payment,
-        key=our_key(unit),
+        key=idempotency_key(unit),
     )
 
 
@@ -153,7 +155,7 @@ def read_authorization(answer: Object) -> Authorization:
         id=_id(answer),
         amount=amount,
         currency=currency,
-        status=_word(answer.get("status")),
+        status=_status(answer.get("status")),
         created=moment(answer.get("create_time")),
         expires=moment(answer.get("expiration_time")),
         decline=_decline(answer),
@@ -162,7 +164,7 @@ def read_authorization(answer: Object) -> Authorization:
 
 def read_capture(answer: Object) -> Capture:
     amount, currency = amounts.read(answer.get("amount"))
-    word = _word(answer.get("status"))
+    word = _status(answer.get("status"))
     if word in CAPTURED:
         return Capture(_id(answer), "captured", amount, currency)
     if word in CAPTURE_FAILED:
@@ -171,15 +173,15 @@ def read_capture(answer: Object) -> Capture:
 
 
 def read_refund(answer: Object, payment: int | None) -> Refund:
-    """A refund of this payment of ours.
+    """A refund of this payment.
 
-    One that we made carries the ids of its payment and of itself, and its key. One that was made
-    in PayPal's dashboard carries nothing, or what the capture carries.
+    One that this service made carries the ids of the payment and the refund, and its idempotency
+    key. One that was made in PayPal's dashboard carries nothing, or what its capture carries.
     """
     amount, currency = amounts.read(answer.get("amount"))
-    state = REFUNDS.get(_word(answer.get("status")), "pending")
+    state = REFUNDS.get(_status(answer.get("status")), "pending")
     of, refund_id = our_ids(answer)
-    ours = of is not None and of == payment and our_key(answer) is not None
+    ours = of is not None and of == payment and idempotency_key(answer) is not None
     return Refund(_id(answer), state, amount, currency, refund_id if ours else None)
 
 
@@ -198,16 +200,16 @@ def read_dispute(answer: Object) -> Dispute:
 
 
 def charge_of_order(order: Order, now: datetime) -> Charge:
-    """The state of a charge: of its captures, else of its authorization, else of its order."""
+    """The charge by the state of its captures, else of its authorization, else of its order."""
     captured = [one for one in order.captures if one.status == "captured"]
     if order.capture("processing"):
         return _charge(order, "processing")
     if captured:
         return _charge(order, "captured", amount_captured=sum(one.amount for one in captured))
     authorization, failed = order.authorization, order.capture("declined")
-    if authorization is not None and not (failed and authorization.status in SPENT):
+    if authorization is not None and not (failed and authorization.status in ENDED):
         return _charge_of_authorization(order, authorization, now)
-    if failed:  # by what became of the authorization, or without one
+    if failed:
         return _charge(order, "declined", decline=failed.decline)
     if order.status in WAITS_FOR_PAYER:
         return _charge(order, "requires_action", redirect_url=order.redirect_url)
@@ -227,7 +229,7 @@ def _charge_of_authorization(order: Order, one: Authorization, now: datetime) ->
     if one.status in ("VOIDED", "EXPIRED") or (one.status == "CREATED" and expired):
         return _charge(order, "voided")
     if one.status == "CREATED":
-        # What is held is told as it is: the service compares it with what was asked for.
+        # The amount that is held. The service compares it with the amount of the payment.
         held = replace(order, amount=one.amount, currency=one.currency)
         return _charge(held, "authorized", capture_before=one.expires)
     return _charge(order, "processing")
@@ -262,7 +264,7 @@ def plain_id(value: Any) -> str | None:
 
 
 def payment_id(value: Any) -> int | None:
-    """Our payment's id from a custom_id: a plain positive integer that BIGINT holds, or None."""
+    """The id of our payment in a custom_id: a positive integer that fits BIGINT, or None."""
     if not (isinstance(value, str) and PAYMENT_ID.fullmatch(value)):
         return None
     number = int(value)
@@ -270,12 +272,12 @@ def payment_id(value: Any) -> int | None:
 
 
 def refund_custom_id(payment: int, refund: int) -> str:
-    """What a refund of ours carries. PayPal allows letters, digits and `-_.,` only."""
+    """The custom_id of our refunds. PayPal allows letters, digits and `-_.,` only."""
     return f"{payment}-{refund}"
 
 
 def our_ids(answer: Object) -> tuple[int | None, int | None]:
-    """The ids of our payment and our refund; all but a refund of ours carry the first only."""
+    """The ids of our payment and our refund. Only our refunds carry the second."""
     custom_id = answer.get("custom_id")
     if not isinstance(custom_id, str):
         return None, None
@@ -285,7 +287,8 @@ def our_ids(answer: Object) -> tuple[int | None, int | None]:
     return payment_id(payment), payment_id(refund)
 
 
-def our_key(answer: Object) -> str | None:
+def idempotency_key(answer: Object) -> str | None:
+    """The key that this service put into an object, or None."""
     key = answer.get("invoice_id")
     return key if isinstance(key, str) and KEY.fullmatch(key) else None
 
@@ -316,7 +319,7 @@ def _id(answer: Object, name: str = "id") -> str:
     return value
 
 
-def _word(value: Any) -> str:
+def _status(value: Any) -> str:
     if not isinstance(value, str):
         raise OutcomeUnknown("an answer without a status")
     return value

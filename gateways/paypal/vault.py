@@ -1,4 +1,4 @@
-"""Payment methods: by email nothing is kept at PayPal, by token the account is in its vault.
+"""Saves payment methods: an email address alone, or the token of an account in PayPal's vault.
 
 https://developer.paypal.com/docs/api/payment-tokens/v3/
 """
@@ -18,7 +18,7 @@ from gateways.paypal.states import DECLINES, Object, plain_id
 TOKENS: Final = "/v3/vault/payment-tokens"
 SETUP_TOKEN: Final = re.compile(r"[0-9A-Z_-]{1,36}")  # as PayPal's specification has it
 
-# The token of a method without a vault: the payer approves each payment on PayPal's page.
+# The token of a method that is an email address: the payer approves each payment on a page.
 REDIRECT: Final = "redirect"
 
 
@@ -42,12 +42,12 @@ def save(client: Client, request: MethodRequest) -> SavedMethod:
 
 
 def is_gone(client: Client, token: str) -> bool:
-    """Whether PayPal has such a token no longer. Raises NotExecuted or OutcomeUnknown."""
+    """Whether PayPal has deleted the token. Raises NotExecuted or OutcomeUnknown."""
     return client.find(f"{TOKENS}/{token}") is None
 
 
 def _exchange_setup_token(client: Client, token: str) -> Object:
-    """A setup token that the payer has approved becomes a payment token, once."""
+    """Exchange a setup token that the payer has approved for a payment token."""
     source = {"token": {"id": token, "type": "SETUP_TOKEN"}}
     try:
         # The same token twice is the same request: the second answer repeats the first.
@@ -61,8 +61,7 @@ def _exchange_setup_token(client: Client, token: str) -> Object:
 
 
 def _saved_method(answer: Object) -> SavedMethod:
-    """Raises MethodInvalid for a card in the vault, OutcomeUnknown for an answer that is no
-    token."""
+    """Raises MethodInvalid for a card in the vault, OutcomeUnknown for an invalid answer."""
     token, source = plain_id(answer.get("id")), answer.get("payment_source")
     if token is None or not isinstance(source, Mapping):
         raise OutcomeUnknown("an answer without a payment token")

@@ -1,4 +1,4 @@
-"""The sandbox gateway: a real gateway of our own, with books of its own."""
+"""The sandbox gateway: a real gateway inside this service, with tables of its own."""
 
 from gateways.sandbox.clock import has_work
 from gateways.sandbox.faults import FAULTS, SLOW_PATTERN, parse_fault

@@ -1,7 +1,6 @@
-"""Test cards and tokens: which outcome each one stands for.
+"""Test cards and tokens, and the outcome of each.
 
-Card numbers are exchanged for tokens and forgotten; the outcome that a test number stands for is
-part of its token.
+A card number is exchanged for a token, which holds the outcome. The number is not stored.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Final
 
 from gateways.base import MethodInvalid, MethodRequest, SavedMethod
 
-# Test card -> outcome; every other valid number succeeds. Developers know them from Stripe.
+# Test card -> outcome, with Stripe's test numbers. Every other valid number succeeds.
 TEST_CARDS: Final[dict[str, str]] = {
     "4242424242424242": "success",
     "4000000000000002": "generic_decline",
@@ -41,7 +40,7 @@ DECLINES: Final = frozenset(
 def save_method(request: MethodRequest) -> SavedMethod:
     """Tokens are stateless: `tok_<outcome>`, or `tok_<outcome>_<random>` for a number."""
     if request.payment_type != "card":
-        shown = dict(request.details) or {"email": "s***@sandbox.example"}  # by vault token
+        shown = dict(request.details) or {"email": "s***@sandbox.example"}  # saved by a vault token
         return SavedMethod(f"tok_success_{secrets.token_hex(8)}", shown, request.token)
     if request.card_number is not None:
         outcome = TEST_CARDS.get(request.card_number, "success")
@@ -64,6 +63,6 @@ def save_method(request: MethodRequest) -> SavedMethod:
 
 
 def outcome_of(token: str) -> str:
-    """The outcome that a token stands for; an empty text for one that only succeeds."""
+    """The outcome of a token; empty for one that names none, which succeeds."""
     name = token.removeprefix("tok_")
     return next((known for known in OUTCOMES if name == known or name.startswith(f"{known}_")), "")

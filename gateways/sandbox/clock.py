@@ -1,8 +1,8 @@
-"""What time does at the sandbox: authorizations expire, refunds fail, disputes close."""
+"""The sandbox's clock: authorizations expire, refunds fail, disputes close."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -18,40 +18,35 @@ CLOSED = sa.and_(disputes.c.status == "open", disputes.c.closes_at <= sa.func.no
 
 
 def tick(connection: sa.Connection) -> int:
-    """Do some of what is due. Returns how much it was."""
+    """Process a batch of what is due. Returns how much."""
     due = _lock_due_charges(connection)
     if not due:
         return 0
-    expired = connection.execute(
-        charges.update()
-        .where(charges.c.reference.in_(due), EXPIRED)
-        .values(status="voided")
-        .returning(*charges.c)
-    ).all()
+    expired = _update(connection, charges, charges.c.reference.in_(due) & EXPIRED, "voided")
     for charge in expired:
         announce_charge(connection, charge)
-    failed = connection.execute(
-        refunds.update()
-        .where(refunds.c.charge.in_(due), FAILED)
-        .values(status="failed")
-        .returning(*refunds.c)
-    ).all()
+    failed = _update(connection, refunds, refunds.c.charge.in_(due) & FAILED, "failed")
     for refund in failed:
         announce_refund(connection, refund, due[refund.charge])
-    closed = connection.execute(
-        disputes.update()
-        .where(disputes.c.charge.in_(due), CLOSED)
-        .values(status="won")
-        .returning(*disputes.c)
-    ).all()
+    closed = _update(connection, disputes, disputes.c.charge.in_(due) & CLOSED, "won")
     for dispute in closed:
         announce_dispute(connection, dispute, due[dispute.charge])
     return len(expired) + len(failed) + len(closed)
 
 
+def _update(
+    connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool], status: str
+) -> Sequence[sa.Row[Any]]:
+    return connection.execute(
+        table.update().where(where).values(status=status).returning(*table.c)
+    ).all()
+
+
 def _lock_due_charges(connection: sa.Connection) -> Mapping[str, sa.Row[Any]]:
-    """The charges that have something due, by reference. Whoever changes a refund or a dispute
-    has locked its charge; those that somebody else has locked are left for the next tick."""
+    """The charges with something due, by reference; without those that another has locked.
+
+    Everybody who changes a refund or a dispute locks its charge first.
+    """
     due = sa.union(
         *(
             # As a subquery, because only its own rows are to be ordered and limited.
@@ -70,19 +65,19 @@ def _lock_due_charges(connection: sa.Connection) -> Mapping[str, sa.Row[Any]]:
 
 
 def has_work() -> sa.ColumnElement[bool]:
-    """Whether `tick` would do something, or a webhook is to be delivered.
+    """Whether something is due for `tick`, or a webhook for delivery.
 
-    It compares the first entry of four indexes with the time, whatever the tables hold.
+    It reads only the first entry of four indexes.
     """
     held = sa.select(account.c.webhooks_held).scalar_subquery()
     return sa.or_(
-        _has_come(charges.c.capture_before, charges.c.status == "authorized"),
-        _has_come(refunds.c.fails_at, refunds.c.status == "pending"),
-        _has_come(disputes.c.closes_at, disputes.c.status == "open"),
-        sa.and_(sa.not_(held), _has_come(webhooks.c.due_at, webhooks.c.delivered_at.is_(None))),
+        _is_due(charges.c.capture_before, charges.c.status == "authorized"),
+        _is_due(refunds.c.fails_at, refunds.c.status == "pending"),
+        _is_due(disputes.c.closes_at, disputes.c.status == "open"),
+        sa.and_(sa.not_(held), _is_due(webhooks.c.due_at, webhooks.c.delivered_at.is_(None))),
     )
 
 
-def _has_come(time: sa.Column[Any], waits: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
+def _is_due(time: sa.Column[Any], waits: sa.ColumnElement[bool]) -> sa.ColumnElement[bool]:
     earliest = sa.select(sa.func.min(time)).where(waits).scalar_subquery()
     return sa.func.coalesce(earliest <= sa.func.now(), sa.false())

@@ -1,7 +1,7 @@
-"""The sandbox's own dashboard: what somebody does there, past the service that charges through it.
+"""The sandbox's own dashboard, where somebody moves money without the service.
 
-Each act changes the books and announces itself like any other change, so it shows what the service
-makes of money that was moved outside. What cannot be done raises NotExecuted and changes nothing.
+Each action writes its change and a webhook. An action that is not possible raises NotExecuted and
+changes nothing.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import sqlalchemy as sa
 
 from gateways.base import Charge, Dispute, Refund
 from gateways.sandbox import operations, records, webhooks
-from gateways.sandbox.announcing import announcing
 from gateways.sandbox.tables import account
+from gateways.sandbox.webhooks import announcing
 
 DISPUTE_CLOSES_AFTER: Final = timedelta(days=7)  # unless somebody closes it before
-MOST_COUNTED: Final = 100  # webhooks that wait; a person need not know how many more there are
+MOST_COUNTED: Final = 100  # webhooks that wait
 
 
 @dataclass(frozen=True, slots=True)
 class Switches:
-    """How the dashboard's switches stand, and how many webhooks wait (MOST_COUNTED at most)."""
+    """The dashboard's switches, and how many webhooks wait (MOST_COUNTED at most)."""
 
     webhooks_held: bool
     decline_next: bool
@@ -31,7 +31,7 @@ class Switches:
 
 
 class Dashboard:
-    """Amounts are in minor units; charges are named by their reference."""
+    """Amounts are in minor units. A charge is named by its reference."""
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
@@ -39,7 +39,7 @@ class Dashboard:
     # The money of a charge ----------------------------------------------------------------------
 
     def refund(self, reference: str, amount: int | None = None) -> Refund:
-        """Give back this much; None: all that is left."""
+        """Refund this amount; None: all that is left."""
         with announcing(self._engine) as connection:
             row = records.require_charge(connection, reference, lock=True)
             made = operations.refund(
@@ -48,14 +48,14 @@ class Dashboard:
             return records.refund_state(made, row)
 
     def capture(self, reference: str, amount: int | None = None) -> Charge:
-        """Capture this much of an authorization and release the rest; None: the whole."""
+        """Capture this amount of an authorization and release the rest; None: all."""
         with announcing(self._engine) as connection:
             row = records.require_charge(connection, reference, lock=True)
             captured = operations.capture(connection, row, row.amount if amount is None else amount)
             return records.charge_state(captured)
 
     def cancel(self, reference: str) -> Charge:
-        """Give up an authorization, or a charge that waits for its shopper."""
+        """Cancel an authorization, or a charge that waits for its shopper."""
         with announcing(self._engine) as connection:
             row = records.require_charge(connection, reference, lock=True)
             return records.charge_state(operations.void(connection, row))
@@ -63,14 +63,14 @@ class Dashboard:
     # Disputes -----------------------------------------------------------------------------------
 
     def open_dispute(self, reference: str) -> Dispute:
-        """Dispute a captured charge, as its cardholder would. Once for each charge."""
+        """Dispute a captured charge, as its cardholder would, once."""
         with announcing(self._engine) as connection:
             row = records.require_charge(connection, reference, lock=True)
             opened = operations.open_dispute(connection, row, DISPUTE_CLOSES_AFTER)
             return records.dispute_state(opened, row)
 
     def close_dispute(self, reference: str, *, won: bool) -> Dispute:
-        """Decide the open dispute of a charge for the store (won) or against it."""
+        """Close the open dispute of a charge, for the store (won) or against it."""
         with announcing(self._engine) as connection:
             row = records.require_charge(connection, reference, lock=True)
             closed = operations.close_dispute(connection, row, won=won)
@@ -79,18 +79,18 @@ class Dashboard:
     # Switches -----------------------------------------------------------------------------------
 
     def decline_next(self, on: bool = True) -> None:
-        """Decline the next charge, whosever it is."""
+        """Decline the next charge of any user."""
         self._switch(decline_next=on)
 
     def hold_webhooks(self, on: bool = True) -> None:
-        """Deliver no webhook any more; off: deliver all that have waited, and those to come."""
+        """Hold all webhooks back; off: deliver them."""
         self._switch(webhooks_held=on)
 
     def _switch(self, **values: bool) -> None:
         with announcing(self._engine) as connection:
             connection.execute(account.update().values(**values))
 
-    # To be shown --------------------------------------------------------------------------------
+    # State --------------------------------------------------------------------------------------
 
     def switches(self) -> Switches:
         with self._engine.connect() as connection:

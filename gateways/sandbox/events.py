@@ -1,4 +1,4 @@
-"""Reading a sandbox webhook: verified first, then strictly, field by field."""
+"""Verifies a sandbox webhook, then reads it strictly."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ Url = Annotated[
 Id = Annotated[int, Field(gt=0, lt=2**63)]
 Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
 Currency = Annotated[str, AfterValidator(_known)]
-# Of the years that PostgreSQL and Python both know, in every time zone.
+# In the years that PostgreSQL and Python both store in every time zone.
 Moment = Annotated[
     AwareDatetime,
     BeforeValidator(_iso_8601),
@@ -70,7 +70,7 @@ Moment = Annotated[
 
 
 class Part(BaseModel):
-    """Text is text and a number is a number. What a later release adds is passed over."""
+    """A part of the JSON. Types are strict; unknown fields are ignored."""
 
     model_config = ConfigDict(strict=True, extra="ignore", hide_input_in_errors=True)
 
@@ -115,7 +115,7 @@ class Payload(Part):
     reference: Text
     charge: ChargePart | None = None
     refund: RefundPart | None = None
-    refund_id: Id | None = None  # of the service; none when the refund was made in the dashboard
+    refund_id: Id | None = None  # the service's id; None for a refund in the dashboard
     dispute: DisputePart | None = None
     evidence_due_at: Moment | None = None
 

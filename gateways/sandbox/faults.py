@@ -1,4 +1,4 @@
-"""Faults on demand (the Sandbox-Fault header): what a gateway does on a bad day."""
+"""Faults on demand, by the Sandbox-Fault header."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ SLOW_PATTERN: Final = SLOW + r"(1[01][0-9]|120|[0-9]{1,2})(\.[0-9]{1,3})?"
 
 
 def parse_fault(value: str) -> str | None:
-    """A Sandbox-Fault header as we know it, or None. `slow=` takes up to about 120 seconds."""
+    """A valid Sandbox-Fault header, or None. `slow=` takes up to about 120 seconds."""
     return value if value in FAULTS or re.fullmatch(SLOW_PATTERN, value) else None
 
 
 def with_fault(fault: str | None, timeout: float, work: Callable[[], T]) -> T:
-    """Do the work, or lose the question or the answer the way a network does.
+    """Do the work, or lose the request or the answer as a network does.
 
-    The caller waits for `timeout` seconds at most, as with a gateway over the network.
+    The caller waits for at most `timeout` seconds.
     """
     if fault in ("timeout_before_charge", "error_500"):
         raise OutcomeUnknown("no answer" if fault == "timeout_before_charge" else "HTTP 500")

@@ -1,7 +1,7 @@
-"""The sandbox gateway: a gateway of our own, with books of its own, for development and tests.
+"""The sandbox gateway, for development and tests.
 
-It is a gateway, not a mock: what it charged stands in its own tables, written in its own
-transactions, whether or not the service ever heard the answer.
+It is a gateway, not a mock: it writes its charges to its own tables in its own transactions,
+whether or not the service receives the answer.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from gateways.base import (
     SavedMethod,
 )
 from gateways.sandbox import cards, clock, events, listing, operations, records, webhooks
-from gateways.sandbox.announcing import announcing
 from gateways.sandbox.dashboard import Dashboard
 from gateways.sandbox.faults import with_fault
 from gateways.sandbox.listing import Entry
+from gateways.sandbox.webhooks import announcing
 
 
 class SandboxGateway(Gateway):
-    """A gateway that decides by test card, and does on demand what real ones do on bad days."""
+    """Decides by test card, and on demand fails in the ways in which real gateways fail."""
 
     name = "sandbox"
     remote = False
@@ -49,7 +49,7 @@ class SandboxGateway(Gateway):
 
     def __init__(self, engine: sa.Engine, *, timeout: float) -> None:
         self.engine = engine
-        self.timeout = timeout  # seconds that a caller waits, as with a gateway over the network
+        self.timeout = timeout  # seconds that a call takes at most
         self.dashboard = Dashboard(engine)
 
     @classmethod
@@ -104,18 +104,18 @@ class SandboxGateway(Gateway):
                 )
             return records.refund_state(refund, row)
 
-    # Questions ----------------------------------------------------------------------------------
+    # Look-ups -----------------------------------------------------------------------------------
 
-    # A key that was never used is fenced, so that the request can never be done: `resend` changes
-    # nothing here. Keys may be forgotten one day; what they did stands in the books.
+    # A look-up fences a key that was never used, so that a late request is refused, whatever
+    # `resend` says. Old keys may be deleted; the charges and refunds that they made stay.
 
     def look_up(self, query: ChargeLookup) -> Charge | None:
         with self.engine.begin() as connection:
-            known = records.fence_key(connection, query.key)
+            known = records.fence_key(connection, query.request.key)
             row = (
                 records.require_charge(connection, known)
                 if known is not None
-                else records.find_charge_by_key(connection, query.key)
+                else records.find_charge_by_key(connection, query.request.key)
             )
             if row is None:
                 return None
@@ -124,7 +124,7 @@ class SandboxGateway(Gateway):
     def look_up_refund(self, query: RefundLookup) -> Refund | None:
         request = query.request
         with self.engine.begin() as connection:
-            known = records.fence_key(connection, query.key)
+            known = records.fence_key(connection, query.request.key)
             row = (
                 records.require_refund(connection, known)
                 if known is not None
@@ -141,10 +141,10 @@ class SandboxGateway(Gateway):
     def page(
         self, *, limit: int, order_id: int | None = None, cursor: str | None = None
     ) -> list[Entry]:
-        """A page of the books: newest first, or all of one order's charges, oldest first.
+        """A page of all charges, newest first, or of the charges of one order, oldest first.
 
-        `cursor` is the reference of the last charge before. Raises LookupError for one that is
-        none.
+        `cursor` is the reference of the last charge of the page before. Raises LookupError for
+        an unknown one.
         """
         with self.engine.connect() as connection:
             return listing.list_page(connection, limit=limit, order_id=order_id, cursor=cursor)
@@ -152,12 +152,12 @@ class SandboxGateway(Gateway):
     # The shopper's page -------------------------------------------------------------------------
 
     def action(self, reference: str) -> sa.Row[Any] | None:
-        """The charge behind a redirect page; its reference is the secret that leads there."""
+        """The charge behind a redirect page. Its reference is secret, because it is in the URL."""
         with self.engine.connect() as connection:
             return records.find_charge(connection, reference)
 
     def answer_action(self, reference: str, *, approve: bool) -> sa.Row[Any] | None:
-        """What the shopper said on the page. Only the first answer counts."""
+        """Approve or decline a charge on the redirect page. Only the first answer counts."""
         with announcing(self.engine) as connection:
             row = records.find_charge(connection, reference, lock=True)
             if row is None or row.status != "requires_action":
@@ -167,9 +167,9 @@ class SandboxGateway(Gateway):
     # What time does -----------------------------------------------------------------------------
 
     def tick(self) -> int:
-        """Expire authorizations, fail refunds and close disputes whose time has come.
+        """Expire authorizations, fail refunds and close disputes that are due: one batch.
 
-        A batch of them; returns how many.
+        Returns how many.
         """
         with self.engine.begin() as connection:
             return clock.tick(connection)
@@ -188,12 +188,12 @@ class SandboxGateway(Gateway):
             return webhooks.list_due(connection, secret, limit)
 
     def delivered(self, webhook_id: int) -> None:
-        """The service has taken this webhook; it is not sent again."""
+        """The service has accepted this webhook."""
         with self.engine.begin() as connection:
             webhooks.mark_delivered(connection, webhook_id)
 
     def postpone(self, webhook_id: int) -> None:
-        """The service did not take this webhook; it is sent again a little later."""
+        """The service did not accept this webhook; it is sent again a little later."""
         with self.engine.begin() as connection:
             webhooks.postpone(connection, webhook_id)
 

@@ -1,4 +1,4 @@
-"""The sandbox's books as others read them: charges with their refunds and disputes, in pages."""
+"""Lists the sandbox's charges with their refunds and disputes, in pages."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from gateways.sandbox import records
 from gateways.sandbox.tables import charges, disputes
 
 PAGE: Final = 200
-# Longer than a transaction of the sandbox lasts: one that began before a moment and was committed
-# after it counts as a change since then.
+# Longer than any transaction of the sandbox. A change counts from the start of its transaction, but
+# shows only after the commit.
 LONGEST_TRANSACTION: Final = timedelta(minutes=1)
 
 
@@ -90,9 +90,9 @@ def list_page(
 def list_changed(
     connection: sa.Connection, since: datetime | None, cursor: str | None
 ) -> ChargePage:
-    """A page of what has changed since then, in the order of the changes.
+    """A page of the charges that have changed since then, in the order of the changes.
 
-    What changes while somebody reads page after page moves to the end, so it is read again.
+    A charge that changes while somebody reads page after page moves to the end, and is read again.
     """
     position = sa.tuple_(charges.c.changed_at, charges.c.reference)
     query = sa.select(*charges.c).order_by(charges.c.changed_at, charges.c.reference).limit(PAGE)
@@ -119,9 +119,9 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
 def _complete(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Entry]:
     """Charges, with the refunds and the disputes that they have."""
     references = [row.reference for row in rows]
-    given_back = defaultdict(list)
+    refunds_of = defaultdict(list)
     for refund in records.list_refunds(connection, references):
-        given_back[refund.charge].append(refund)
+        refunds_of[refund.charge].append(refund)
     query = sa.select(*disputes.c).where(disputes.c.charge.in_(references))
-    disputed = {dispute.charge: dispute for dispute in connection.execute(query)}
-    return [Entry(row, given_back[row.reference], disputed.get(row.reference)) for row in rows]
+    dispute_of = {dispute.charge: dispute for dispute in connection.execute(query)}
+    return [Entry(row, refunds_of[row.reference], dispute_of.get(row.reference)) for row in rows]

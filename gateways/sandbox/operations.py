@@ -1,6 +1,6 @@
-"""What happens to money at the sandbox: charging, approving, capturing, voiding, refunding.
+"""Charges, approvals, captures, voids, refunds and disputes of the sandbox.
 
-Each function changes the books within the caller's transaction and announces the change.
+Each function writes within the caller's transaction, and writes the webhook for it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from gateways.sandbox.tables import account, charges, disputes, refunds
 from gateways.sandbox.webhooks import announce_charge, announce_dispute, announce_refund
 
 AUTHORIZATION_LIFETIME = timedelta(days=7)  # what card schemes commonly honor
-REFUND_FAILS_AFTER = timedelta(seconds=2)  # long enough to be seen pending
-# Of the test card that is disputed.
+REFUND_FAILS_AFTER = timedelta(seconds=2)  # long enough to be seen as pending
+# For the test card that is disputed.
 DISPUTE_OPENS_AFTER = timedelta(seconds=1)
 DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
 
@@ -62,7 +62,7 @@ def make_charge(connection: sa.Connection, reference: str, request: ChargeReques
 
 
 def _declines_next(connection: sa.Connection) -> bool:
-    """Whether somebody asked in the dashboard for this charge to be declined. It is asked once."""
+    """Whether the dashboard's switch declines this charge. The switch turns off with it."""
     taken = connection.execute(
         account.update().where(account.c.decline_next).values(decline_next=False)
     )
@@ -70,7 +70,7 @@ def _declines_next(connection: sa.Connection) -> bool:
 
 
 def answer_action(connection: sa.Connection, row: sa.Row[Any], *, approve: bool) -> sa.Row[Any]:
-    """What the shopper said about a locked charge that waits for it."""
+    """Approve or decline a locked charge that waits for its shopper."""
     if not approve:
         values: dict[str, Any] = {"status": "declined", "outcome": "authentication_failed"}
     elif row.capture:
@@ -92,8 +92,10 @@ def capture(
 
 
 def void(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> sa.Row[Any]:
-    """Give up a locked authorization, or a charge that waits for the shopper. Raises
-    NotExecuted."""
+    """Cancel a locked authorization, or a charge that waits for its shopper.
+
+    Raises NotExecuted.
+    """
     if row.status not in ("authorized", "requires_action"):
         raise NotExecuted(f"the charge is {row.status}")
     values = {"status": "voided", "capture_before": None, "redirect_url": None}
@@ -108,10 +110,10 @@ def refund(
     refund_id: int | None,
     fault: str | None = None,
 ) -> sa.Row[Any]:
-    """Give this much of a locked charge back; None: all that is left.
+    """Refund this amount of a locked charge; None: all that is left.
 
-    `refund_id` is the service's; None: made in the dashboard. Raises NotExecuted when it is more
-    than what is left.
+    `refund_id` is the service's id; None for a refund in the dashboard. Raises NotExecuted for
+    more than what is left.
     """
     reserved: int = connection.execute(
         sa.select(sa.func.coalesce(sa.func.sum(refunds.c.amount), 0)).where(
@@ -144,7 +146,7 @@ def open_dispute(
     row: sa.Row[Any],
     closes_after: timedelta,
     *,
-    told_after: timedelta | None = None,
+    announced_after: timedelta | None = None,
 ) -> sa.Row[Any]:
     """Dispute a locked charge. Raises NotExecuted unless it is captured and was never disputed."""
     if row.status != "captured":
@@ -162,7 +164,7 @@ def open_dispute(
     ).one_or_none()
     if dispute is None:
         raise NotExecuted("the charge has been disputed before")
-    announce_dispute(connection, dispute, row, delay=told_after)
+    announce_dispute(connection, dispute, row, delay=announced_after)
     return dispute
 
 
@@ -199,7 +201,7 @@ def _change(
 def _announce(connection: sa.Connection, row: sa.Row[Any], fault: str | None) -> None:
     announce_charge(connection, row, fault)
     if row.status == "captured" and row.outcome == "dispute":
-        open_dispute(connection, row, DISPUTE_CLOSES_AFTER, told_after=DISPUTE_OPENS_AFTER)
+        open_dispute(connection, row, DISPUTE_CLOSES_AFTER, announced_after=DISPUTE_OPENS_AFTER)
 
 
 def _authorized() -> dict[str, Any]:

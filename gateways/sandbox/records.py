@@ -1,4 +1,4 @@
-"""Reading and writing the sandbox's books row by row: keys, charges, refunds, disputes."""
+"""Reads and writes single rows of the sandbox: keys, charges, refunds, disputes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def claim_key(connection: sa.Connection, key: str, reference: str) -> str | None
         return None
     row = connection.execute(sa.select(*requests.c).where(requests.c.key == key)).one()
     if row.fenced:
-        raise NotExecuted("this key was given up before it was used")
+        raise NotExecuted("this key is fenced")
     return str(row.reference)
 
 
 def fence_key(connection: sa.Connection, key: str) -> str | None:
-    """The reference behind a key; a key that is not known can never be used any more."""
+    """The reference behind a key. A key that is not known is refused from now on."""
     connection.execute(insert(requests).values(key=key, fenced=True).on_conflict_do_nothing())
     row = connection.execute(sa.select(*requests.c).where(requests.c.key == key)).one()
     return None if row.fenced else str(row.reference)
@@ -44,7 +44,7 @@ def find_charge(
     connection: sa.Connection, reference: str, *, lock: bool = False
 ) -> sa.Row[Any] | None:
     if not (0 < len(reference) <= MAX_TEXT and reference.isprintable()):
-        return None  # it comes from an address, and PostgreSQL cannot compare with every text
+        return None  # it comes from a URL, and PostgreSQL does not take every text
     query = sa.select(*charges.c).where(charges.c.reference == reference)
     return connection.execute(query.with_for_update() if lock else query).one_or_none()
 
@@ -77,7 +77,7 @@ def require_refund(connection: sa.Connection, reference: str) -> sa.Row[Any]:
 
 
 def find_refund_by_id(connection: sa.Connection, charge: str, refund_id: int) -> sa.Row[Any] | None:
-    """The refund of a charge with this id of the service's."""
+    """The refund of a charge by the service's id."""
     query = sa.select(*refunds.c).where(
         refunds.c.charge == charge, refunds.c.refund_id == refund_id
     )
@@ -93,10 +93,10 @@ def list_refunds(connection: sa.Connection, references: Sequence[str]) -> Sequen
     ).all()
 
 
-# As the contract shows them ---------------------------------------------------------------------
+# Rows as types of the contract ------------------------------------------------------------------
 
 
-def charge_state(row: sa.Row[Any], given_back: Sequence[sa.Row[Any]] | None = None) -> Charge:
+def charge_state(row: sa.Row[Any], refund_rows: Sequence[sa.Row[Any]] | None = None) -> Charge:
     """The state of a charge, with its refunds where they are given."""
     return Charge(
         reference=row.reference,
@@ -108,8 +108,8 @@ def charge_state(row: sa.Row[Any], given_back: Sequence[sa.Row[Any]] | None = No
         redirect_url=row.redirect_url,
         decline=Decline(row.outcome, row.outcome) if row.status == "declined" else None,
         refunds=None
-        if given_back is None
-        else tuple(refund_state(refund, row) for refund in given_back),
+        if refund_rows is None
+        else tuple(refund_state(refund, row) for refund in refund_rows),
     )
 
 
@@ -118,7 +118,7 @@ def refund_state(row: sa.Row[Any], charge: sa.Row[Any]) -> Refund:
 
 
 def dispute_state(row: sa.Row[Any], charge: sa.Row[Any]) -> Dispute:
-    """A dispute is about all that was captured; the store may defend itself until it closes."""
+    """A dispute is about all that was captured. It takes evidence until it closes."""
     return Dispute(
         reference=row.reference,
         status=row.status,

@@ -1,7 +1,7 @@
-"""What the sandbox no longer needs: webhooks that were taken, and keys that nobody came with.
+"""Deletes what the sandbox no longer needs: delivered webhooks, and fenced keys.
 
-Its books stay, and so do the keys that lead to a charge or a refund: somebody may look one up at
-any time, and a key that is not known is taken for a request that never came.
+Charges, refunds and their keys stay, because somebody may look one up at any time. A key that is
+missing would look like a request that never arrived.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from gateways.sandbox.tables import requests, webhooks
 
 
 def delete_leftovers(engine: sa.Engine, days: int, limit: int) -> int:
-    """Delete what is older, the oldest first, of each kind at most so many."""
+    """Delete what is older than `days`, the oldest first, at most `limit` of each kind."""
     with engine.begin() as connection:
         taken = _delete(connection, webhooks.c.id, webhooks.c.delivered_at, sa.true(), days, limit)
         return taken + _delete(

@@ -1,4 +1,4 @@
-"""How the sandbox gateway signs its webhooks, and how a signature is checked."""
+"""Signs the sandbox's webhooks and verifies their signatures."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIGNATURE_TOLERANCE = timedelta(minutes=5)
 
 
 def sign(secret: str, body: bytes, timestamp: int) -> dict[str, str]:
-    """The headers of a sandbox webhook: HMAC-SHA-256 over "<timestamp>.<body>"."""
+    """The headers of a webhook: HMAC-SHA-256 over "<timestamp>.<body>"."""
     digest = hmac.new(secret.encode(), f"{timestamp}.".encode() + body, hashlib.sha256)
     return {"sandbox-signature": f"t={timestamp},v1={digest.hexdigest()}"}
 

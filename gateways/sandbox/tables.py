@@ -1,4 +1,4 @@
-"""The sandbox gateway's books: tables of its own, in a schema of its own."""
+"""The sandbox gateway's tables, in a schema of their own."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def _created_at() -> sa.Column[datetime]:
     )
 
 
-# Every money request that arrived, by its key. A fenced key was asked about before any request
-# came with it, and is refused from then on: that makes "never happened" a promise.
+# Every money request that arrived, by its key. A fenced key was looked up before any request came
+# with it, and is refused from then on. So "it never happened" is a promise.
 requests = sa.Table(
     "requests",
     metadata,
@@ -53,7 +53,7 @@ charges = sa.Table(
     sa.Column("return_url", sa.Text),
     sa.Column("capture_before", sa.DateTime(timezone=True)),
     _created_at(),
-    # Moved by triggers when the charge, one of its refunds or its dispute changes.
+    # Triggers set it when the charge, one of its refunds or its dispute changes.
     sa.Column(
         "changed_at", sa.DateTime(timezone=True), nullable=False, server_default=sa.func.now()
     ),
@@ -72,7 +72,7 @@ refunds = sa.Table(
     metadata,
     sa.Column("reference", sa.Text, primary_key=True),
     sa.Column("charge", sa.Text, sa.ForeignKey(charges.c.reference), nullable=False, index=True),
-    sa.Column("refund_id", sa.BigInteger),  # of the service; none when made in the dashboard
+    sa.Column("refund_id", sa.BigInteger),  # the service's id; NULL for one from the dashboard
     sa.Column("amount", sa.BigInteger, nullable=False),
     sa.Column("status", sa.Text, nullable=False),
     sa.Column("fails_at", sa.DateTime(timezone=True)),

@@ -1,17 +1,19 @@
-"""The sandbox's webhooks: written down with the change that they tell, signed when delivered."""
+"""The sandbox's webhooks: stored with the change that they report, signed on delivery."""
 
 from __future__ import annotations
 
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
 
+import wakeup
 from gateways.sandbox.records import charge_state, dispute_state
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import account, webhooks
@@ -21,12 +23,20 @@ REORDERED_WEBHOOK = timedelta(seconds=2)
 WEBHOOK_RETRY = timedelta(seconds=1)
 
 
-# What they tell ---------------------------------------------------------------------------------
+@contextmanager
+def announcing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction that may write webhooks. The commit wakes the worker that delivers them."""
+    with engine.begin() as connection:
+        yield connection
+    wakeup.wake()
+
+
+# Content ----------------------------------------------------------------------------------------
 
 
 def announce_charge(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> None:
     if row.status == "captured":
-        # Real gateways tell each step, and not always in order.
+        # Real gateways report each step, and not always in order.
         created = _charge(row) | {"status": "processing", "amount_captured": 0}
         late = REORDERED_WEBHOOK if fault == "reordered_webhooks" else None
         announce(connection, row, "charge.created", {"charge": created}, delay=late)
@@ -76,7 +86,7 @@ def announce_dispute(
 
 def _charge(row: sa.Row[Any]) -> dict[str, Any]:
     state = asdict(charge_state(row))
-    del state["refunds"], state["replaces"]  # not what this tells
+    del state["refunds"], state["replaces"]  # not part of this webhook
     return state
 
 
@@ -107,11 +117,11 @@ def _iso(value: Any) -> str:
     return value.isoformat()
 
 
-# Delivering -------------------------------------------------------------------------------------
+# Delivery ---------------------------------------------------------------------------------------
 
 
 def read_secret(connection: sa.Connection) -> str:
-    """What webhooks are signed with."""
+    """The secret that signs webhooks."""
     secret: str = connection.execute(sa.select(account.c.webhook_secret)).scalar_one()
     return secret
 

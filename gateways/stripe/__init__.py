@@ -1,4 +1,4 @@
-"""The Stripe adapter. `PaymentIntent` and all other words of Stripe stay in this package."""
+"""The Stripe adapter. `PaymentIntent` and the other terms of Stripe stay in this package."""
 
 from gateways.stripe.gateway import StripeGateway
 

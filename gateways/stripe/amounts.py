@@ -34,7 +34,7 @@ def from_stripe(amount: int, currency: str) -> int | None:
     return unscale(amount, currency, _decimals(currency)) if currency in EXPONENTS else None
 
 
-def refusal(amount: int, currency: str) -> str | None:
+def unsupported_reason(amount: int, currency: str) -> str | None:
     """Why Stripe takes no charge of this amount of our minor units; None if it may."""
     units = to_stripe(amount, currency)
     if units is None:

@@ -1,7 +1,7 @@
-"""Stripe's webhooks: whether one is from Stripe, and what it tells.
+"""Stripe's webhooks: verifies the signature, then reads the event.
 
-https://docs.stripe.com/webhooks#verify-manually. The SDK's own verification accepts the future
-and raises what it likes on odd bytes, so this is ours.
+https://docs.stripe.com/webhooks#verify-manually. The SDK's own verification accepts timestamps in
+the future and raises any exception on odd bytes, so we do it here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from gateways.base import GatewayEvent, MethodChange, OutcomeUnknown, SignatureI
 from gateways.stripe import states
 from gateways.stripe.client import Fields
 
-TOLERANCE_SECONDS = 300  # both ways: what Stripe's SDKs allow the past
+TOLERANCE_SECONDS = 300  # in both directions; Stripe's SDKs allow as much for the past
 TIMESTAMP: Final = re.compile(r"[0-9]{1,12}")
 
 
@@ -52,7 +52,7 @@ def read(body: bytes) -> GatewayEvent:
         reader = READERS.get(kind)
         if reader is None:
             return GatewayEvent(event_id, kind, None, None)
-        found = states.part(event, "data", "object")
+        found = states.nested(event, "data", "object")
         if not isinstance(found, Mapping):
             raise SignatureInvalid("an event without its object")
         return GatewayEvent(event_id, kind, **reader(found))
@@ -61,11 +61,11 @@ def read(body: bytes) -> GatewayEvent:
 
 
 def _charge(intent: Fields) -> dict[str, Any]:
-    key = states.our_key(intent)
+    key = states.idempotency_key(intent)
     if key is None:
-        return NOTHING  # every charge of ours carries one; somebody else uses this account too
+        return NOTHING  # another system that shares the account made it
     return {
-        "payment_id": states.our_id(intent, "payment_id"),
+        "payment_id": states.id_in_metadata(intent, "payment_id"),
         "reference": states.text(intent, "id"),
         "key": key,
         "charge": states.charge(intent),
@@ -75,7 +75,7 @@ def _charge(intent: Fields) -> dict[str, Any]:
 def _expired(gateway_charge: Fields) -> dict[str, Any]:
     if not _intent(gateway_charge):
         return NOTHING
-    of = {**_of_intent(gateway_charge), "key": states.our_key(gateway_charge)}
+    of = {**_of_intent(gateway_charge), "key": states.idempotency_key(gateway_charge)}
     return {**of, "charge": states.expired(gateway_charge)}
 
 
@@ -83,13 +83,13 @@ def _refund(refund: Fields) -> dict[str, Any]:
     return {
         **_of_intent(refund),
         "refund": states.refund(refund),
-        "refund_key": states.our_key(refund),
+        "refund_key": states.idempotency_key(refund),
     }
 
 
 def _refunded(gateway_charge: Fields) -> dict[str, Any]:
-    # It holds the sum of all refunds and none of them.
-    return {**_of_intent(gateway_charge), "ask": _intent(gateway_charge) is not None}
+    # It holds the sum of all refunds, not the refunds.
+    return {**_of_intent(gateway_charge), "needs_lookup": _intent(gateway_charge) is not None}
 
 
 def _dispute(dispute: Fields) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def _method_gone(method: Fields) -> dict[str, Any]:
 
 
 def _of_intent(fields: Fields) -> dict[str, Any]:
-    return {"payment_id": states.our_id(fields, "payment_id"), "reference": _intent(fields)}
+    return {"payment_id": states.id_in_metadata(fields, "payment_id"), "reference": _intent(fields)}
 
 
 def _intent(fields: Fields) -> str | None:

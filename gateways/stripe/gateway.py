@@ -1,7 +1,6 @@
-"""The Stripe gateway: what is asked of Stripe, under which key, and what became of lost requests.
+"""The Stripe adapter: which requests it sends under which key, and how it looks up lost ones.
 
-What its objects mean is in `states.py`, what its failures mean in `client.py`, what its books show
-in `books.py`.
+`states.py` reads Stripe's objects, `client.py` its errors, `retrieval.py` its lists.
 """
 
 from __future__ import annotations
@@ -37,7 +36,6 @@ from gateways.base import (
     MethodDeclined,
     MethodInvalid,
     MethodRequest,
-    NotExecuted,
     OutcomeNotShown,
     OutcomeUnknown,
     Refund,
@@ -47,30 +45,31 @@ from gateways.base import (
     RetryLater,
     SavedMethod,
 )
+from gateways.replay import looking_up, replay
 from gateways.stripe import amounts, events, states
 from gateways.stripe.client import (
     CardDeclined,
     Fields,
+    HttpxClient,
     KeyInUse,
-    KeySpent,
+    KeyReused,
     RequestRefused,
-    Wire,
-    ask,
-    connect,
+    new_client,
+    send,
 )
-from gateways.stripe.retrieval import Books
+from gateways.stripe.retrieval import ChargeReader
 
 T = TypeVar("T")
 
-# Stripe forgets keys once they are 24 hours old; an hour is for clocks and slow requests.
+# Stripe forgets keys after 24 hours; the hour is for clocks that differ and slow requests.
 # https://docs.stripe.com/api/idempotent_requests
-KEY_LIFE: Final = timedelta(hours=23)
+KEY_LIFETIME: Final = timedelta(hours=23)
 
 TOKEN: Final = re.compile(r"pm_[A-Za-z0-9_]{1,250}")
 WHAT_TO_SEND: Final = (
     "Send the id of a new card PaymentMethod, pm_…, that Stripe.js made and nobody else keeps"
 )
-CUSTOMER_TRIES: Final = 3  # customers are deleted by hand, so hardly more than one in a row
+CUSTOMER_TRIES: Final = 3  # people delete customers by hand, hardly several in a row
 
 # The reasons that Stripe knows; others stand in the metadata.
 RefundReason = Literal["duplicate", "fraudulent", "requested_by_customer"]
@@ -80,9 +79,9 @@ REFUND_REASONS: Final[Mapping[str, RefundReason]] = {
     "requested_by_customer": "requested_by_customer",
 }
 MAX_METADATA: Final = 500  # characters of a value
-UNDECIDED: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "requires_action"})
+UNCHANGED: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "requires_action"})
 
-# Which authorization ends when is told by the charge behind a PaymentIntent.
+# The charge behind a PaymentIntent tells when its authorization expires.
 EXPAND: Final = ["latest_charge"]
 
 
@@ -90,7 +89,7 @@ class StripeGateway(Gateway):
     """Cards by PaymentIntents: created and confirmed in one request."""
 
     name = "stripe"
-    needs = ("stripe_api_key", "stripe_webhook_secret")
+    required_settings = ("stripe_api_key", "stripe_webhook_secret")
 
     def __init__(
         self,
@@ -108,10 +107,10 @@ class StripeGateway(Gateway):
             payment_types=frozenset({"card"}), card_numbers=raw_cards, lists_charges=True
         )
         self._webhook_secrets = tuple(webhook_secrets)
-        self._wire = Wire(timeout)
-        client = connect(api_key, base_url, self._wire)
+        self._http = HttpxClient(timeout)
+        client = new_client(api_key, base_url, self._http)
         self._stripe = client.v1
-        self._books = Books(client)
+        self._reader = ChargeReader(client)
 
     @classmethod
     def check(cls, settings: Settings) -> None:
@@ -136,10 +135,10 @@ class StripeGateway(Gateway):
 
     def close(self) -> None:
         """Close the idle connections."""
-        self._wire.close()
+        self._http.close()
 
     def unsupported_amount_reason(self, amount: int, currency: str) -> str | None:
-        return amounts.refusal(amount, currency)
+        return amounts.unsupported_reason(amount, currency)
 
     # Methods ------------------------------------------------------------------------------------
 
@@ -149,7 +148,7 @@ class StripeGateway(Gateway):
             if request.card_number is not None:
                 method = self._create_method(request)
                 saved = self._attach(states.text(method, "id"), method, request)
-                # Nobody but us needs the name, so Stripe is not told.
+                # Stripe does not need the name, so it stays here.
                 name = request.details.get("cardholder_name")
                 return replace(saved, details={**saved.details, "cardholder_name": name})
             token = request.token or ""
@@ -168,14 +167,14 @@ class StripeGateway(Gateway):
         }
         if request.cvc is not None:
             params["card"]["cvc"] = request.cvc
-        return ask(lambda: self._stripe.payment_methods.create(params))
+        return send(lambda: self._stripe.payment_methods.create(params))
 
     def _find_method(self, token: str) -> Fields:
-        """What Stripe knows of a token. Raises MethodInvalid unless it is a card's."""
+        """The PaymentMethod behind a token. Raises MethodInvalid unless it is a card."""
         if not TOKEN.fullmatch(token):
             raise _token_unknown()
         try:
-            method = ask(lambda: self._stripe.payment_methods.retrieve(token))
+            method = send(lambda: self._stripe.payment_methods.retrieve(token))
         except RequestRefused:
             raise _token_unknown() from None
         if states.text(method, "type") != "card":
@@ -185,32 +184,32 @@ class StripeGateway(Gateway):
     def _attach(self, token: str, method: Fields, request: MethodRequest) -> SavedMethod:
         customer = request.customer or self._customer(request.user_id)
         for _ in range(CUSTOMER_TRIES):
-            if method.get("customer") == customer:  # by an earlier try whose answer was lost
+            if method.get("customer") == customer:  # an earlier try attached it
                 return states.saved_method(method, customer)
             try:
                 return states.saved_method(self._attach_to(token, customer), customer)
             except RequestRefused as error:
-                # Another customer's already, or detached before: only a new one can be kept.
+                # It is attached to another customer, or was detached: it cannot be attached.
                 if error.code != "resource_missing":
                     raise _token_unknown() from None
-            # The method was there a moment ago, so it is the customer that was deleted.
+            # The method was there a moment ago, so the customer is the one that is missing.
             customer = self._customer(request.user_id, instead_of=customer)
         raise OutcomeNotShown("the customers of this user are missing")
 
     def _attach_to(self, token: str, customer: str) -> Fields:
-        return ask(lambda: self._stripe.payment_methods.attach(token, {"customer": customer}))
+        return send(lambda: self._stripe.payment_methods.attach(token, {"customer": customer}))
 
     def _customer(self, user_id: str, *, instead_of: str = "") -> str:
-        """A new customer, or the one made within a day: concurrent saves of a user make one."""
+        """A new customer. Saves within a day share one key, so they get the same customer."""
         digest = hashlib.sha256(f"{user_id}\0{instead_of}".encode()).hexdigest()
         try:
-            made = ask(
+            made = send(
                 lambda: self._stripe.customers.create(
                     {"metadata": {"user_id": user_id[:MAX_METADATA]}},
                     {"idempotency_key": f"customer-{digest}"},
                 )
             )
-        except KeyInUse as error:  # by another save of this user; no money hangs on it
+        except KeyInUse as error:  # by another save of this user; it moves no money
             raise RetryLater(str(error)) from None
         return states.text(made, "id")
 
@@ -223,7 +222,7 @@ class StripeGateway(Gateway):
             "payment_method": request.token,
             "capture_method": "automatic" if request.capture else "manual",
             "confirm": True,
-            "metadata": states.marks(request),
+            "metadata": states.charge_metadata(request),
             "expand": EXPAND,
         }
         if request.customer is not None:
@@ -235,13 +234,13 @@ class StripeGateway(Gateway):
             # With a return URL 3-D Secure comes as a redirect; redirects have to be allowed then.
             params["automatic_payment_methods"] = {"enabled": True}
             params["return_url"] = request.return_url
-        return _charged(
+        return _send_charge(
             lambda: self._stripe.payment_intents.create(params, {"idempotency_key": request.key})
         )
 
     def capture(self, request: ChangeRequest) -> Charge:
         units = _units(request.amount, request.currency)
-        return _charged(
+        return _send_charge(
             lambda: self._stripe.payment_intents.capture(
                 request.reference,
                 {"amount_to_capture": units, "expand": EXPAND},
@@ -250,7 +249,7 @@ class StripeGateway(Gateway):
         )
 
     def void(self, request: ChangeRequest) -> Charge:
-        return _charged(
+        return _send_charge(
             lambda: self._stripe.payment_intents.cancel(
                 request.reference, {"expand": EXPAND}, {"idempotency_key": request.key}
             )
@@ -273,65 +272,59 @@ class StripeGateway(Gateway):
         elif reason:
             metadata["reason"] = reason[:MAX_METADATA]
         return states.refund(
-            ask(lambda: self._stripe.refunds.create(params, {"idempotency_key": request.key}))
+            send(lambda: self._stripe.refunds.create(params, {"idempotency_key": request.key}))
         )
 
-    # Questions ----------------------------------------------------------------------------------
+    # Look-ups -----------------------------------------------------------------------------------
 
+    @looking_up()
     def look_up(self, query: ChargeLookup) -> Charge | None:
         request, reference = query.request, query.reference
-        try:
-            if isinstance(request, ChangeRequest):
-                return self._look_up_change(request, query)
-            if reference is not None:
-                return self._books.read(reference)
-            return self._look_up_charge(request, query)
-        except NotExecuted as error:  # of our question; it says nothing about the request
-            raise _untold(error) from None
+        if isinstance(request, ChangeRequest):
+            return self._look_up_change(request, query)
+        if reference is not None:
+            return self._reader.read(reference)
 
-    def _look_up_charge(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
         def find() -> Charge | None:
-            return self._books.find_charge(request, query.requested_at)
+            return self._reader.find_charge(request, query.requested_at)
 
-        if _may_repeat(query):
-            return _again(lambda: self.charge(request), find)
-        return _no_more(lambda: self._fence_charge(request), find, query)
+        if _may_replay(query):
+            return _replay_or_find(lambda: self.charge(request), find)
+        return _find_or_fence(lambda: self._fence_charge(request), find, query)
 
     def _look_up_change(self, request: ChangeRequest, query: ChargeLookup) -> Charge | None:
         def find() -> Charge | None:
-            found = self._books.read(query.reference or request.reference)
-            return None if found.status in UNDECIDED else found
+            found = self._reader.read(query.reference or request.reference)
+            return None if found.status in UNCHANGED else found
 
-        if _may_repeat(query):
+        if _may_replay(query):
             change = self.capture if request.operation == "capture" else self.void
-            return find() or _again(lambda: change(request), find)
-        return _no_more(lambda: self._fence_change(request), find, query)
+            return find() or _replay_or_find(lambda: change(request), find)
+        return _find_or_fence(lambda: self._fence_change(request), find, query)
 
+    @looking_up()
     def look_up_refund(self, query: RefundLookup) -> Refund | None:
         request, reference = query.request, query.reference
 
         def find() -> Refund | None:
-            return self._books.find_refund(request)
+            return self._reader.find_refund(request)
 
-        try:
-            if reference is not None:
-                return states.refund(ask(lambda: self._stripe.refunds.retrieve(reference)))
-            if _may_repeat(query):
-                return _again(lambda: self.refund(request), find)
-            return _no_more(lambda: self._fence_change(request), find, query)
-        except NotExecuted as error:
-            raise _untold(error) from None
+        if reference is not None:
+            return states.refund(send(lambda: self._stripe.refunds.retrieve(reference)))
+        if _may_replay(query):
+            return _replay_or_find(lambda: self.refund(request), find)
+        return _find_or_fence(lambda: self._fence_change(request), find, query)
 
     def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
-        return self._books.page(since, cursor)
+        return self._reader.list_page(since, cursor)
 
-    # Fences: harmless requests that use up a key, so that a late original is refused -------------
+    # Fences use up a key by a harmless request, so that Stripe refuses a late original ------------
 
     def _fence_charge(self, request: ChargeRequest) -> None:
-        """Make a PaymentIntent that nobody can pay. Raises KeySpent, NotExecuted or OutcomeUnknown.
+        """Create a PaymentIntent that nobody can pay; a repeat returns the same one.
 
-        Repeated it is the same one, whichever of the two answers was lost. It carries none of our
-        marks, so nothing takes it for the charge.
+        It carries none of the metadata of a charge, so nothing takes it for one. Raises KeyReused,
+        NotExecuted or OutcomeUnknown.
         """
         params: PaymentIntentCreateParams = {
             "amount": _units(request.amount, request.currency),
@@ -339,20 +332,19 @@ class StripeGateway(Gateway):
             "description": "Nothing to pay: keeps a lost request from charging late",
             "metadata": {"fence": request.key},
         }
-        made = ask(
+        made = send(
             lambda: self._stripe.payment_intents.create(params, {"idempotency_key": request.key})
         )
         with suppress(RequestRefused):  # somebody has canceled it in the dashboard
-            ask(
+            send(
                 lambda: self._stripe.payment_intents.cancel(
                     states.text(made, "id"), {}, {"idempotency_key": f"{request.key}-fence"}
                 )
             )
 
     def _fence_change(self, request: ChangeRequest | RefundRequest) -> None:
-        """Write into the charge what stands there. Raises KeySpent, NotExecuted or
-        OutcomeUnknown."""
-        ask(
+        """Write metadata that is there already. Raises KeyReused, NotExecuted or OutcomeUnknown."""
+        send(
             lambda: self._stripe.payment_intents.update(
                 request.reference,
                 {"metadata": {"payment_id": str(request.payment_id)}},
@@ -367,73 +359,58 @@ class StripeGateway(Gateway):
         return events.read(body)
 
 
-def _charged(call: Callable[[], stripe.StripeObject]) -> Charge:
-    """Ask for money. A decline comes as an error, beside the charge that was declined."""
+def _send_charge(call: Callable[[], stripe.StripeObject]) -> Charge:
+    """Send a request for money. Stripe reports a decline as an error that holds the charge."""
     try:
-        return states.charge(ask(call))
+        return states.charge(send(call))
     except CardDeclined as error:
         if error.intent is None:
             raise
         state = states.charge(error.intent, error.decline)
-        if state.status == "authorized":  # its capture was declined; the money is held as before
+        if state.status == "authorized":  # its capture was declined; the authorization still holds
             return replace(state, status="declined", decline=error.decline, capture_before=None)
         return state
 
 
-def _may_repeat(query: ChargeLookup | RefundLookup) -> bool:
-    """Whether the request may be sent again; under a key that was forgotten it would be anew."""
-    return query.resend and not _is_over(query.requested_at)
+def _may_replay(query: ChargeLookup | RefundLookup) -> bool:
+    return query.resend and not _is_key_forgotten(query)
 
 
-def _again(call: Callable[[], T], find: Callable[[], T | None]) -> T | None:
-    """Send a request anew whose answer was lost; where that tells nothing, find what it made.
+def _replay_or_find(call: Callable[[], T], find: Callable[[], T | None]) -> T | None:
+    """Replay a request; if the answer does not tell the outcome, find what the request made.
 
-    None: Stripe refuses it by its own checks, so under this key nothing ever happened. Raises
-    NotExecuted and OutcomeUnknown.
+    Stripe answers a key with its first answer, even if that was a 500. Raises NotExecuted and
+    OutcomeUnknown.
     """
-    try:
-        return call()
-    except Refused:
-        return None
-    except OutcomeUnknown:
-        pass  # Stripe answers a key with its first answer, a stored 500 too
+    with suppress(OutcomeUnknown):
+        return replay(call)
     found = find()
     if found is None:
         raise OutcomeNotShown("no trace of the request")
     return found
 
 
-def _no_more(
+def _find_or_fence(
     fence: Callable[[], None], find: Callable[[], T | None], query: ChargeLookup | RefundLookup
 ) -> T | None:
-    """Find what a request made that is not sent again, or see to it that it never makes anything.
+    """Find what a request made; if it made nothing, use up its key so that it never will.
 
-    None: it never will. Raises NotExecuted and OutcomeUnknown.
+    None: the request had no effect and will have none. Raises NotExecuted and OutcomeUnknown.
     """
     found = find()
-    if found is not None or _is_over(query.requested_at):
-        return found  # nothing is under way for a day, so the books show all that will ever be
+    if found is not None or _is_key_forgotten(query):
+        return found  # after a day no request is under way, so the list is complete
     try:
         fence()
-    except KeySpent:  # by the request itself, perhaps since we looked
+    except KeyReused:  # the request itself used the key, perhaps since we looked
         found = find()
-        if found is None:  # refused or failed at Stripe; in a day it can be told
-            raise OutcomeNotShown(
-                "the request arrived, and nothing shows what came of it"
-            ) from None
+        if found is None:  # Stripe refused it or failed; once the key is forgotten we can tell
+            raise OutcomeNotShown("the request arrived, and nothing shows its outcome") from None
     return found
 
 
-def _is_over(requested_at: datetime) -> bool:
-    """Whether Stripe may have forgotten the key; nor is a request still under way then."""
-    return datetime.now(timezone.utc) - requested_at >= KEY_LIFE
-
-
-def _untold(error: NotExecuted) -> OutcomeUnknown:
-    """A question that Stripe refuses says nothing about the request, and nothing against Stripe."""
-    return (
-        OutcomeUnknown(str(error)) if isinstance(error, RetryLater) else OutcomeNotShown(str(error))
-    )
+def _is_key_forgotten(query: ChargeLookup | RefundLookup) -> bool:
+    return datetime.now(timezone.utc) - query.requested_at >= KEY_LIFETIME
 
 
 def _units(amount: int, currency: str) -> int:

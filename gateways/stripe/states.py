@@ -1,7 +1,6 @@
-"""What Stripe's objects say, in the words of the contract. Nothing here asks Stripe.
+"""Reads Stripe's objects as charges, refunds, disputes and payment methods of the contract.
 
-An object without a field that is needed is no answer at all: every reader raises OutcomeUnknown
-then.
+Nothing here calls Stripe. Every reader raises OutcomeUnknown for an object that lacks a field.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from gateways.base import (
     SavedMethod,
 )
 from gateways.stripe.amounts import from_stripe
-from gateways.stripe.client import Fields, word
+from gateways.stripe.client import Fields, plain_code
 
 # PaymentIntent.status: https://docs.stripe.com/payments/paymentintents/lifecycle
 # We create with a card and confirm at once, so one that wants a card again was declined.
@@ -47,30 +46,30 @@ DISPUTES: Final[Mapping[str, Literal["won", "lost"]]] = {
     "lost": "lost",
 }
 
-# https://docs.stripe.com/payments/place-a-hold-on-a-payment-method: most cards, when customers
-# are online; the charge tells the exact time where we have it.
+# For most cards: https://docs.stripe.com/payments/place-a-hold-on-a-payment-method. The Charge
+# object holds the exact time, where the answer includes it.
 AUTHORIZATION_LIFETIME = timedelta(days=7)
 
-# The ids in our metadata are BIGINTs of ours. Whatever else stands there is somebody else's.
+# The ids that we write into metadata are BIGINTs. Anything else was written by somebody else.
 OUR_ID: Final = re.compile(r"[1-9][0-9]{0,18}")
 MAX_ID: Final = 2**63 - 1
 KEY: Final = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)  # as ours are
 
 
 def charge(intent: Fields, decline: Decline | None = None) -> Charge:
-    """A PaymentIntent; `decline` is the reason that came beside it."""
+    """The charge that a PaymentIntent is; `decline` is the reason in the error that held it."""
     status = CHARGES.get(text(intent, "status"), "processing")
-    redirect_url = part(intent, "next_action", "redirect_to_url", "url")
+    redirect_url = nested(intent, "next_action", "redirect_to_url", "url")
     if not isinstance(redirect_url, str) or status != "requires_action":
         redirect_url = None
     if status == "requires_action" and redirect_url is None:
-        status = "processing"  # it waits for something to which we cannot lead the shopper
+        status = "processing"  # it waits for something that is no redirect
     return Charge(
         reference=text(intent, "id"),
         status=status,
-        amount=money(intent, "amount"),
+        amount=minor_units(intent, "amount"),
         currency=currency(intent),
-        amount_captured=money(intent, "amount_received") if status == "captured" else 0,
+        amount_captured=minor_units(intent, "amount_received") if status == "captured" else 0,
         capture_before=_capture_before(intent) if status == "authorized" else None,
         redirect_url=redirect_url,
         decline=(decline or _last_decline(intent)) if status == "declined" else None,
@@ -79,11 +78,11 @@ def charge(intent: Fields, decline: Decline | None = None) -> Charge:
 
 
 def expired(gateway_charge: Fields) -> Charge:
-    """A Charge of Stripe's whose authorization has expired, in terms of its PaymentIntent."""
+    """The charge behind an expired Charge object, by its PaymentIntent."""
     return Charge(
         reference=text(gateway_charge, "payment_intent"),
         status="voided",
-        amount=money(gateway_charge, "amount"),
+        amount=minor_units(gateway_charge, "amount"),
         currency=currency(gateway_charge),
     )
 
@@ -92,9 +91,9 @@ def refund(found: Fields) -> Refund:
     return Refund(
         reference=text(found, "id"),
         status=REFUNDS.get(text(found, "status"), "pending"),
-        amount=money(found, "amount"),
+        amount=minor_units(found, "amount"),
         currency=currency(found),
-        refund_id=our_id(found, "refund_id"),
+        refund_id=id_in_metadata(found, "refund_id"),
     )
 
 
@@ -102,43 +101,44 @@ def dispute(found: Fields) -> Dispute:
     return Dispute(
         reference=text(found, "id"),
         status=DISPUTES.get(text(found, "status"), "open"),
-        amount=money(found, "amount"),
+        amount=minor_units(found, "amount"),
         currency=currency(found),
-        reason=word(found.get("reason")) or "general",
-        # 0 where the card's bank wants to hear nothing.
-        evidence_due_at=_moment(part(found, "evidence_details", "due_by")),
+        reason=plain_code(found.get("reason")) or "general",
+        # 0 if the bank takes no evidence.
+        evidence_due_at=_moment(nested(found, "evidence_details", "due_by")),
     )
 
 
 def saved_method(method: Fields, customer: str) -> SavedMethod:
-    """A PaymentMethod of type card. Its fingerprint is the same for the same number."""
-    name = part(method, "billing_details", "name")
+    """A PaymentMethod of type card. The same card number has the same fingerprint."""
+    name = nested(method, "billing_details", "name")
     return SavedMethod(
         token=text(method, "id"),
         details={
             **card_details(method),
             "cardholder_name": name if isinstance(name, str) and name else None,
         },
-        identity=word(part(method, "card", "fingerprint")),
+        identity=plain_code(nested(method, "card", "fingerprint")),
         customer=customer,
     )
 
 
 def card_details(method: Fields) -> dict[str, Any]:
     """What may be stored and shown of a PaymentMethod of type card."""
-    card = part(method, "card")
+    card = nested(method, "card")
     if not isinstance(card, Mapping):
         raise OutcomeUnknown("a payment method without a card")
     return {
         "brand": text(card, "brand"),
         "last4": text(card, "last4"),
-        "exp_month": whole(card, "exp_month"),
-        "exp_year": whole(card, "exp_year"),
+        "exp_month": integer(card, "exp_month"),
+        "exp_year": integer(card, "exp_year"),
     }
 
 
-def marks(request: ChargeRequest) -> dict[str, str]:
-    """What a charge is found by. Ids alone would not do: test systems may share an account."""
+def charge_metadata(request: ChargeRequest) -> dict[str, str]:
+    """Metadata by which a charge is found. Systems that share an account have the same small ids,
+    so it includes the idempotency key."""
     return {
         "payment_id": str(request.payment_id),
         "order_id": str(request.order_id),
@@ -146,15 +146,15 @@ def marks(request: ChargeRequest) -> dict[str, str]:
     }
 
 
-def our_key(fields: Fields) -> str | None:
-    """The key that an object was made with; None for what no system like ours has made."""
-    found = part(fields, "metadata", "key")
+def idempotency_key(fields: Fields) -> str | None:
+    """The key in the metadata of an object; None for one that this service did not make."""
+    found = nested(fields, "metadata", "key")
     return found if isinstance(found, str) and KEY.fullmatch(found) else None
 
 
-def our_id(fields: Fields, name: str) -> int | None:
-    """An id that we wrote into the metadata of an object; None if it has none of ours."""
-    value = part(fields, "metadata", name)
+def id_in_metadata(fields: Fields, name: str) -> int | None:
+    """An id that we wrote into the metadata of an object; None if there is none."""
+    value = nested(fields, "metadata", name)
     if not isinstance(value, str) or not OUR_ID.fullmatch(value):
         return None
     return number if (number := int(value)) <= MAX_ID else None
@@ -167,7 +167,7 @@ def text(fields: Fields, name: str) -> str:
     return value
 
 
-def whole(fields: Fields, name: str) -> int:
+def integer(fields: Fields, name: str) -> int:
     value = fields.get(name)
     if not isinstance(value, int) or isinstance(value, bool):
         raise OutcomeUnknown(f"an answer without {name}")
@@ -178,16 +178,16 @@ def currency(fields: Fields) -> str:
     return text(fields, "currency").upper()
 
 
-def money(fields: Fields, name: str) -> int:
-    """An amount of Stripe's in our minor units."""
-    amount = from_stripe(whole(fields, name), currency(fields))
+def minor_units(fields: Fields, name: str) -> int:
+    """An amount in minor units of ISO 4217, which Stripe counts otherwise for some currencies."""
+    amount = from_stripe(integer(fields, name), currency(fields))
     if amount is None or amount < 0:
         raise OutcomeUnknown(f"{name} is not an amount of our minor units")
     return amount
 
 
-def part(fields: Fields, *path: str) -> Any:
-    """What stands at the end of a path, or None where the path ends before."""
+def nested(fields: Fields, *path: str) -> Any:
+    """The value at the end of a path, or None."""
     found: Any = fields
     for name in path:
         if not isinstance(found, Mapping):
@@ -200,14 +200,14 @@ def _refunds(intent: Fields) -> tuple[Refund, ...] | None:
     """All refunds of a PaymentIntent; None where the answer does not show all of them."""
     if "latest_charge" in intent and intent["latest_charge"] is None:
         return ()  # nothing was ever charged
-    listed = part(intent, "latest_charge", "refunds")
+    listed = nested(intent, "latest_charge", "refunds")
     if not isinstance(listed, Mapping) or listed.get("has_more") is not False:
         return None
     return tuple(refund(found) for found in listed.get("data", ()) if isinstance(found, Mapping))
 
 
 def _capture_before(intent: Fields) -> datetime | None:
-    exact = part(intent, "latest_charge", "payment_method_details", "card", "capture_before")
+    exact = nested(intent, "latest_charge", "payment_method_details", "card", "capture_before")
     created = _moment(intent.get("created"))
     return _moment(exact) or (created and created + AUTHORIZATION_LIFETIME)
 
@@ -219,6 +219,6 @@ def _moment(seconds: object) -> datetime | None:
 
 
 def _last_decline(intent: Fields) -> Decline:
-    error = part(intent, "last_payment_error")
-    raw = word(part(error, "decline_code")) or word(part(error, "code"))
+    error = nested(intent, "last_payment_error")
+    raw = plain_code(nested(error, "decline_code")) or plain_code(nested(error, "code"))
     return Decline(normalize_decline_code(STRIPE, raw), raw)

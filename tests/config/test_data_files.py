@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,39 @@ def test_secrets_of_their_owner_are_used(tmp_path: Path, mode: int) -> None:
     file.chmod(mode)
     settings = load_settings(_env_file=None, environment="development", data_dir=tmp_path)
     assert settings.signing_key == SECRETS["SECRET_KEY"]
+
+
+def test_secrets_of_another_user_are_refused_but_for_the_owner_of_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "secrets.json"
+    file.write_text(json.dumps(SECRETS))
+    file.chmod(0o600)
+    found = file.stat()
+    owner = found.st_uid
+    with monkeypatch.context() as as_root:  # in a folder of somebody's
+        as_root.setattr(os, "geteuid", lambda: owner + 1)
+        load_settings(_env_file=None, environment="development", data_dir=tmp_path)
+    elsewhere = os.stat_result((*found[:4], owner + 1, *found[5:10]))
+    monkeypatch.setattr(os, "fstat", lambda _: elsewhere)
+    with pytest.raises(ConfigurationError, match="open to other users"):
+        load_settings(_env_file=None, environment="development", data_dir=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b'{"SECRET_KEY": "Vx3q', b"[]", b"null", b'{"a": 5}', b"\xff"])
+def test_damaged_secrets_are_refused_and_left_as_they_are(tmp_path: Path, content: bytes) -> None:
+    file = tmp_path / "secrets.json"
+    file.write_bytes(content)
+    file.chmod(0o600)
+    with pytest.raises(ConfigurationError, match=r"^DATA_DIR has a secrets\.json that is damaged"):
+        load_settings(_env_file=None, environment="development", data_dir=tmp_path)
+    assert file.read_bytes() == content
+
+
+def test_secrets_that_cannot_be_opened_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "secrets.json").mkdir()
+    with pytest.raises(ConfigurationError, match=r"^DATA_DIR has no secrets\.json"):
+        load_settings(_env_file=None, environment="development", data_dir=tmp_path)
 
 
 def mounts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *lines: tuple[str, str]) -> None:

@@ -38,7 +38,9 @@ def reachable(tmp_path_factory: pytest.TempPathFactory) -> FastAPI:
     return main.create_app(settings_of(tmp_path_factory.mktemp("data"), host="0.0.0.0"))
 
 
-def open_docs(service: FastAPI, peer: str | None, *headers: tuple[str, str]) -> str:
+def open_docs(
+    service: FastAPI, peer: str | None, *headers: tuple[str, str], version: str = "1.1"
+) -> str:
     """The page that this visitor gets."""
     sent: list[Any] = []
 
@@ -51,7 +53,7 @@ def open_docs(service: FastAPI, peer: str | None, *headers: tuple[str, str]) -> 
     scope = {
         "type": "http",
         "asgi": {"version": "3.0"},
-        "http_version": "1.1",
+        "http_version": version,
         "method": "GET",
         "scheme": "http",
         "path": "/docs",
@@ -131,12 +133,23 @@ def test_docs_hold_no_token_for_other_machines(reachable: FastAPI, peer: str | N
         [("Host", "localhost"), ("X-Real-IP", "127.0.0.1")],
         [("Host", "localhost"), ("Forwarded", "for=127.0.0.1")],
         [("Host", "localhost"), ("Via", "1.1 proxy")],
+        [("Host", "localhost"), ("X-Forwarded-Proto", "https")],
+        [("Host", "localhost"), ("X-Client-IP", "203.0.113.9")],
+        [("Host", "localhost"), ("CF-Connecting-IP", "203.0.113.9")],
+        [("Host", "localhost"), ("CDN-Loop", "cdn")],
     ],
 )
 def test_docs_hold_no_token_when_somebody_stands_between(
     reachable: FastAPI, headers: list[tuple[str, str]]
 ) -> None:
     assert not JWT.search(open_docs(reachable, "127.0.0.1", *headers))
+
+
+def test_docs_hold_no_token_for_a_proxy_that_says_nothing(reachable: FastAPI) -> None:
+    """nginx, told only where to pass requests to, asks localhost as HTTP/1.0."""
+    peer, host = HERE
+    assert JWT.search(open_docs(reachable, peer, ("Host", host)))
+    assert not JWT.search(open_docs(reachable, peer, ("Host", host), version="1.0"))
 
 
 def test_production_keeps_no_token_in_the_browser(tmp_path: Path) -> None:

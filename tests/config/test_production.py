@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from config import ConfigurationError, Settings, configuration_warnings, load_settings
+from database import check_connections, open_database
 from tests.support.processes import copy_sources, free_port, run
 
 KEY = "Vx3q-9LmT_c7RzKp2WdY8sBfHn4JgEa6uQtX"
@@ -20,6 +21,7 @@ PRODUCTION = {
     "SECRET_KEY": KEY,
     "FINGERPRINT_KEY": OTHER,
     "DATABASE_URL": "postgresql://nobody:pass-of-nobody@127.0.0.1:9/none",
+    "PUBLIC_URL": "https://pay.shop.example",
 }
 JWKS = {
     "ALGORITHM": "ES256",
@@ -47,6 +49,7 @@ REFUSED = [
     ("STRIPE_WEBHOOK_SECRET", "whsec_" + "abcdefgh" * 4, "is a repeated pattern"),
     ("STRIPE_WEBHOOK_SECRET", f"{WEBHOOK},whsec_old", "is shorter than 32 bytes"),
     ("STRIPE_WEBHOOK_SECRET", KEY, "repeats SECRET_KEY"),
+    *((name, ", ,", "is not set") for name in ("STRIPE_WEBHOOK_SECRET", "ADYEN_HMAC_KEY")),
     ("ADYEN_HMAC_KEY", HMAC[:62], "is shorter than 32 bytes"),
     ("ADYEN_HMAC_KEY", f"{HMAC},{HMAC}", "repeats ADYEN_HMAC_KEY"),
     ("STRIPE_API_KEY", KEY, "repeats SECRET_KEY"),
@@ -72,6 +75,8 @@ REFUSED = [
             "localhost",
             "LOCALHOST.",
             "certs.localhost",
+            "localhost.localdomain",
+            "localhost6",
             "127.0.0.1",
             "127.8.9.10",
             "127.1",
@@ -189,9 +194,53 @@ def test_development_takes_doubles_and_containers(tmp_path: Path) -> None:
 
 
 def test_an_embedded_database_in_production_is_worth_a_warning() -> None:
-    settings = load_settings(environment="production", secret_key=KEY, fingerprint_key=OTHER)
+    settings = settings_without("DATABASE_URL")
     [risk] = configuration_warnings(settings, "127.0.0.1")
     assert risk.startswith("DATABASE_URL is not set")
+
+
+def test_links_that_lead_to_the_address_served_on_in_production_are_worth_a_warning() -> None:
+    settings = settings_without("PUBLIC_URL")
+    [risk] = configuration_warnings(settings, "127.0.0.1")
+    assert risk.startswith("PUBLIC_URL is not set")
+
+
+def settings_without(name: str) -> Settings:
+    given = {key.lower(): value for key, value in PRODUCTION.items() if key != name}
+    return load_settings(**given)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://nobody:part@rest-of-it@127.0.0.1:9/none",  # taken for the host
+        "postgresql://nobody:part@rest-of-it:9/x@127.0.0.1/none",
+        "postgresql://nobody:part@host:rest-of-it/x@127.0.0.1/none",  # taken for the port
+        "host=127.0.0.1 password=rest-of-it",
+        "mysql://nobody:rest-of-it@127.0.0.1/none",
+    ],
+)
+def test_no_part_of_a_databases_password_is_said(address: str) -> None:
+    settings = Settings(_env_file=None, database_url=address)
+    for refuse in (check_connections, open_database):
+        with pytest.raises(
+            ConfigurationError, match=r"^DATABASE_URL is not of the form"
+        ) as refusal:
+            refuse(settings)
+        assert "rest-of-it" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "postgresql://nobody:a/b#c?d:e%40f@127.0.0.1:9/none?sslmode=require",
+        "postgres://nobody@/none?host=/tmp",
+        "postgresql+psycopg2://nobody:pass@[::1]:9/none",
+        "postgresql://nobody@server:pass@first,second/none",
+    ],
+)
+def test_other_addresses_of_a_database_are_taken(address: str) -> None:
+    check_connections(Settings(_env_file=None, database_url=address))
 
 
 @pytest.mark.parametrize(

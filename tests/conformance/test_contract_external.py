@@ -12,16 +12,17 @@ from pathlib import Path
 
 import pytest
 
-from conformance.external_targets import (
+from conformance.harness import Harness
+from conformance.registry import Scenario
+from conformance.scenarios import SCENARIOS
+from conformance.target import NotApplicable, Target
+from tests.support.external_targets import (
     ExternalDoubles,
     ExternalPaypalTarget,
     ExternalStripeTarget,
     RealPaypalTarget,
     RealStripeTarget,
 )
-from conformance.harness import Harness, Scenario
-from conformance.scenarios import SCENARIOS
-from conformance.target import NotApplicable, Target
 
 
 def targets(folder: Path) -> dict[str, Callable[[], Target]]:

@@ -1,18 +1,21 @@
-"""The conformance kit: it passes who keeps the contract, and finds who does not."""
+"""The conformance kit passes an adapter that keeps the contract, and fails one that does not."""
 
 from __future__ import annotations
 
 import io
 import uuid
 from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from config import ConfigurationError
-from conformance.runner import check
+from conformance import NotApplicable, check
 from conformance.targets import StripeTarget
 from gateways.base import Charge, ChargeLookup, ChargeRequest, NotExecuted, Refund, RefundRequest
 from gateways.stripe import StripeGateway
+from tests.support.paths import ROOT
 
 
 class CarelessGateway(StripeGateway):
@@ -41,15 +44,15 @@ class GenerousGateway(StripeGateway):
             return Refund(f"re_{request.key}", "succeeded", request.amount, request.currency)
 
 
-class CarelessBench(StripeTarget):
+class CarelessTarget(StripeTarget):
     gateway = f"{__name__}:CarelessGateway"
 
 
-class HastyBench(StripeTarget):
+class HastyTarget(StripeTarget):
     gateway = f"{__name__}:HastyGateway"
 
 
-class GenerousBench(StripeTarget):
+class GenerousTarget(StripeTarget):
     gateway = f"{__name__}:GenerousGateway"
 
 
@@ -68,9 +71,9 @@ def test_an_adapter_that_keeps_the_contract_holds() -> None:
 @pytest.mark.parametrize(
     ("target", "words"),
     [
-        ("CarelessBench", "charge with drop after"),
-        ("HastyBench", "charge with drop after"),
-        ("GenerousBench", "refund with drop before"),
+        ("CarelessTarget", "charge with drop after"),
+        ("HastyTarget", "charge with drop after"),
+        ("GenerousTarget", "refund with drop before"),
     ],
 )
 def test_an_adapter_that_breaks_it_fails(target: str, words: str) -> None:
@@ -89,11 +92,24 @@ def test_nothing_that_applies_is_no_success() -> None:
     ("module", "words", "told"),
     [
         ("no.such.module", "", "cannot be loaded"),
-        ("conformance.scenarios", "", "0 benches"),
-        (__name__, "", "3 benches"),
+        ("conformance.scenarios", "", "0 targets"),
+        (__name__, "", "3 targets"),
         ("stripe", "no such words", "no scenario"),
     ],
 )
 def test_a_mistake_says_what_to_do(module: str, words: str, told: str) -> None:
     with pytest.raises(ConfigurationError, match=told):
         check(module, words, io.StringIO())
+
+
+def test_the_target_of_the_guide_is_complete(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = (ROOT / "docs" / "add-a-gateway.md").read_text()
+    code = guide.partition("```python\n# acme_pay/target.py\n")[2].partition("```")[0]
+    (tmp_path / "acme_target.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    target = import_module("acme_target").AcmeTarget()
+    assert target.method("good")["details"] == {"token": "tok_visa"}
+    with pytest.raises(NotApplicable, match="redirects"):
+        target.approve("ch_1", yes=True)

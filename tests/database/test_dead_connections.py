@@ -22,8 +22,8 @@ from config import Settings
 from database import TimeLimits
 from tests.support.clients import Api
 from tests.support.factories import card, order, place_order, save_card
+from tests.support.postgres_proxy import Mode, PostgresProxy
 from tests.support.processes import HANG, wait_for
-from tests.support.proxy import Mode, Proxy
 
 LIMITS = TimeLimits(connect=3, statement=2)
 SLACK = 2.0  # what a busy machine may take on top of what the limits add up to
@@ -38,8 +38,8 @@ def url(make_database: Callable[[], str]) -> str:
 
 
 @pytest.fixture
-def proxy(url: str) -> Iterator[Proxy]:
-    with Proxy(url) as proxy:
+def proxy(url: str) -> Iterator[PostgresProxy]:
+    with PostgresProxy(url) as proxy:
         yield proxy
 
 
@@ -50,7 +50,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def connect(proxy: Proxy) -> Iterator[Connect]:
+def connect(proxy: PostgresProxy) -> Iterator[Connect]:
     """Makes engines that reach the database through the proxy."""
     engines: list[sa.Engine] = []
 
@@ -67,15 +67,15 @@ def connect(proxy: Proxy) -> Iterator[Connect]:
 
 
 @pytest.fixture(scope="module")
-def way(url: str) -> Iterator[Proxy]:
+def way(url: str) -> Iterator[PostgresProxy]:
     """The proxy between the service and its database."""
-    with Proxy(url) as way:
+    with PostgresProxy(url) as way:
         yield way
         way.switch("forward")
 
 
 @pytest.fixture(scope="module")
-def settings(settings: Settings, way: Proxy) -> Settings:
+def settings(settings: Settings, way: PostgresProxy) -> Settings:
     return settings.model_copy(update={"database_url": way.url})
 
 
@@ -105,7 +105,7 @@ def is_unavailable(answer: httpx.Response) -> bool:
 
 @pytest.mark.parametrize("mode", SILENT)
 def test_every_request_ends_in_time_and_the_service_comes_back_by_itself(
-    api: Api, user: str, way: Proxy, mode: Mode
+    api: Api, user: str, way: PostgresProxy, mode: Mode
 ) -> None:
     client = api(user, "orders:manage payments:manage")
     method, placed = save_card(client), place_order(client)
@@ -165,7 +165,7 @@ def test_readiness_is_told_while_every_connection_is_in_use(
 
 @pytest.mark.parametrize("mode", SILENT)
 def test_a_server_that_accepts_and_never_answers_fails_the_connection(
-    connect: Connect, proxy: Proxy, mode: Mode
+    connect: Connect, proxy: PostgresProxy, mode: Mode
 ) -> None:
     proxy.switch(mode)
     began = time.monotonic()
@@ -176,7 +176,7 @@ def test_a_server_that_accepts_and_never_answers_fails_the_connection(
 
 @pytest.mark.parametrize("mode", SILENT)
 def test_a_connection_without_an_answer_is_closed_and_older_ones_are_given_up(
-    connect: Connect, proxy: Proxy, mode: Mode
+    connect: Connect, proxy: PostgresProxy, mode: Mode
 ) -> None:
     engine = connect(limits=TimeLimits(statement=0.5))
 
@@ -211,7 +211,9 @@ def test_the_server_ends_a_slow_statement_itself_and_the_connection_stays(
 
 
 @pytest.mark.usefixtures("eager")
-def test_while_one_connection_is_tried_others_fail_at_once(connect: Connect, proxy: Proxy) -> None:
+def test_while_one_connection_is_tried_others_fail_at_once(
+    connect: Connect, proxy: PostgresProxy
+) -> None:
     engine = connect(limits=TimeLimits(connect=2))
     proxy.switch("stall")
     for _ in range(2):  # from now on the database is known to be gone
@@ -234,7 +236,7 @@ def test_while_one_connection_is_tried_others_fail_at_once(connect: Connect, pro
 
 
 def test_who_has_waited_for_an_answer_is_not_the_next_one_to_try(
-    connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "TRIAL_PAUSE", HANG)
     engine = connect(limits=TimeLimits(connect=0.1))
@@ -248,7 +250,7 @@ def test_who_has_waited_for_an_answer_is_not_the_next_one_to_try(
 
 
 def test_one_dead_connection_among_good_ones_fails_nobody_else(
-    connect: Connect, proxy: Proxy
+    connect: Connect, proxy: PostgresProxy
 ) -> None:
     engine = connect(limits=TimeLimits(statement=0.5))
     with engine.connect() as connection:
@@ -266,7 +268,7 @@ def test_one_dead_connection_among_good_ones_fails_nobody_else(
 
 @pytest.mark.usefixtures("eager")
 def test_a_server_that_only_takes_longer_to_let_us_in_is_reached_at_last(
-    connect: Connect, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+    connect: Connect, proxy: PostgresProxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(database, "TRIAL_SECONDS", 0.1)
     engine = connect(limits=TimeLimits(connect=0.5))
@@ -279,7 +281,7 @@ def test_a_server_that_only_takes_longer_to_let_us_in_is_reached_at_last(
 
 
 @pytest.mark.usefixtures("eager")
-def test_an_outage_may_last_as_long_as_it_likes(connect: Connect, proxy: Proxy) -> None:
+def test_an_outage_may_last_as_long_as_it_likes(connect: Connect, proxy: PostgresProxy) -> None:
     engine = connect(limits=TimeLimits(connect=0.001))
     proxy.switch("stall")
     for _ in range(1100):  # 2 ** 1024 is no float any more
@@ -289,7 +291,7 @@ def test_an_outage_may_last_as_long_as_it_likes(connect: Connect, proxy: Proxy) 
 
 @pytest.mark.usefixtures("eager")
 def test_a_pooler_that_lets_us_in_without_a_server_is_no_answer(
-    connect: Connect, proxy: Proxy
+    connect: Connect, proxy: PostgresProxy
 ) -> None:
     engine = connect(limits=TimeLimits(connect=1, statement=0.5))
     with engine.connect() as connection:
@@ -304,7 +306,9 @@ def test_a_pooler_that_lets_us_in_without_a_server_is_no_answer(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a full backlog is refused elsewhere")
-def test_of_several_hosts_one_that_drops_packets_leaves_time_for_the_next(proxy: Proxy) -> None:
+def test_of_several_hosts_one_that_drops_packets_leaves_time_for_the_next(
+    proxy: PostgresProxy,
+) -> None:
     with closing(socket.create_server(("127.0.0.1", 0), backlog=0)) as full, ExitStack() as waiting:
         port = full.getsockname()[1]
         for _ in range(2):  # nobody accepts them, and then the kernel drops who else comes

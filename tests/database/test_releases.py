@@ -26,9 +26,9 @@ from config import load_settings
 from invariants import find_violations
 from tests.support.factories import card, order
 from tests.support.paths import ROOT
+from tests.support.postgres_proxy import PostgresProxy
 from tests.support.processes import Service, copy_sources, run, wait_for
 from tests.support.releases.capture import PARAMETER, capture
-from tests.support.wire import Wire
 
 NEXT = "9999"
 # What the next release may do at once.
@@ -206,16 +206,13 @@ def test_who_migrates_waits_for_other_starters_but_not_long_for_a_table(
 
 
 def test_to_ask_which_schema_there_is_costs_one_statement(migrated: sa.Engine) -> None:
-    wire = Wire(migrated.url.render_as_string(hide_password=False))
-    engine = database.create_engine(wire.url)
-    try:
+    with PostgresProxy(migrated.url.render_as_string(hide_password=False)) as proxy:
+        engine = database.create_engine(proxy.url)
         assert database.is_migrated(engine)  # the first connection says more
-        before = len(wire.statements)
+        before = len(proxy.statements)
         assert database.is_migrated(engine)
-        assert wire.statements[before:] == ["SELECT version_num FROM alembic_version"]
-    finally:
+        assert proxy.statements[before:] == ["SELECT version_num FROM alembic_version"]
         engine.dispose()
-        wire.close()
 
 
 # Two releases ------------------------------------------------------------------------------------

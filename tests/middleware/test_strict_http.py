@@ -237,6 +237,14 @@ def test_allow_names_head_beside_get(alice: httpx.Client) -> None:
     assert sorted(answer.headers["allow"].split(", ")) == ["GET", "HEAD", "POST"]
 
 
+def test_allow_names_what_files_take(manager: httpx.Client) -> None:
+    (file,) = _assets(manager)
+    for method, status in (("POST", 405), ("OPTIONS", 204)):
+        answer = manager.request(method, file)
+        assert answer.status_code == status
+        assert sorted(answer.headers["allow"].split(", ")) == ["GET", "HEAD"]
+
+
 def test_connections_go_on_after_a_head(base_url: str) -> None:
     with httpx.Client(base_url=base_url) as client:
         for _ in range(3):
@@ -293,7 +301,12 @@ def test_links_lead_to_public_url(
     monkeypatch.setattr(settings, "public_url", value)  # which the service reads each time
     url = redirect_of(alice)
     assert url.startswith(start)
-    answer = alice.post(f"/sandbox/actions/{url.rpartition('/')[2]}/approve", headers=LIES)
+    reference = url.rpartition("/")[2]
+    page = alice.get(f"/sandbox/actions/{reference}")
+    found = re.search(r'action="([^"]+)"', page.text)
+    assert found
+    assert httpx.URL(url).join(found[1]) == f"{url}/approve"
+    answer = alice.post(f"/sandbox/actions/{reference}/approve", headers=LIES)
     assert answer.status_code == 200, answer.headers
 
 
@@ -324,3 +337,9 @@ def test_no_header_says_where_an_answer_leads(alice: httpx.Client) -> None:
     for answer in answers:
         assert answer.status_code < 400
         assert "evil.example" not in answer.text + str(answer.headers)
+
+
+def test_an_id_that_no_row_can_have_filters_to_nothing(alice: httpx.Client) -> None:
+    for digits in (19, 31, 34, 4300):
+        answer = alice.get("/orders", params={"payment_method_id": "9" * digits})
+        assert (answer.status_code, answer.json()) == (200, []), digits

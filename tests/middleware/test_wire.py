@@ -151,6 +151,7 @@ def test_requests_sent_at_once_are_answered_in_order(server: Guarded) -> None:
         b"GET / HTTP/7.3\r\nHost: shop\r\n\r\n",
         b"GET http:// HTTP/1.1\r\nHost: shop\r\n\r\n",
         b"GET http://other/ HTTP/1.1\r\nHost: shop\r\n\r\n",
+        b"GET ftp://shop/ HTTP/1.1\r\nHost: shop\r\n\r\n",
         b"CONNECT shop:443 HTTP/1.1\r\nHost: shop\r\n\r\n",
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
         b"POST / HTTP/1.1\r\nHost: shop\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\naa",
@@ -173,6 +174,12 @@ def test_an_upgrade_is_ignored_and_what_follows_it_too(server: Guarded) -> None:
     assert answer.count(b"HTTP/1.1 ") == 1
     assert answer.startswith(b"HTTP/1.1 200")
     assert "/smuggled" not in server.requests
+
+
+def test_uvicorns_other_parser_is_not_used() -> None:
+    with guarded(parser="h11") as server:
+        assert problem_of(server.ask(b"nonsense\r\n\r\n"))["code"] == "invalid_request"
+        assert server.ask(GET + LAST).startswith(b"HTTP/1.1 200")
 
 
 # --- Time -------------------------------------------------------------------------------------

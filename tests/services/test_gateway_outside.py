@@ -13,7 +13,7 @@ import database
 from conformance.harness import Harness, ok
 from services import lookups, reconciliation
 
-ACTS = 500
+ACTS = 200
 
 
 @pytest.fixture(params=["stripe", "paypal"])
@@ -41,7 +41,7 @@ def act(harness: Harness, rng: random.Random, payment: dict[str, Any]) -> bool:
 
 
 def wander(harness: Harness, seed: int) -> list[dict[str, Any]]:
-    """Five hundred acts on twenty payments, of which nothing is left in the end."""
+    """Acts by chance on twenty payments, of which hardly anything is left in the end."""
     rng = random.Random(seed)
     payments = [
         (harness.authorized(1000) if number % 2 else harness.paid(1000))[1] for number in range(20)
@@ -67,12 +67,12 @@ def agree(harness: Harness, payments: list[dict[str, Any]]) -> None:
         assert {refund["origin"] for refund in refunds} <= {"gateway"}
 
 
-def test_five_hundred_acts_that_no_webhook_tells_of(harness: Harness) -> None:
+def test_acts_that_no_webhook_tells_of(harness: Harness) -> None:
     harness.relay.holds = True
     agree(harness, wander(harness, 1))
 
 
-def test_five_hundred_acts_that_every_webhook_tells_of_twice(harness: Harness) -> None:
+def test_acts_that_every_webhook_tells_of_twice(harness: Harness) -> None:
     payments = wander(harness, 2)
     for delivery in list(harness.relay.deliveries):
         assert harness.relay.post(delivery).status_code in (200, 409)

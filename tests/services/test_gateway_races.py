@@ -253,11 +253,11 @@ def test_a_wrong_redirect_result_does_not_stand_in_the_way_of_the_right_one(adye
     for one in (payment, other):
         adyen.target.approve(one["gateway_reference"], yes=True)
     path = f"/payments/{payment['id']}/confirm"
-    wrong = adyen.target.returned(other["gateway_reference"])
+    wrong = adyen.target.redirect_params(other["gateway_reference"])
     answer = adyen.post(adyen.manager, path, returned=wrong)
     assert ok(answer, 200)["status"] == "requires_action"
     assert answer.json()["next_action"] == payment["next_action"]
-    right = adyen.target.returned(payment["gateway_reference"])
+    right = adyen.target.redirect_params(payment["gateway_reference"])
     adyen.post(adyen.manager, path, returned=right)
     adyen.agree(adyen.becomes(payment["id"], "captured"))
 
@@ -265,7 +265,7 @@ def test_a_wrong_redirect_result_does_not_stand_in_the_way_of_the_right_one(adye
 def test_a_payment_that_is_captured_while_its_order_is_canceled_is_captured(adyen: Harness) -> None:
     payment = waiting(adyen)
     adyen.target.approve(payment["gateway_reference"], yes=True)
-    returned = adyen.target.returned(payment["gateway_reference"])
+    returned = adyen.target.redirect_params(payment["gateway_reference"])
     adyen.relay.holds = True
     adyen.arm("drop_after", "complete")
     path = f"/payments/{payment['id']}/confirm"
@@ -360,7 +360,7 @@ def test_a_completion_that_a_look_up_has_overtaken_stays_open(
     assert ok(answer, 202)["status"] == "pending"
     monkeypatch.undo()
     adyen.target.approve(payment["gateway_reference"], yes=True)
-    returned = adyen.target.returned(payment["gateway_reference"])
+    returned = adyen.target.redirect_params(payment["gateway_reference"])
     adyen.post(adyen.manager, path, returned=returned)
     adyen.agree(adyen.becomes(payment["id"], "captured"))
 

@@ -331,7 +331,7 @@ class Acme(SandboxGateway):
 
 
 class TwoBenches(Target):
-    """Stripe as in any stand, and PayPal behind a proxy of its own. Nobody reconciles."""
+    """Stripe as in any harness, and PayPal behind a proxy of its own. Nobody reconciles."""
 
     name = "stripe and paypal"
     gateway = f"stripe,paypal,sandbox,{__name__}:Acme"

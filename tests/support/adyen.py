@@ -80,7 +80,7 @@ def change_request(operation: Any, reference: str, **values: Any) -> ChangeReque
         payment_id=17,
         amount=1099,
         currency="EUR",
-        charged=1099,
+        charge_amount=1099,
         capture=operation == "complete",  # of the charges that these tests change
     )
     return replace(request, **values)

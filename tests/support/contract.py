@@ -1,4 +1,4 @@
-"""The contract as pytest runs it: one file for each bench, so that they share the cores."""
+"""The contract as pytest runs it: one file for each target, so that they share the cores."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ from typing import Any
 
 import pytest
 
-from conformance.harness import Harness, Scenario
+from conformance.harness import Harness
+from conformance.registry import Scenario
 from conformance.scenarios import SCENARIOS
 from conformance.target import NotApplicable, Target
 
 
-def contract_of(make_bench: Callable[[Path], Target]) -> tuple[Any, Any]:
-    """A fixture `stand`, and the test of every scenario on it."""
+def contract_of(make_target: Callable[[Path], Target]) -> tuple[Any, Any]:
+    """The fixture `harness`, and a test of every scenario on it."""
 
     @pytest.fixture(scope="module")
     def harness(
         make_database: Callable[[], str], tmp_path_factory: pytest.TempPathFactory
     ) -> Iterator[Harness]:
-        target = make_bench(tmp_path_factory.mktemp("gateway"))
+        target = make_target(tmp_path_factory.mktemp("gateway"))
         with Harness(target, make_database(), tmp_path_factory.mktemp("data")) as harness:
             yield harness
 

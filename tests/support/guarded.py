@@ -7,7 +7,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
@@ -22,7 +22,7 @@ BIG = b"x" * 32_000_000  # more than two sockets hold
 class Guarded:
     """The server. `later()` is what its watch does at a later time."""
 
-    def __init__(self, connections: Connections) -> None:
+    def __init__(self, connections: Connections, parser: Literal["auto", "h11"]) -> None:
         self.connections = connections
         self.answer = threading.Event()  # /slow waits for it
         self.requests: list[str] = []  # what reached the application
@@ -32,6 +32,7 @@ class Guarded:
             interface="asgi3",
             host="127.0.0.1",
             port=0,
+            http=parser,
             log_config=None,
             access_log=False,
         )
@@ -107,7 +108,7 @@ class Guarded:
 
 
 @contextlib.contextmanager
-def guarded(**limits: Any) -> Iterator[Guarded]:
+def guarded(parser: Literal["auto", "h11"] = "auto", **limits: Any) -> Iterator[Guarded]:
     rules: dict[str, Any] = {"per_address": 256, "trusted": []}
-    with Guarded(Connections(**rules | limits)) as server:
+    with Guarded(Connections(**rules | limits), parser) as server:
         yield server

@@ -62,7 +62,7 @@ def a_change(request: ChargeRequest, reference: str, operation: Any, **changes: 
             "payment_id": request.payment_id,
             "amount": request.amount,
             "currency": request.currency,
-            "charged": request.amount,
+            "charge_amount": request.amount,
             "capture": request.capture,
             **changes,
         }

@@ -19,7 +19,7 @@ import httpx
 from tests.support.paths import ROOT
 
 HANG = 120.0  # seconds after which something has gone wrong, however slow the machine is
-SOURCES = ["*.py", "alembic.ini", "Makefile", "pyproject.toml", "requirements*.txt", ".env.example"]
+SOURCES = ["*.py", "Makefile", "pyproject.toml", "requirements*.txt", ".env.example"]
 LEFT_OUT = shutil.ignore_patterns(".*", "tests", "docs", "benchmarks", "deploy", "build")
 
 

@@ -58,7 +58,7 @@ def change_request(operation: Any, charge: Charge, amount: int | None = None) ->
         payment_id=7,
         amount=charge.amount if amount is None else amount,
         currency=charge.currency,
-        charged=charge.amount,
+        charge_amount=charge.amount,
     )
 
 

@@ -85,7 +85,7 @@ def change_request(
         payment_id=7,
         amount=charge.amount if amount is None else amount,
         currency=charge.currency,
-        charged=charge.amount,
+        charge_amount=charge.amount,
     )
 
 

@@ -27,6 +27,8 @@ WRITTEN = [
     "4929  1234 - 1234 1232",
     "4929\u00a01234\u00a01234\u00a01232",
     "4929\u20131234\u20131234\u20131232",
+    "4929\u200b1234\u00ad1234\ufeff1232",  # as copied from a page: nobody sees what is between
+    "4929\uff0d1234\ufe631234\u20431232",
     f"my card is {NUMBER}, thanks",
     f"card{NUMBER}x",
     f"2 {NUMBER} 12 30",  # other numbers beside it
@@ -209,6 +211,8 @@ def test_any_other_request_id_is_kept(alice: httpx.Client, given: str) -> None:
         "4929%2D1234%2d1234-1232",
         "4929%C2%A01234%c2%a01234%C2%A01232",
         "4929\\u00a01234\\xa01234\\u00a01232",
+        "4929\\u200b1234\\xad1234\\ufeff1232",
+        "4929%E2%80%8B1234%c2%ad1234%EF%BB%BF1232",
         "4929+1234+1234+1232",
         f"card{NUMBER}",
         f"{NUMBER}exp1230",

@@ -18,9 +18,9 @@ from gateways.registry import Gateways
 from tests.support.database import sql
 from tests.support.factories import pay, place_order, save_card
 from tests.support.paths import ROOT
+from tests.support.postgres_proxy import PostgresProxy
 from tests.support.processes import Service, copy_sources, wait_for
 from tests.support.quiet import resources
-from tests.support.wire import Wire
 from workers.roles import due_roles
 
 POLL = "WITH RECURSIVE "  # how the statement begins that the poll sends
@@ -33,11 +33,10 @@ def settings(settings: Settings) -> Settings:
 
 
 @pytest.fixture
-def wire(settings: Settings, base_url: str) -> Iterator[Wire]:
+def proxy(settings: Settings, base_url: str) -> Iterator[PostgresProxy]:
     assert settings.database_url is not None
-    wire = Wire(settings.database_url)
-    yield wire
-    wire.close()
+    with PostgresProxy(settings.database_url) as proxy:
+        yield proxy
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +45,12 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def start(sources: Path, tmp_path: Path, wire: Wire) -> Callable[..., Service]:
-    """Starts a process of its own on the same database, through the wire."""
+def start(sources: Path, tmp_path: Path, proxy: PostgresProxy) -> Callable[..., Service]:
+    """Starts a process of its own on the same database, through the proxy."""
 
     def start(*command: str) -> Service:
         return Service(
-            sources, tmp_path / "data", command, DATABASE_URL=wire.url, RECONCILE_AFTER=1
+            sources, tmp_path / "data", command, DATABASE_URL=proxy.url, RECONCILE_AFTER=1
         )
 
     return start
@@ -77,11 +76,11 @@ def settle(engine: sa.Engine) -> None:
     sql(engine, "UPDATE sandbox.webhooks SET delivered_at = now() WHERE delivered_at IS NULL")
 
 
-def wait_until_idle(wire: Wire) -> None:
+def wait_until_idle(proxy: PostgresProxy) -> None:
     """The roles have looked once at the start; from then on only the poll does."""
 
     def is_idle() -> bool:
-        last = wire.statements[-6:]
+        last = proxy.statements[-6:]
         return sum(text.startswith(POLL) for text in last) >= 3 and "BEGIN" not in last
 
     wait_for(is_idle, "the process to be idle")
@@ -102,15 +101,15 @@ def lose_answer(client: httpx.Client, fault: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("command", [("main.py",), ("-m", "workers")], ids=["service", "workers"])
 def test_an_idle_process_sends_at_most_three_statements_a_second(
-    command: tuple[str, ...], start: Callable[..., Service], wire: Wire
+    command: tuple[str, ...], start: Callable[..., Service], proxy: PostgresProxy
 ) -> None:
     with start(*command):
-        wait_until_idle(wire)
-        before, begun = len(wire.statements), time.monotonic()
+        wait_until_idle(proxy)
+        before, begun = len(proxy.statements), time.monotonic()
         # How long these take: a slow machine sends fewer in the same time.
-        wait_for(lambda: len(wire.statements) >= before + 8, "statements")
+        wait_for(lambda: len(proxy.statements) >= before + 8, "statements")
         took = time.monotonic() - begun
-        sent = wire.statements[before:]
+        sent = proxy.statements[before:]
     assert len(sent) <= 3 * took, sent
     state = ("BEGIN", "SET", "LISTEN", "SELECT pg_advisory")  # of a transaction, or of a session
     assert [text for text in sent if text.startswith(state)] == []
@@ -118,7 +117,7 @@ def test_an_idle_process_sends_at_most_three_statements_a_second(
 
 def test_another_process_finds_what_is_due(
     start: Callable[..., Service],
-    wire: Wire,
+    proxy: PostgresProxy,
     alice: httpx.Client,
     engine: sa.Engine,
 ) -> None:
@@ -127,24 +126,24 @@ def test_another_process_finds_what_is_due(
 
     with start("-m", "workers"):
         save_card(alice)
-        wait_until_idle(wire)
+        wait_until_idle(proxy)
         told = lose_answer(alice, "timeout_after_charge")  # the sandbox's webhook tells
         asked = lose_answer(alice, "timeout_before_charge")  # only a look-up finds out
         wait_for(lambda: status(told) == "captured", "the webhook", 30)
         wait_for(lambda: status(asked) == "failed", "the look-up", 30)
-        wait_until_idle(wire)
+        wait_until_idle(proxy)
 
 
 def test_a_process_whose_database_was_away_goes_on_when_it_is_back(
-    start: Callable[..., Service], wire: Wire, alice: httpx.Client
+    start: Callable[..., Service], proxy: PostgresProxy, alice: httpx.Client
 ) -> None:
     with start("-m", "workers") as workers:
         save_card(alice)
-        wait_until_idle(wire)
-        wire.cut()
+        wait_until_idle(proxy)
+        proxy.switch("cut")
         wait_for(lambda: workers.text.count("worker.failed") >= 2, "the poll to fail")
         lost = lose_answer(alice, "timeout_after_charge")
-        wire.mend()
+        proxy.switch("forward")
         path = f"/payments/{lost['id']}"
         wait_for(lambda: alice.get(path).json()["status"] == "captured", "the webhook")
         assert workers.stop() == 0

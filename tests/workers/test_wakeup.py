@@ -20,7 +20,7 @@ import leases
 import main
 import wakeup
 from config import Settings
-from gateways.sandbox.announcing import announcing
+from gateways.sandbox.webhooks import announcing
 from tests.support.database import sql
 from tests.support.factories import card, pay, place_order, save_card
 from tests.support.processes import wait_for

@@ -18,7 +18,7 @@ from conformance.doubles.adyen import AdyenDouble
 from conformance.doubles.server import Answer, Double, Request
 from domain.money import exponent
 from gateways.adyen import AdyenGateway
-from gateways.adyen.gateway import KEY_LIFE, shopper_reference
+from gateways.adyen.gateway import KEY_LIFETIME, shopper_reference
 from gateways.base import (
     ChangeRequest,
     Charge,
@@ -485,7 +485,9 @@ class TestRedirects:
         return charge_request(double.store_card("action"))
 
     def completion(self, double: AdyenDouble, reference: str) -> ChangeRequest:
-        return change_request("complete", reference, key=KEY, returned=double.returned(reference))
+        return change_request(
+            "complete", reference, key=KEY, redirect_params=double.returned(reference)
+        )
 
     def test_the_shopper_is_sent_to_a_page(
         self, gateway: AdyenGateway, double: AdyenDouble, request_: ChargeRequest
@@ -532,7 +534,7 @@ class TestRedirects:
         double.approve(waiting.reference, yes=True)
         completion = self.completion(double, waiting.reference)
         with pytest.raises(Refused):
-            gateway.complete(replace(completion, returned={"redirectResult": "made up"}))
+            gateway.complete(replace(completion, redirect_params={"redirectResult": "made up"}))
         assert gateway.complete(completion).status == "captured"
 
     def test_the_result_of_another_payment_completes_nothing_here(
@@ -549,14 +551,14 @@ class TestRedirects:
         answer = {"resultCode": "Authorised", "pspReference": "P"}
         built = answering(Answer(200, answer))
         with pytest.raises(OutcomeUnknown):
-            built.complete(change_request("complete", "R", returned={"redirectResult": "x"}))
+            built.complete(change_request("complete", "R", redirect_params={"redirectResult": "x"}))
 
     @pytest.mark.parametrize("returned", [{}, {"redirectResult": ""}, {"payload": "x"}])
     def test_without_a_result_nothing_can_be_completed(
         self, gateway: AdyenGateway, double: AdyenDouble, returned: dict[str, str]
     ) -> None:
         with pytest.raises(OutcomeUnknown):
-            gateway.complete(change_request("complete", "R", returned=returned))
+            gateway.complete(change_request("complete", "R", redirect_params=returned))
         assert double.requests == []
 
     def test_a_waiting_charge_is_looked_up_by_repeating_it(
@@ -586,7 +588,7 @@ class TestRedirects:
     ) -> None:
         waiting = gateway.charge(request_)
         completion = change_request(
-            "complete", waiting.reference, returned={"redirectResult": "made up"}
+            "complete", waiting.reference, redirect_params={"redirectResult": "made up"}
         )
         with pytest.raises(OutcomeUnknown):
             gateway.look_up(ChargeLookup(completion, waiting.reference, NOW))
@@ -776,7 +778,7 @@ class TestLookUps:
         with pytest.raises(OutcomeUnknown):
             gateway.look_up_refund(RefundLookup(refund_request("P"), None, AGES_AGO))
         assert double.requests == []
-        assert timedelta(days=6) < KEY_LIFE < timedelta(days=7)
+        assert timedelta(days=6) < KEY_LIFETIME < timedelta(days=7)
 
     @pytest.mark.parametrize("operation", ["capture", "void"])
     def test_a_change_is_repeated_under_its_key(
@@ -1016,7 +1018,7 @@ class TestEvents:
         self, built: AdyenGateway, code: str
     ) -> None:
         told = read_event(built, eventCode=code, amount={"currency": "ISK", "value": 150})
-        assert told.review
+        assert told.needs_review
         assert (told.charge, told.refund, told.payment_id) == (None, None, 17)
 
     def test_a_capture_that_the_bank_undoes_names_its_key(self, built: AdyenGateway) -> None:
@@ -1079,7 +1081,7 @@ class TestEvents:
     )
     def test_other_events_mean_nothing(self, built: AdyenGateway, event: str) -> None:
         told = read_event(built, eventCode=event, merchantReference="", reason={"x": 1})
-        assert (told.type, told.payment_id, told.ask) == (event, None, False)
+        assert (told.type, told.payment_id, told.needs_lookup) == (event, None, False)
         assert (told.charge, told.refund, told.dispute, told.failed_key) == (None,) * 4
 
     @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_a_shopper_who_was_faster_has_paid(
 ) -> None:
     double.approve(OURS, yes=True)
     returned = double.returned(OURS)
-    paid = gateway.complete(change_request("complete", OURS, key=KEY, returned=returned))
+    paid = gateway.complete(change_request("complete", OURS, key=KEY, redirect_params=returned))
     give_up(gateway)
     assert told(gateway, double, "AUTHORISATION").charge == paid
     assert told(gateway, double, "TECHNICAL_CANCEL").failed_operation == "void"
@@ -103,7 +103,7 @@ def test_a_shopper_who_comes_back_too_late_pays_nothing(
     returned = double.returned(OURS)
     give_up(gateway)
     with pytest.raises(Refused):
-        gateway.complete(change_request("complete", OURS, key=KEY, returned=returned))
+        gateway.complete(change_request("complete", OURS, key=KEY, redirect_params=returned))
     assert only_entry(double).status == "voided"
 
 

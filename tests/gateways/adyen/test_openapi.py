@@ -56,7 +56,7 @@ REQUESTS: dict[str, Callable[[AdyenGateway], Any]] = {
     ),
     "refund": lambda gateway: gateway.refund(RefundRequest("key-3", PSP, 7, 1, 300, "EUR")),
     "complete": lambda gateway: gateway.complete(
-        replace(CHANGE, operation="complete", returned={"redirectResult": "X3XtfGC7"})
+        replace(CHANGE, operation="complete", redirect_params={"redirectResult": "X3XtfGC7"})
     ),
     "save": lambda gateway: gateway.save_method(
         MethodRequest("card", "alice", {}, token="8415718415172204")

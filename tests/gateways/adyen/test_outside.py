@@ -64,7 +64,7 @@ def captured(gateway: AdyenGateway, double: AdyenDouble, authorized: str) -> str
 
 def says_nothing(event: GatewayEvent) -> bool:
     states = (event.charge, event.refund, event.dispute, event.failed_key, event.failed_operation)
-    return states == (None,) * 5 and not event.ask and not event.review
+    return states == (None,) * 5 and not event.needs_lookup and not event.needs_review
 
 
 @pytest.mark.parametrize("typed", TYPED)
@@ -173,7 +173,7 @@ def test_a_capture_made_by_hand_that_the_bank_undoes_is_for_a_person(built: Adye
     told = read_event(
         built, eventCode="CAPTURE_FAILED", originalReference="P", merchantReference="by hand"
     )
-    assert told.review
+    assert told.needs_review
     assert (told.payment_id, told.reference, told.charge) == (None, "P", None)
 
 
@@ -184,7 +184,7 @@ def test_no_notification_makes_us_ask_what_cannot_be_read(
 ) -> None:
     for typed in TYPED:
         values = {"eventCode": code, "success": success, "merchantReference": typed}
-        assert not read_event(built, originalReference="P", **values).ask
+        assert not read_event(built, originalReference="P", **values).needs_lookup
 
 
 @pytest.mark.parametrize(

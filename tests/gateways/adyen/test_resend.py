@@ -57,7 +57,7 @@ def of_a_completion(gateway: AdyenGateway, double: AdyenDouble) -> ChargeLookup:
     waiting = gateway.charge(charge_request(double.store_card("action"))).reference
     double.approve(waiting, yes=True)
     returned = double.returned(waiting)
-    return too_late(change_request("complete", waiting, key=KEY, returned=returned), waiting)
+    return too_late(change_request("complete", waiting, key=KEY, redirect_params=returned), waiting)
 
 
 def of_a_change(operation: str) -> Callable[[AdyenGateway, AdyenDouble], ChargeLookup]:

@@ -38,7 +38,7 @@ def told(paypal: PayPalGateway, double: PaypalDouble, kind: str) -> GatewayEvent
 
 def says_only_whose(event: GatewayEvent) -> bool:
     states = (event.charge, event.refund, event.dispute, event.method)
-    return event.ask and states == (None,) * 4 and not event.review
+    return event.needs_lookup and states == (None,) * 4 and not event.needs_review
 
 
 # Charges and refunds ----------------------------------------------------------------------------
@@ -230,7 +230,8 @@ def test_a_forged_dispute_that_paypal_does_not_know_is_none(
 ) -> None:
     resource = {"dispute_id": "PP-D-1", "disputed_transactions": []}
     event = paypal.parse_webhook(*forged(genuine, "CUSTOMER.DISPUTE.CREATED", resource))
-    assert (event.dispute, event.payment_id, event.reference, event.ask) == (None,) * 3 + (False,)
+    assert (event.dispute, event.payment_id, event.reference) == (None,) * 3
+    assert not event.needs_lookup
 
 
 def test_a_method_that_is_still_in_the_vault_cannot_be_deleted_by_a_forged_event(
@@ -252,7 +253,7 @@ def test_about_a_delivery_that_was_taken_nothing_is_asked(
         taken.append(delivery_id)
         return True
 
-    gateway.is_known = is_known
+    gateway.is_known_delivery = is_known
     double.requests.clear()
     for kind, resource in (
         ("CUSTOMER.DISPUTE.CREATED", {"dispute_id": "PP-D-1"}),
@@ -260,7 +261,7 @@ def test_about_a_delivery_that_was_taken_nothing_is_asked(
         ("PAYMENT.CAPTURE.REFUNDED", {"links": [{"rel": "up", "href": "/v2/payments/captures/1"}]}),
     ):
         event = gateway.parse_webhook(*forged(genuine, kind, resource))
-        assert (event.dispute, event.method, event.ask) == (None, None, False)
+        assert (event.dispute, event.method, event.needs_lookup) == (None, None, False)
         assert event.delivery_id == taken[-1]
     assert double.requests == []
     assert set(taken) == {genuine[0]["paypal-transmission-id"]}
@@ -278,7 +279,7 @@ def test_nothing_is_asked_for_what_is_no_id(
         ("PAYMENT.CAPTURE.REFUNDED", {"links": [{"rel": "up", "href": f"/captures/{wrong}"}]}),
     ):
         event = paypal.parse_webhook(*signed(double, an_event(kind, resource)))
-        assert (event.dispute, event.method, event.ask) == (None, None, False)
+        assert (event.dispute, event.method, event.needs_lookup) == (None, None, False)
     assert [one for one in double.requests if not one.path.startswith("/certs/")] == []
 
 
@@ -354,7 +355,7 @@ def test_a_resource_that_names_nothing_is_nobodys(
     paypal: PayPalGateway, double: PaypalDouble, kind: str, resource: Mapping[str, Any]
 ) -> None:
     event = paypal.parse_webhook(*signed(double, an_event(kind, resource)))
-    assert (event.payment_id, event.reference, event.ask) == (None, None, False)
+    assert (event.payment_id, event.reference, event.needs_lookup) == (None, None, False)
 
 
 def test_an_event_that_means_nothing_to_us_has_no_subject(
@@ -376,7 +377,7 @@ def test_a_payment_of_another_system_is_nobodys(
         resource = {"id": "X", "custom_id": custom_id, "invoice_id": "basket-9"}
         body = an_event("PAYMENT.AUTHORIZATION.VOIDED", resource)
         event = paypal.parse_webhook(*signed(double, body))
-        assert (event.payment_id, event.reference, event.ask) == (None, None, False)
+        assert (event.payment_id, event.reference, event.needs_lookup) == (None, None, False)
     without_key = {"id": "X", "custom_id": "7", "invoice_id": "a basket"}
     body = an_event("PAYMENT.AUTHORIZATION.VOIDED", without_key)
     assert paypal.parse_webhook(*signed(double, body)).payment_id is None

@@ -16,7 +16,7 @@ from gateways.base import (
     Refused,
 )
 from gateways.paypal import PayPalGateway
-from gateways.paypal.gateway import ORDER_KEYS, PAYMENT_KEYS, UNPAID_ORDER_LIFE
+from gateways.paypal.gateway import ORDER_KEY_LIFETIME, PAYMENT_KEY_LIFETIME, UNPAID_ORDER_LIFETIME
 from tests.support.paypal import a_change, a_charge, a_refund, authorized, book, captured, utc_now
 
 
@@ -44,8 +44,9 @@ def test_a_lost_charge_is_never_repeated_once_its_key_is_forgotten(
 ) -> None:
     request = a_charge(double.vault_token())
     count = len(double.requests)
+    too_old = utc_now() - ORDER_KEY_LIFETIME - timedelta(seconds=1)
     with pytest.raises(OutcomeUnknown):
-        paypal.look_up(ChargeLookup(request, None, utc_now() - ORDER_KEYS - timedelta(seconds=1)))
+        paypal.look_up(ChargeLookup(request, None, too_old))
     assert len(double.requests) == count
 
 
@@ -64,7 +65,7 @@ def test_an_order_that_nobody_paid_expires(paypal: PayPalGateway, double: Paypal
     request = a_charge()
     waiting = paypal.charge(request)
     double.forget(waiting.reference)
-    requested_at = utc_now() - UNPAID_ORDER_LIFE - timedelta(seconds=1)
+    requested_at = utc_now() - UNPAID_ORDER_LIFETIME - timedelta(seconds=1)
     seen = paypal.look_up(ChargeLookup(request, waiting.reference, requested_at))
     assert seen == Charge(waiting.reference, "voided", 1099, "USD")
 
@@ -85,8 +86,9 @@ def test_a_capture_is_never_repeated_once_its_key_is_forgotten(
 ) -> None:
     request, charge = authorized(paypal, double)
     change = a_change(request, charge.reference, "capture")
+    too_old = utc_now() - PAYMENT_KEY_LIFETIME * 1.01
     with pytest.raises(OutcomeUnknown):
-        paypal.look_up(ChargeLookup(change, charge.reference, utc_now() - PAYMENT_KEYS * 1.01))
+        paypal.look_up(ChargeLookup(change, charge.reference, too_old))
     assert book(double, charge.reference).status == "authorized"
 
 
@@ -106,8 +108,9 @@ def test_a_lost_completion_and_a_lost_void_are_done(
     complete = a_change(request, waiting.reference, "complete")
     assert paypal.look_up(ChargeLookup(complete, waiting.reference, utc_now())) == waiting
     double.approve(waiting.reference)
+    too_old = utc_now() - ORDER_KEY_LIFETIME * 1.01
     with pytest.raises(OutcomeUnknown):
-        paypal.look_up(ChargeLookup(complete, waiting.reference, utc_now() - ORDER_KEYS * 1.01))
+        paypal.look_up(ChargeLookup(complete, waiting.reference, too_old))
     done = paypal.look_up(ChargeLookup(complete, waiting.reference, utc_now()))
     assert done is not None
     assert done.status == "authorized"
@@ -130,7 +133,7 @@ def test_a_lost_refund_is_found_by_asking_again(
     too_much = RefundLookup(a_refund(charge, 5000), None, utc_now())
     assert paypal.look_up_refund(too_much) is None
     with pytest.raises(OutcomeUnknown):
-        paypal.look_up_refund(RefundLookup(request, None, utc_now() - PAYMENT_KEYS * 1.01))
+        paypal.look_up_refund(RefundLookup(request, None, utc_now() - PAYMENT_KEY_LIFETIME * 1.01))
     with pytest.raises(OutcomeUnknown):
         paypal.look_up_refund(RefundLookup(request, "NOSUCHREFUND", utc_now()))
     assert book(double, charge.reference).amount_refunded == 500

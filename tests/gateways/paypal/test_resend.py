@@ -13,7 +13,7 @@ from conformance.doubles.paypal import PaypalDouble
 from conformance.doubles.server import Answer, Request
 from gateways.base import ChargeLookup, OutcomeNotShown, OutcomeUnknown, RefundLookup, Refused
 from gateways.paypal import PayPalGateway
-from gateways.paypal.gateway import ORDER_KEYS
+from gateways.paypal.gateway import ORDER_KEY_LIFETIME
 from tests.support.paypal import (
     Canned,
     a_change,
@@ -103,7 +103,7 @@ def test_a_charge_is_not_fenced_once_paypal_may_have_forgotten_its_key(
     double.pass_days(0.3)
     double.requests.clear()
     with pytest.raises(OutcomeNotShown):
-        paypal.look_up(late(request, age=ORDER_KEYS + timedelta(minutes=1)))
+        paypal.look_up(late(request, age=ORDER_KEY_LIFETIME + timedelta(minutes=1)))
     assert double.requests == []
 
 

@@ -238,7 +238,7 @@ def test_the_page_is_for_a_person_and_works_without_javascript(
     browser.get(url)  # looking changes nothing
     assert shop.payment(payment) == before
     form = {"Content-Type": "application/x-www-form-urlencoded"}
-    approved = browser.post(page.forms[0][2], content=b"", headers=form)
+    approved = browser.post(httpx.URL(url).join(page.forms[0][2]), content=b"", headers=form)
     assert approved.status_code == 200, approved.text
     assert "approved" in approved.text.lower()
     assert shop.status(payment) == ("captured", "paid")
@@ -359,7 +359,7 @@ def charge_request(key: str) -> base.ChargeRequest:
 
 
 def change_request(key: str, reference: str, payment_id: int) -> base.ChangeRequest:
-    return base.ChangeRequest("void", key, reference, payment_id, 100, "USD", charged=100)
+    return base.ChangeRequest("void", key, reference, payment_id, 100, "USD", charge_amount=100)
 
 
 def test_a_key_that_was_looked_up_first_can_never_be_charged(

@@ -52,7 +52,7 @@ from gateways.base import (
     SignatureInvalid,
 )
 from gateways.stripe import StripeGateway
-from gateways.stripe.client import CardDeclined, outcome
+from gateways.stripe.client import CardDeclined, translate
 from tests.support.stripe import (
     LONG_AGO,
     NOW,
@@ -866,7 +866,7 @@ def test_every_exception_of_the_sdk_is_mapped() -> None:
     assert len(walked) > 20
     assert {of.__name__ for of in walked} >= MAPPED.keys()
     for of in walked:
-        ours = outcome(instance(of, 400))
+        ours = translate(instance(of, 400))
         oauth = issubclass(of, stripe.oauth_error.OAuthError)
         expected = OutcomeUnknown if oauth else MAPPED.get(of.__name__, OutcomeUnknown)
         assert isinstance(ours, expected), of
@@ -874,7 +874,7 @@ def test_every_exception_of_the_sdk_is_mapped() -> None:
         assert "4242" not in str(ours), of
         # An answer that says it does not know is unknown, whatever the exception is called.
         if of is stripe.InvalidRequestError:
-            assert isinstance(outcome(instance(of, 500)), OutcomeUnknown)
+            assert isinstance(translate(instance(of, 500)), OutcomeUnknown)
 
 
 @pytest.mark.parametrize("found", [ValueError("echo 4242"), KeyError("x"), RuntimeError()])
@@ -1094,7 +1094,8 @@ def test_events_tell_of_refunds(gateway: StripeGateway, double: StripeDouble) ->
     assert failed.refund == dataclasses.replace(refund, status="failed")
     assert failed.reference == charge.reference
     refunded = events["charge.refunded"]
-    assert (refunded.ask, refunded.reference, refunded.payment_id) == (True, charge.reference, 7)
+    assert refunded.needs_lookup
+    assert (refunded.reference, refunded.payment_id) == (charge.reference, 7)
 
 
 def test_a_refund_that_was_made_by_hand_has_no_id_of_ours(

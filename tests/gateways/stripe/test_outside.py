@@ -400,8 +400,8 @@ def test_events_tell_of_what_was_done_outside(gateway: StripeGateway, double: St
     made = told["refund.created"]
     assert made.refund == Refund(refund, "succeeded", 300, "USD", refund_id=None)
     assert (made.reference, made.refund_key) == (captured.reference, None)
-    assert told["charge.refunded"].ask
-    assert not any(event.review for event in events)
+    assert told["charge.refunded"].needs_lookup
+    assert not any(event.needs_review for event in events)
 
 
 @pytest.mark.parametrize("due_by", [0, None, -5, "soon"])

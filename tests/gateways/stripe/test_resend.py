@@ -23,7 +23,7 @@ from gateways.base import (
     RefundRequest,
 )
 from gateways.stripe import StripeGateway
-from gateways.stripe.client import KeySpent
+from gateways.stripe.client import KeyReused
 from tests.support.stripe import (
     LONG_AGO,
     NOW,
@@ -94,7 +94,7 @@ def test_a_charge_that_never_arrived_will_never_be_made(
     request = charge_request(save(gateway, double))
     assert gateway.look_up(after_the_time(request)) is None
     for _ in range(2):
-        with pytest.raises(KeySpent):
+        with pytest.raises(KeyReused):
             gateway.charge(request)  # the late original
     assert len(double.intents) == 1
     assert holds_nothing(double)
@@ -155,7 +155,7 @@ def test_a_charge_without_a_customer_is_searched_and_fenced(
     assert gateway.look_up(after_the_time(replace(made, customer=None))) == as_read(charge)
     request = replace(charge_request(save(gateway, double), payment_id=8), customer=None)
     assert gateway.look_up(after_the_time(request)) is None
-    with pytest.raises(KeySpent):
+    with pytest.raises(KeyReused):
         gateway.charge(request)
 
 
@@ -215,7 +215,7 @@ def test_a_fence_that_somebody_canceled_holds(
     (fence,) = double.intents
     double.void_outside(fence)
     assert gateway.look_up(after_the_time(request)) is None
-    with pytest.raises(KeySpent):
+    with pytest.raises(KeyReused):
         gateway.charge(request)
 
 
@@ -271,7 +271,7 @@ def test_a_change_that_never_arrived_will_never_be_made(
     before = dict(double.intents[charge.reference])
     for _ in range(2):
         assert gateway.look_up(ChargeLookup(request, charge.reference, ASKED, resend=False)) is None
-    with pytest.raises(KeySpent):
+    with pytest.raises(KeyReused):
         gateway.capture(request) if operation == "capture" else gateway.void(request)
     assert double.intents == {charge.reference: before}
     assert send(gateway, operation, charge, 400).status in ("captured", "voided")  # with a new key
@@ -339,7 +339,7 @@ def test_a_refund_that_never_arrived_will_never_be_made(
     request = refund_request(charge, 400)
     for _ in range(2):
         assert gateway.look_up_refund(refund_after_the_time(request)) is None
-    with pytest.raises(KeySpent):
+    with pytest.raises(KeyReused):
         gateway.refund(request)
     assert double.refunds == {}
     assert gateway.refund(refund_request(charge, 400)).status == "succeeded"  # with a new key

@@ -1,7 +1,7 @@
-"""The contract about money that was moved outside: in the gateway's own dashboard, by its bank.
+"""Money that somebody moves without the service: in the gateway's dashboard, or at a bank.
 
-Look-ups and listings show it. What our books make of that is the service's business, not the
-gateway's, so the scenarios ask its adapter themselves.
+Look-ups and lists have to show it. The scenarios call the adapter themselves, because what the
+service makes of it is not part of the gateway's contract.
 """
 
 from __future__ import annotations
@@ -10,21 +10,14 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone
 from typing import Any, Final
 
-import sqlalchemy as sa
-
-from conformance.harness import Harness, Scenario
+from conformance import records
+from conformance.harness import Harness
+from conformance.registry import scenario
 from conformance.target import NotApplicable
-from gateways.base import Charge, ChargeLookup, ChargeRequest, Gateway, ListedCharge
+from gateways.base import Charge, Gateway, ListedCharge
 
-OUTSIDE: list[Scenario] = []
 A_MOMENT: Final = timedelta(minutes=1)
 MOST_PAGES: Final = 1000  # a listing ends
-
-
-def scenario(run: Scenario) -> Scenario:
-    """Part of the contract; its name is the rule."""
-    OUTSIDE.append(run)
-    return run
 
 
 def gateway_of(harness: Harness) -> Gateway:
@@ -36,26 +29,8 @@ def look_up(harness: Harness, payment: Mapping[str, Any]) -> Charge:
     """A payment's charge, as the gateway's books show it."""
     if not harness.target.can_retrieve:
         raise NotApplicable("the books of this gateway cannot be read")
-    query = sa.text(
-        "SELECT p.*, m.gateway_token, m.gateway_customer FROM payments p"
-        " JOIN payment_methods m ON m.id = p.payment_method_id WHERE p.id = :id"
-    )
-    with harness.engine.connect() as connection:
-        row = connection.execute(query, {"id": payment["id"]}).one()
-    request = ChargeRequest(
-        key=row.gateway_key,
-        payment_id=row.id,
-        order_id=row.order_id,
-        amount=row.amount,
-        currency=row.currency,
-        token=row.gateway_token,
-        capture=row.capture_method == "automatic",
-        return_url=row.return_url or "",
-        customer=row.gateway_customer,
-    )
-    found = gateway_of(harness).look_up(
-        ChargeLookup(request, row.gateway_reference, row.created_at, resend=False)
-    )
+    query = records.charge_lookup(harness.engine, payment["id"])
+    found = gateway_of(harness).look_up(query)
     assert found is not None, "the charge was made"
     return found
 
@@ -78,9 +53,7 @@ def entries(harness: Harness, payment: Mapping[str, Any], since: datetime) -> li
         return []
     found = [one for one in listed(harness, since) if one.payment_id == payment["id"]]
     assert found, "it is listed"
-    with harness.engine.connect() as connection:
-        query = sa.text("SELECT gateway_key FROM payments WHERE id = :id")
-        key = connection.execute(query, {"id": payment["id"]}).scalar_one()
+    key = records.charge_lookup(harness.engine, payment["id"]).request.key
     assert {one.key for one in found} == {key}
     return found
 

@@ -1,6 +1,6 @@
-"""The contract over time: what becomes of a request that was lost and must not be sent again.
+"""Lost requests that must not be sent again, because the time for that is over.
 
-The scenarios ask the gateway's adapter themselves, beside the service: it would repeat the request.
+The scenarios call the adapter themselves, because the service would send the request again.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import uuid
 from datetime import datetime, timedelta, timezone
 from typing import Final
 
-import sqlalchemy as sa
-
-from conformance.harness import Harness, Scenario
+from conformance import records
+from conformance.harness import Harness
+from conformance.registry import Scenario, scenario
 from conformance.target import NotApplicable, Step
 from gateways.base import (
     ChangeRequest,
@@ -28,7 +28,6 @@ from gateways.base import (
     RefundRequest,
 )
 
-RESEND: list[Scenario] = []
 STEPS: Final[tuple[Step, ...]] = ("charge", "capture", "void", "refund")
 AMOUNT: Final = 900
 PART: Final = 300
@@ -41,7 +40,7 @@ class LostRequest:
     def __init__(self, harness: Harness, step: Step) -> None:
         if harness.target.fault_headers is not None:
             raise NotApplicable("nothing is lost on the way to a gateway inside the service")
-        self._stand, self._step = harness, step
+        self._harness, self._step = harness, step
         self._gateway: Gateway = harness.app.state.gateways.get(harness.gateway)
         self._charge_request = self._new_charge(capture=step not in ("capture", "void"))
         self._request: ChargeRequest | ChangeRequest | RefundRequest = self._charge_request
@@ -49,22 +48,18 @@ class LostRequest:
             self._request = self._about(self._gateway.charge(self._charge_request).reference)
 
     def _new_charge(self, *, capture: bool) -> ChargeRequest:
-        method = self._stand.save(self._stand.shopper())
-        query = sa.text(
-            "SELECT gateway_token, gateway_customer FROM payment_methods WHERE id = :id"
-        )
-        with self._stand.engine.connect() as connection:
-            row = connection.execute(query, {"id": method["id"]}).one()
+        method = self._harness.save(self._harness.shopper())
+        token, customer = records.saved_token(self._harness.engine, method["id"])
         return ChargeRequest(
             key=self._key(),
             payment_id=secrets.randbelow(2**40) + 2**40,  # no payment of the service has it
             order_id=1,
             amount=AMOUNT,
             currency="USD",
-            token=row.gateway_token,
+            token=token,
             capture=capture,
             return_url="https://shop.example/back",
-            customer=row.gateway_customer,
+            customer=customer,
         )
 
     def _about(self, reference: str) -> ChangeRequest | RefundRequest:
@@ -79,13 +74,13 @@ class LostRequest:
             payment_id,
             PART if operation == "capture" else AMOUNT,
             "USD",
-            charged=AMOUNT,
+            charge_amount=AMOUNT,
             capture=False,
         )
 
     def _key(self) -> str:
         key = str(uuid.uuid4())
-        self._stand.keys_of_scenarios.add(key)
+        self._harness.keys_of_scenarios.add(key)
         return key
 
     def send(self) -> Charge | Refund:
@@ -111,13 +106,8 @@ class LostRequest:
         """The charges that the gateway holds or took, and what came of them."""
         return sorted(
             (entry.status, entry.amount_captured, entry.amount_refunded)
-            for entry in self._stand.charges(self._charge_request.payment_id)
+            for entry in self._harness.charges(self._charge_request.payment_id)
         )
-
-
-def scenario(run: Scenario, name: str) -> None:
-    run.__name__ = name
-    RESEND.append(run)
 
 
 def never_arrived(step: Step) -> Scenario:
@@ -137,6 +127,7 @@ def never_arrived(step: Step) -> Scenario:
         elif lost.books() != before:
             assert _look_up(lost) != "never", "it has happened"
 
+    run.__name__ = f"a_{step}_that_never_arrived_is_not_sent_again_after_its_time"
     return run
 
 
@@ -150,6 +141,7 @@ def lost_answer(step: Step) -> Scenario:
         assert _look_up(lost) != "never", "it has happened"
         assert lost.books() == done
 
+    run.__name__ = f"a_{step}_whose_answer_was_lost_is_not_denied_after_its_time"
     return run
 
 
@@ -170,5 +162,5 @@ def _look_up(lost: LostRequest) -> str:
 
 
 for _step in STEPS:
-    scenario(never_arrived(_step), f"a_{_step}_that_never_arrived_is_not_sent_again_after_its_time")
-    scenario(lost_answer(_step), f"a_{_step}_whose_answer_was_lost_is_not_denied_after_its_time")
+    scenario(never_arrived(_step))
+    scenario(lost_answer(_step))

@@ -1,4 +1,4 @@
-"""The contract about networks that lose, delay and garble what passes, and busy gateways."""
+"""Networks that lose, delay and garble requests and answers, and gateways that are busy."""
 
 from __future__ import annotations
 
@@ -6,17 +6,11 @@ import itertools
 from collections.abc import Sequence
 from typing import Any, Final
 
-from conformance.harness import GATEWAY_TIMEOUT, Harness, Scenario, ok
+from conformance.harness import GATEWAY_TIMEOUT, Harness, ok
+from conformance.registry import Scenario, scenario
 from conformance.target import Step
 
-FAULTS: list[Scenario] = []
 STALL: Final = GATEWAY_TIMEOUT + 0.7  # seconds: longer than anybody waits
-
-
-def scenario(run: Scenario) -> Scenario:
-    """Part of the contract; its name is the rule."""
-    FAULTS.append(run)
-    return run
 
 
 LOST: Final[Sequence[dict[str, Any]]] = (

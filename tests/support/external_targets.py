@@ -1,8 +1,8 @@
-"""Benches whose gateway is not in this repository: independent doubles, and real test accounts.
+"""Targets whose gateway is not in this repository: independent doubles, and real test accounts.
 
 The independent doubles are started when GATEWAY_DOUBLES names their folder, which holds a
-`start_gateways.sh`. A real account is used when its keys are in the environment; there nobody can
-play the shopper, and no webhook finds its way to a developer's machine.
+`start_gateways.sh`. A real account is used when its keys are in the environment. Nobody approves
+payments there, and no webhook reaches a developer's machine.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StripeApiTarget(Target):
     other_decimals = StripeTarget.other_decimals
     refused_amount = StripeTarget.refused_amount
     api_key: str
-    webhook_secret = "whsec_of_the_contract_suite"
+    webhook_secret = "whsec_of_the_contract"
     TOKENS: ClassVar[Mapping[str, str]] = {
         "good": "pm_card_visa",
         "good_too": "pm_card_mastercard",
