@@ -12,7 +12,7 @@ import schemas
 from auth import CurrentUser
 from database import SessionDep
 from errors import Forbidden, InvalidRequest
-from web.pagination import Id, next_page
+from web.pagination import Id, by_id, next_page
 from web.problems import problems, resource_problems
 from web.route import ServiceRoute
 
@@ -35,7 +35,7 @@ def list_disputes(
 ) -> Sequence[Any]:
     """Newest first. Needs the scope `payments:manage`."""
     user.require("list_disputes")
-    return next_page(request, response, crud.list_disputes(session, query), query)
+    return next_page(request, response, crud.list_disputes(session, query), query, by_id)
 
 
 @router.get(

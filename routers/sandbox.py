@@ -98,7 +98,7 @@ def list_charges(
         raise InvalidRequest.of(
             "cursor", "cursor", "Use the cursor of a `Link` header, unchanged"
         ) from None
-    shown = next_page(request, response, entries, query, key="reference")
+    shown = next_page(request, response, entries, query, lambda entry: entry.reference)
     return [entry.as_dict() for entry in shown]
 
 

@@ -52,6 +52,7 @@ DOMAIN_LIBRARIES = {"iso4217"}  # the table of currencies: data, not code
 SQL_WRITERS = {
     "crud",
     "leases",
+    "idempotency_keys",
     "invariants",
     "database",
     "gateways.sandbox",

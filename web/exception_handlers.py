@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
 
+from database import sqlstate
 from errors import (
     BodyTooLarge,
     CardNumberNotAllowed,
@@ -81,7 +82,7 @@ def problem_response(error: ServiceError, request_id: str) -> Response:
 
 def database_problem(error: DBAPIError) -> ServiceError:
     """What a failure of the database means for the caller."""
-    code = getattr(error.orig, "pgcode", None) or ""
+    code = sqlstate(error) or ""
     if code in _TOO_SLOW:
         return Overloaded()
     lost = error.connection_invalidated or isinstance(error, InterfaceError)
@@ -147,7 +148,7 @@ async def _database_error(request: Request, error: Exception) -> Response:
     log.error(
         "database.error",
         kind=type(error.orig).__name__,
-        sqlstate=getattr(error.orig, "pgcode", None),
+        sqlstate=sqlstate(error),
         answered=problem.code,
     )
     return _answer(request, problem)

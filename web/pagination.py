@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Path, Request, Response
@@ -13,6 +13,15 @@ from pydantic import BeforeValidator
 import schemas
 
 T = TypeVar("T")
+
+
+class HasId(Protocol):
+    @property
+    def id(self) -> int: ...
+
+
+def by_id(row: HasId) -> int:
+    return row.id
 
 
 def _id(value: Any) -> int:
@@ -30,11 +39,14 @@ def next_page(
     response: Response,
     rows: Sequence[T],
     page: schemas.Page,
-    key: str = "id",
+    cursor: Callable[[T], object],
 ) -> Sequence[T]:
-    """The rows of this page; a `Link` header leads to the next one (RFC 8288)."""
+    """The rows of this page; a `Link` header leads to the next one (RFC 8288).
+
+    `cursor` tells where a row is in the list.
+    """
     shown = rows[: page.limit]
     if len(rows) > page.limit:
-        query = {**request.query_params, "cursor": str(getattr(shown[-1], key))}
+        query = {**request.query_params, "cursor": str(cursor(shown[-1]))}
         response.headers["Link"] = f'<{request.url.path}?{urlencode(query)}>; rel="next"'
     return shown

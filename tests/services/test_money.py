@@ -855,8 +855,10 @@ def test_a_refund_that_failed_here_and_succeeded_there_goes_to_a_person(
     until(lambda: shop.refunds(payment)[0]["status"] == "failed", "the refund fails")
     state = base.Refund(refund["gateway_reference"], "succeeded", 400, "USD")
     with database.new_session(engine) as session, database.phase(session):
-        order_row, row = payments.lock(session, payment["order_id"], payment["id"])
-        refund_row = crud.lock_refund(session, refund["id"], payment["id"])
+        order_row, row = payments.lock(
+            session, payment["user_id"], payment["order_id"], payment["id"]
+        )
+        refund_row = crud.lock_refund(session, payment["user_id"], payment["id"], refund["id"])
         assert refund_row is not None
         apply.settle_refund(
             session, ChangedBy.service("test"), order_row, row, refund_row, state, "answer"

@@ -17,7 +17,7 @@ from fastapi import FastAPI
 from sqlalchemy.orm import Session
 
 import database
-import leases
+import idempotency_keys
 import main
 import schemas
 from config import Settings
@@ -632,7 +632,7 @@ def test_a_retry_does_what_died_right_after_it_claimed_its_key(
     claim = context_of(settings, sub, "", write, key).key
     assert claim is not None
     with database.new_session(engine) as session, database.phase(session):
-        leases.claim_key(
+        idempotency_keys.claim_key(
             session,
             sub,
             key,
