@@ -50,7 +50,7 @@ LONGEST = [
     "web/test_naughty_strings.py",
     "workers/test_quiet.py",
     "database/test_dead_connections.py",
-    "services/test_real_gateways.py",
+    "services/test_two_gateways.py",
     "services/test_outside.py",
     "settlement/test_faults.py",
     "services/test_reconcile.py",
