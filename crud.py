@@ -1,22 +1,23 @@
 """The repository: every resource's rows, by small functions that flush and never commit.
 
 `get_x` returns a row or None, `require_x` a row or raises NotFound, `lock_x` holds the row until
-the transaction ends.
+the transaction ends. Whoever locks or changes a row names its user: one transaction is about one
+user, and a row that is found without its user is read first. `tests/test_statements.py` sees to it.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from sqlalchemy import (
     BigInteger,
     Exists,
-    Row,
     ScalarSelect,
     Select,
+    and_,
     any_,
     case,
     exists,
@@ -34,7 +35,7 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 import schemas
-from database import age, seconds_from_now
+from database import RowType, age, read_all, read_one, seconds_from_now
 from domain.events import Actor, EventType
 from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, OrderStatus, RefundOrigin
 from errors import NotFound
@@ -52,7 +53,19 @@ from models import (
     Refund,
 )
 from permissions import EVERYONE, VisibleTo
+from rows import (
+    DisputeRow,
+    EventRow,
+    OrderRow,
+    PaymentAges,
+    PaymentMethodRow,
+    PaymentRow,
+    RefundAges,
+    RefundRow,
+)
 from schemas import MAX_ID
+
+T = TypeVar("T")
 
 METHOD_COLUMNS = PaymentMethod.__table__.c
 ORDER_COLUMNS = Order.__table__.c
@@ -61,8 +74,23 @@ REFUND_COLUMNS = Refund.__table__.c
 DISPUTE_COLUMNS = Dispute.__table__.c
 EVENT_COLUMNS = Event.__table__.c
 
+METHODS = select(*[METHOD_COLUMNS[name] for name in PaymentMethodRow._fields])
+ORDERS = select(*[ORDER_COLUMNS[name] for name in OrderRow._fields])
+PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in PaymentRow._fields])
+REFUNDS = select(*[REFUND_COLUMNS[name] for name in RefundRow._fields])
+EVENTS = select(*[EVENT_COLUMNS[name] for name in EventRow._fields])
+DISPUTES = select(
+    *[DISPUTE_COLUMNS[name] for name in DisputeRow._fields[:-1]], PAYMENT_COLUMNS.order_id
+).join(
+    PAYMENT_COLUMNS.id.table,
+    and_(
+        PAYMENT_COLUMNS.user_id == DISPUTE_COLUMNS.user_id,
+        PAYMENT_COLUMNS.id == DISPUTE_COLUMNS.payment_id,
+    ),
+)
 
-# Pages --------------------------------------------------------------------------------------------
+
+# What is common -----------------------------------------------------------------------------------
 
 
 def is_id(value: int | None) -> bool:
@@ -70,18 +98,39 @@ def is_id(value: int | None) -> bool:
     return value is not None and 0 < value <= MAX_ID
 
 
+def possible_id(value: int) -> int | None:
+    """The id, or NULL, which is no row's, for what cannot be one."""
+    return value if is_id(value) else None
+
+
+def found(row: T | None) -> T:
+    """The row. Raises NotFound for None."""
+    if row is None:
+        raise NotFound
+    return row
+
+
+def locked(query: Select[T]) -> Select[T]:
+    """Hold the rows until the transaction ends, as they are now."""
+    return query.with_for_update().execution_options(populate_existing=True)
+
+
+# Pages --------------------------------------------------------------------------------------------
+
+
 def page_of(
-    session: Session, query: Select[Any], key: Any, page: schemas.Page
-) -> Sequence[Row[Any]]:
+    session: Session, kind: type[RowType], query: Select[Any], key: Any, page: schemas.Page
+) -> list[RowType]:
     """One page, newest first, and one row more when there is a next page (keyset pagination)."""
     cursor = _read_cursor(page)
     if cursor is not None:
         query = query.where(key < cursor)
-    return session.execute(query.order_by(key.desc()).limit(page.limit + 1)).all()
+    return read_all(session, kind, query.order_by(key.desc()).limit(page.limit + 1))
 
 
 def page_by_time(
     session: Session,
+    kind: type[RowType],
     query: Select[Any],
     table: Any,
     page: schemas.Page,
@@ -89,7 +138,7 @@ def page_by_time(
     filters: int,
     visible_to: VisibleTo,
     before: datetime | None = None,
-) -> Sequence[Row[Any]]:
+) -> list[RowType]:
     """One page, newest first: by time, and by id where times are the same.
 
     Ids alone would not do: transactions end in another order than they begin, and clocks are set
@@ -115,7 +164,7 @@ def page_by_time(
         condition = LISTS_BY_ONE_FILTER if filters else LISTS_ALL
         query = query.where(text(f"{table.name}.{condition}"))
     query = query.order_by(time.desc(), key.desc()).limit(page.limit + 1)
-    return session.execute(query).all()
+    return read_all(session, kind, query)
 
 
 def _read_cursor(page: schemas.Page) -> int | None:
@@ -131,46 +180,50 @@ def _read_cursor(page: schemas.Page) -> int | None:
 def lock_user(session: Session, user_id: str) -> None:
     """Let one transaction at a time change which methods a user has, and which is the default.
 
-    There is no row to lock for a user who has none yet. The lock ends with the transaction.
+    The user's first method stands for all of them, for rows are never deleted. Of two who save a
+    first one at once, the index of default methods lets one in (see `create_payment_method`).
     """
+    # The release before this one locks this key instead; the next one drops it.
     session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(user_id, 0))))
+    first = select(METHOD_COLUMNS.id).where(METHOD_COLUMNS.user_id == user_id)
+    session.execute(first.order_by(METHOD_COLUMNS.id).limit(1).with_for_update(key_share=True))
 
 
-def find_payment_method(
-    session: Session, user_id: str, fingerprints: Sequence[str]
-) -> Row[Any] | None:
-    """The user's active method with one of these fingerprints."""
-    return session.execute(
+def find_payment_method(session: Session, user_id: str, fingerprints: Sequence[str]) -> int | None:
+    """The id of the user's active method with one of these fingerprints."""
+    return session.scalar(
         select(METHOD_COLUMNS.id).where(
             METHOD_COLUMNS.user_id == user_id,
             METHOD_COLUMNS.fingerprint.in_(fingerprints),
             METHOD_COLUMNS.is_active,
         )
-    ).first()
+    )
 
 
 def create_payment_method(session: Session, **values: Any) -> PaymentMethod | None:
-    """Insert a method; None when the user already has an active one with its fingerprint."""
+    """Insert a method; None when the user already has an active one with its fingerprint, or a
+    default one although this one was to be it."""
     return session.scalar(
         upsert(PaymentMethod).values(**values).on_conflict_do_nothing().returning(PaymentMethod)
     )
 
 
-def get_payment_method(session: Session, method_id: int, visible_to: VisibleTo) -> Row[Any] | None:
+def get_payment_method(
+    session: Session, method_id: int, visible_to: VisibleTo
+) -> PaymentMethodRow | None:
     """An active method that is visible to this caller."""
     if not is_id(method_id):
         return None
-    query = select(*METHOD_COLUMNS).where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.is_active)
+    query = METHODS.where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.is_active)
     if visible_to is not EVERYONE:
         query = query.where(METHOD_COLUMNS.user_id == visible_to)
-    return session.execute(query).one_or_none()
+    return read_one(session, PaymentMethodRow, query)
 
 
-def require_payment_method(session: Session, method_id: int, visible_to: VisibleTo) -> Row[Any]:
-    row = get_payment_method(session, method_id, visible_to)
-    if row is None:
-        raise NotFound
-    return row
+def require_payment_method(
+    session: Session, method_id: int, visible_to: VisibleTo
+) -> PaymentMethodRow:
+    return found(get_payment_method(session, method_id, visible_to))
 
 
 def is_method_of(method_id: int, user_id: str) -> Exists:
@@ -178,9 +231,12 @@ def is_method_of(method_id: int, user_id: str) -> Exists:
     return exists().where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.user_id == user_id)
 
 
-def get_charged_payment_method(session: Session, method_id: int) -> Row[Any]:
+def get_charged_payment_method(session: Session, payment: Payment | PaymentRow) -> PaymentMethodRow:
     """The method of a payment, whether or not its user has removed it since."""
-    return session.execute(select(*METHOD_COLUMNS).where(METHOD_COLUMNS.id == method_id)).one()
+    query = METHODS.where(
+        METHOD_COLUMNS.user_id == payment.user_id, METHOD_COLUMNS.id == payment.payment_method_id
+    )
+    return PaymentMethodRow._make(session.execute(query).one())
 
 
 def get_gateway_customer(session: Session, user_id: str, gateway: str) -> str | None:
@@ -211,48 +267,36 @@ def is_token_of_another(session: Session, gateway: str, token: str, user_id: str
     return found is not None
 
 
-def list_methods_of_token(session: Session, gateway: str, token: str) -> Sequence[Row[Any]]:
+def list_methods_of_token(session: Session, gateway: str, token: str) -> list[PaymentMethodRow]:
     """The active methods behind a gateway's token."""
-    return session.execute(
-        select(*METHOD_COLUMNS).where(
-            METHOD_COLUMNS.gateway == gateway,
-            METHOD_COLUMNS.gateway_token == token,
-            METHOD_COLUMNS.is_active,
-        )
-    ).all()
+    query = METHODS.where(
+        METHOD_COLUMNS.gateway == gateway,
+        METHOD_COLUMNS.gateway_token == token,
+        METHOD_COLUMNS.is_active,
+    )
+    return read_all(session, PaymentMethodRow, query)
 
 
-def get_default_payment_method(session: Session, user_id: str) -> Row[Any] | None:
-    return session.execute(
-        select(*METHOD_COLUMNS).where(
-            METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active, METHOD_COLUMNS.is_default
-        )
-    ).one_or_none()
+def get_default_payment_method(session: Session, user_id: str) -> PaymentMethodRow | None:
+    query = METHODS.where(
+        METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active, METHOD_COLUMNS.is_default
+    )
+    return read_one(session, PaymentMethodRow, query)
 
 
 def lock_payment_method(session: Session, method_id: int, user_id: str) -> PaymentMethod:
     """The user's active method. Raises NotFound."""
-    method = session.scalar(
-        select(PaymentMethod)
-        .where(
-            PaymentMethod.id == method_id,
-            PaymentMethod.user_id == user_id,
-            PaymentMethod.is_active,
-        )
-        .with_for_update()
+    query = select(PaymentMethod).where(
+        PaymentMethod.user_id == user_id, PaymentMethod.id == method_id, PaymentMethod.is_active
     )
-    if method is None:
-        raise NotFound
-    return method
+    return found(session.scalar(query.with_for_update()))
 
 
 def list_payment_methods(
     session: Session, query: schemas.PaymentMethodQuery, user_id: str
-) -> Sequence[Row[Any]]:
-    rows = select(*METHOD_COLUMNS).where(
-        METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active
-    )
-    return page_of(session, rows, METHOD_COLUMNS.id, query)
+) -> list[PaymentMethodRow]:
+    methods = METHODS.where(METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active)
+    return page_of(session, PaymentMethodRow, methods, METHOD_COLUMNS.id, query)
 
 
 def clear_default_payment_method(session: Session, user_id: str) -> PaymentMethod | None:
@@ -274,7 +318,7 @@ def promote_newest_payment_method(session: Session, user_id: str) -> PaymentMeth
     )
     return session.scalar(
         update(PaymentMethod)
-        .where(PaymentMethod.id == newest)
+        .where(PaymentMethod.user_id == user_id, PaymentMethod.id == newest)
         .values(is_default=True)
         .returning(PaymentMethod)
     )
@@ -304,40 +348,24 @@ def create_order(
     return session.scalar(insert(Order).values(values).returning(Order))
 
 
-def get_order(session: Session, order_id: int, visible_to: VisibleTo) -> Row[Any] | None:
-    if not is_id(order_id):
-        return None
-    query = select(*ORDER_COLUMNS).where(ORDER_COLUMNS.id == order_id)
+def require_order(session: Session, order_id: int, visible_to: VisibleTo) -> OrderRow:
+    query = ORDERS.where(ORDER_COLUMNS.id == possible_id(order_id))
     if visible_to is not EVERYONE:
         query = query.where(ORDER_COLUMNS.user_id == visible_to)
-    return session.execute(query).one_or_none()
+    return found(read_one(session, OrderRow, query))
 
 
-def require_order(session: Session, order_id: int, visible_to: VisibleTo) -> Row[Any]:
-    row = get_order(session, order_id, visible_to)
-    if row is None:
-        raise NotFound
-    return row
-
-
-def lock_order(session: Session, order_id: int) -> Order:
+def lock_order(session: Session, user_id: str, order_id: int) -> Order:
     """The order, locked. Payments and refunds are only ever locked after it. Raises NotFound."""
-    order = session.scalar(
-        select(Order)
-        .where(Order.id == order_id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
-    if order is None:
-        raise NotFound
-    return order
+    query = select(Order).where(Order.user_id == user_id, Order.id == possible_id(order_id))
+    return found(session.scalar(locked(query)))
 
 
 def list_orders(
     session: Session, query: schemas.OrderQuery, visible_to: VisibleTo
-) -> Sequence[Row[Any]]:
+) -> list[OrderRow]:
     """The orders of one user, or of everybody."""
-    rows = select(*ORDER_COLUMNS)
+    rows = ORDERS
     if query.status is not None:
         rows = rows.where(ORDER_COLUMNS.status == query.status)
     if query.created_after is not None:
@@ -353,6 +381,7 @@ def list_orders(
     of_one = visible_to is not EVERYONE or query.payment_method_id is not None
     return page_by_time(
         session,
+        OrderRow,
         rows,
         Order.__table__,
         query,
@@ -378,7 +407,7 @@ ANSWER_IS_DUE = 3600  # seconds in which a look-up finds nearly every charge
 def open_payment(
     session: Session,
     order: Order,
-    method: Row[Any],
+    method: PaymentMethodRow,
     *,
     capture_method: CaptureMethod,
     return_url: str,
@@ -409,69 +438,57 @@ def open_payment(
     )
 
 
-def require_payment_to_look_up(session: Session, payment_id: int) -> Row[Any]:
-    """The payment, with its ages in seconds by the database's clock: `age` of the charge,
-    `open_for` of the request that is open, `unreviewed_for` since that or since a person's last
-    look, and `reviewed_ago` since the latter.
-    """
+def require_payment_to_look_up(
+    session: Session, user_id: str, payment_id: int
+) -> tuple[PaymentRow, PaymentAges]:
+    """The payment, and how old it and its open request are."""
     looked_at = func.greatest(PAYMENT_COLUMNS.requested_at, PAYMENT_COLUMNS.reviewed_at)
-    return session.execute(
-        select(
-            *[
-                *PAYMENT_COLUMNS,
-                age(PAYMENT_COLUMNS.created_at).label("age"),
-                age(PAYMENT_COLUMNS.requested_at).label("open_for"),
-                age(looked_at).label("unreviewed_for"),
-                age(PAYMENT_COLUMNS.reviewed_at).label("reviewed_ago"),
-            ]
-        ).where(PAYMENT_COLUMNS.id == payment_id)
+    row = session.execute(
+        PAYMENTS.add_columns(
+            age(PAYMENT_COLUMNS.created_at),
+            age(PAYMENT_COLUMNS.requested_at),
+            age(looked_at),
+            age(PAYMENT_COLUMNS.reviewed_at),
+        ).where(PAYMENT_COLUMNS.user_id == user_id, PAYMENT_COLUMNS.id == payment_id)
     ).one()
+    width = len(PaymentRow._fields)
+    return PaymentRow._make(row[:width]), PaymentAges._make(row[width:])
 
 
-def get_live_payment(session: Session, order_id: int) -> Row[Any] | None:
+def get_live_payment(session: Session, user_id: str, order_id: int) -> PaymentRow | None:
     """The payment of this order that holds, took or may yet take money."""
-    return session.execute(
-        select(*PAYMENT_COLUMNS).where(
-            PAYMENT_COLUMNS.order_id == order_id,
-            PAYMENT_COLUMNS.status.not_in(DEAD_PAYMENT_STATUSES),
-        )
-    ).one_or_none()
+    query = PAYMENTS.where(
+        PAYMENT_COLUMNS.user_id == user_id,
+        PAYMENT_COLUMNS.order_id == order_id,
+        PAYMENT_COLUMNS.status.not_in(DEAD_PAYMENT_STATUSES),
+    )
+    return read_one(session, PaymentRow, query)
 
 
-def get_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> Row[Any] | None:
+def get_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> PaymentRow | None:
     if not is_id(payment_id):
         return None
-    query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.id == payment_id)
+    query = PAYMENTS.where(PAYMENT_COLUMNS.id == payment_id)
     if visible_to is not EVERYONE:
         query = query.where(PAYMENT_COLUMNS.user_id == visible_to)
-    return session.execute(query).one_or_none()
+    return read_one(session, PaymentRow, query)
 
 
-def require_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> Row[Any]:
-    row = get_payment(session, payment_id, visible_to)
-    if row is None:
-        raise NotFound
-    return row
+def require_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> PaymentRow:
+    return found(get_payment(session, payment_id, visible_to))
 
 
-def lock_payment(session: Session, payment_id: int) -> Payment:
+def lock_payment(session: Session, user_id: str, payment_id: int) -> Payment:
     """The payment, locked; its order was locked before it. Raises NotFound."""
-    payment = session.scalar(
-        select(Payment)
-        .where(Payment.id == payment_id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
-    if payment is None:
-        raise NotFound
-    return payment
+    query = select(Payment).where(Payment.user_id == user_id, Payment.id == payment_id)
+    return found(session.scalar(locked(query)))
 
 
 def list_payments(
     session: Session, query: schemas.PaymentQuery, visible_to: VisibleTo
-) -> Sequence[Row[Any]]:
+) -> list[PaymentRow]:
     """The payments of one user, or of everybody."""
-    rows = select(*PAYMENT_COLUMNS)
+    rows = PAYMENTS
     filters = 0
     if visible_to is not EVERYONE:
         rows = rows.where(PAYMENT_COLUMNS.user_id == visible_to)
@@ -490,22 +507,22 @@ def list_payments(
     elif query.needs_review is False:
         rows = rows.where(~PAYMENT_COLUMNS.needs_review)
     return page_by_time(
-        session, rows, Payment.__table__, query, filters=filters, visible_to=visible_to
+        session, PaymentRow, rows, Payment.__table__, query, filters=filters, visible_to=visible_to
     )
 
 
 def find_payment(
     session: Session, gateway: str, payment_id: int | None, reference: str | None
-) -> Row[Any] | None:
+) -> PaymentRow | None:
     """The payment that a gateway means: by our id if it knows it, or else by its reference."""
     if payment_id is None and reference is None:
         return None  # NULL would match payments whose reference we have not heard yet
-    query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.gateway == gateway)
+    query = PAYMENTS.where(PAYMENT_COLUMNS.gateway == gateway)
     if payment_id is not None:
         query = query.where(PAYMENT_COLUMNS.id == payment_id)
     else:
         query = query.where(PAYMENT_COLUMNS.gateway_reference == reference)
-    return session.execute(query).one_or_none()
+    return read_one(session, PaymentRow, query)
 
 
 def is_other_payments_reference(session: Session, payment: Payment, reference: str) -> bool:
@@ -530,16 +547,12 @@ def has_unreferenced_payment(session: Session, gateway: str) -> bool:
     return found is not None
 
 
-def get_payment_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
+def get_payment_of_key(session: Session, gateway_key: str) -> PaymentRow | None:
     """The payment whose charge, capture or void carries this key."""
-    return session.execute(
-        select(*PAYMENT_COLUMNS).where(
-            or_(
-                PAYMENT_COLUMNS.gateway_key == gateway_key,
-                PAYMENT_COLUMNS.operation_key == gateway_key,
-            )
-        )
-    ).one_or_none()
+    is_key = or_(
+        PAYMENT_COLUMNS.gateway_key == gateway_key, PAYMENT_COLUMNS.operation_key == gateway_key
+    )
+    return read_one(session, PaymentRow, PAYMENTS.where(is_key))
 
 
 def count_open(session: Session, at_most: int | None = None) -> int:
@@ -578,6 +591,7 @@ def open_refund(
     refund = session.scalars(
         insert(Refund)
         .values(
+            user_id=payment.user_id,
             payment_id=payment.id,
             gateway=payment.gateway,
             gateway_key=str(uuid.uuid4()),
@@ -593,92 +607,87 @@ def open_refund(
     return refund
 
 
-def get_blocking_dispute(session: Session, payment_id: int) -> int | None:
+def get_blocking_dispute(session: Session, payment: Payment) -> int | None:
     """The id of a dispute of this payment that is open or lost: its money goes back, or may."""
     return session.scalar(
         select(Dispute.id)
-        .where(Dispute.payment_id == payment_id, Dispute.status.in_(("open", "lost")))
+        .where(
+            Dispute.user_id == payment.user_id,
+            Dispute.payment_id == payment.id,
+            Dispute.status.in_(("open", "lost")),
+        )
         .order_by(Dispute.id.desc())
         .limit(1)
     )
 
 
-def lock_refund(session: Session, refund_id: int, payment_id: int) -> Refund | None:
+def lock_refund(session: Session, user_id: str, payment_id: int, refund_id: int) -> Refund | None:
     """The refund, locked, if it is one of this payment."""
-    return session.scalar(
-        select(Refund)
-        .where(
-            Refund.id == (refund_id if is_id(refund_id) else None), Refund.payment_id == payment_id
-        )
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
+    of_payment = _refunds_to_lock(user_id, payment_id)
+    return session.scalar(of_payment.where(Refund.id == possible_id(refund_id)))
 
 
 def lock_refund_of_state(
-    session: Session, payment_id: int, reference: str, refund_id: int | None
+    session: Session, payment: Payment, reference: str, refund_id: int | None
 ) -> Refund | None:
     """The refund of this payment that its gateway means, locked: the one that it calls so, or
     else the one whose id of ours it shows."""
-    named = session.scalar(
-        select(Refund)
-        .where(Refund.payment_id == payment_id, Refund.gateway_reference == reference)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    )
+    of_payment = _refunds_to_lock(payment.user_id, payment.id)
+    named = session.scalar(of_payment.where(Refund.gateway_reference == reference))
     if named is not None or refund_id is None:
         return named
-    return lock_refund(session, refund_id, payment_id)
+    return lock_refund(session, payment.user_id, payment.id, refund_id)
 
 
-def lock_pending_refunds(session: Session, payment_id: int) -> Sequence[Refund]:
+def lock_pending_refunds(session: Session, payment: Payment) -> Sequence[Refund]:
     """The refunds of this payment that are not settled, locked."""
-    return session.scalars(
-        select(Refund)
-        .where(Refund.payment_id == payment_id, Refund.status == "pending")
-        .order_by(Refund.id)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).all()
+    of_payment = _refunds_to_lock(payment.user_id, payment.id)
+    return session.scalars(of_payment.where(Refund.status == "pending").order_by(Refund.id)).all()
 
 
-def require_refund(session: Session, payment_id: int, refund_id: int) -> Row[Any]:
-    row = session.execute(
-        select(*REFUND_COLUMNS).where(
-            REFUND_COLUMNS.id == (refund_id if is_id(refund_id) else None),
-            REFUND_COLUMNS.payment_id == payment_id,
-        )
-    ).one_or_none()
-    if row is None:
-        raise NotFound
-    return row
+def _refunds_to_lock(user_id: str, payment_id: int) -> Select[Refund]:
+    return locked(select(Refund).where(Refund.user_id == user_id, Refund.payment_id == payment_id))
 
 
-def require_refund_to_look_up(session: Session, refund_id: int) -> Row[Any]:
-    """The refund, with its ages in seconds; see `require_payment_to_look_up`."""
+def require_refund(session: Session, user_id: str, payment_id: int, refund_id: int) -> RefundRow:
+    query = REFUNDS.where(
+        REFUND_COLUMNS.user_id == user_id,
+        REFUND_COLUMNS.id == possible_id(refund_id),
+        REFUND_COLUMNS.payment_id == payment_id,
+    )
+    return found(read_one(session, RefundRow, query))
+
+
+def require_refund_to_look_up(
+    session: Session, user_id: str, refund_id: int
+) -> tuple[RefundRow, RefundAges]:
+    """The refund, and how long it has been open."""
     looked_at = func.greatest(REFUND_COLUMNS.requested_at, PAYMENT_COLUMNS.reviewed_at)
-    return session.execute(
-        select(
-            *[
-                *REFUND_COLUMNS,
-                age(REFUND_COLUMNS.requested_at).label("open_for"),
-                age(looked_at).label("unreviewed_for"),
-            ]
+    row = session.execute(
+        REFUNDS.add_columns(age(REFUND_COLUMNS.requested_at), age(looked_at))
+        .join(
+            PAYMENT_COLUMNS.id.table,
+            and_(
+                PAYMENT_COLUMNS.user_id == REFUND_COLUMNS.user_id,
+                PAYMENT_COLUMNS.id == REFUND_COLUMNS.payment_id,
+            ),
         )
-        .join(PAYMENT_COLUMNS.id.table, PAYMENT_COLUMNS.id == REFUND_COLUMNS.payment_id)
-        .where(REFUND_COLUMNS.id == refund_id)
+        .where(REFUND_COLUMNS.user_id == user_id, REFUND_COLUMNS.id == refund_id)
     ).one()
+    return RefundRow._make(row[:-2]), RefundAges._make(row[-2:])
 
 
-def get_refund_of_key(session: Session, gateway_key: str) -> Row[Any] | None:
-    return session.execute(
-        select(*REFUND_COLUMNS).where(REFUND_COLUMNS.gateway_key == gateway_key)
-    ).one_or_none()
+def get_refund_of_key(session: Session, gateway_key: str) -> RefundRow | None:
+    return read_one(session, RefundRow, REFUNDS.where(REFUND_COLUMNS.gateway_key == gateway_key))
 
 
-def list_refunds(session: Session, payment_id: int, page: schemas.Page) -> Sequence[Row[Any]]:
-    rows = select(*REFUND_COLUMNS).where(REFUND_COLUMNS.payment_id == payment_id)
-    return page_of(session, rows, REFUND_COLUMNS.id, page)
+def list_refunds(
+    session: Session, user_id: str, payment_id: int, page: schemas.Page
+) -> list[RefundRow]:
+    refunds = REFUNDS.where(
+        REFUND_COLUMNS.user_id == user_id, REFUND_COLUMNS.payment_id == payment_id
+    )
+    return page_of(session, RefundRow, refunds, REFUND_COLUMNS.id, page)
 
 
 # Disputes -----------------------------------------------------------------------------------------
@@ -687,6 +696,7 @@ def list_refunds(session: Session, payment_id: int, page: schemas.Page) -> Seque
 def save_dispute(
     session: Session,
     *,
+    user_id: str,
     payment_id: int,
     gateway: str,
     gateway_reference: str,
@@ -704,6 +714,7 @@ def save_dispute(
     created: Dispute | None = session.scalar(
         upsert(Dispute)
         .values(
+            user_id=user_id,
             payment_id=payment_id,
             gateway=gateway,
             gateway_reference=gateway_reference,
@@ -718,12 +729,12 @@ def save_dispute(
     )
     if created is not None:
         return created
-    dispute = session.scalars(
-        select(Dispute)
-        .where(Dispute.gateway == gateway, Dispute.gateway_reference == gateway_reference)
-        .with_for_update()
-        .execution_options(populate_existing=True)
-    ).one()
+    known = select(Dispute).where(
+        Dispute.user_id == user_id,
+        Dispute.gateway == gateway,
+        Dispute.gateway_reference == gateway_reference,
+    )
+    dispute = session.scalars(locked(known)).one()
     due_at = dispute.evidence_due_at
     if evidence_due_at is not None and (due_at is None or evidence_due_at > due_at):
         dispute.evidence_due_at = evidence_due_at
@@ -734,31 +745,23 @@ def save_dispute(
     return dispute if closes else None
 
 
-def require_dispute(session: Session, dispute_id: int) -> Row[Any]:
+def require_dispute(session: Session, dispute_id: int) -> DisputeRow:
     """The dispute, with its payment's order. Raises NotFound."""
-    row = session.execute(
-        _with_order().where(DISPUTE_COLUMNS.id == (dispute_id if is_id(dispute_id) else None))
-    ).one_or_none()
-    if row is None:
-        raise NotFound
-    return row
+    query = DISPUTES.where(DISPUTE_COLUMNS.id == possible_id(dispute_id))
+    return found(read_one(session, DisputeRow, query))
 
 
-def list_disputes(session: Session, query: schemas.DisputeQuery) -> Sequence[Row[Any]]:
+def list_disputes(session: Session, query: schemas.DisputeQuery) -> list[DisputeRow]:
     """Disputes, each with its payment's order."""
-    rows = _with_order()
+    rows = DISPUTES
     if query.payment_id is not None:
         if not is_id(query.payment_id):
             return []
         rows = rows.where(DISPUTE_COLUMNS.payment_id == query.payment_id)
     if query.status is not None:
         rows = rows.where(DISPUTE_COLUMNS.status == query.status)
-    return page_of(session, rows, DISPUTE_COLUMNS.id, query)
-
-
-def _with_order() -> Select[Any]:
-    return select(*DISPUTE_COLUMNS, Payment.order_id).join(
-        Payment, Payment.id == DISPUTE_COLUMNS.payment_id
+    return page_by_time(
+        session, DisputeRow, rows, Dispute.__table__, query, filters=2, visible_to=EVERYONE
     )
 
 
@@ -793,10 +796,12 @@ def add_event(
     )
 
 
-def list_order_events(session: Session, order_id: int, page: schemas.Page) -> Sequence[Row[Any]]:
+def list_order_events(
+    session: Session, user_id: str, order_id: int, page: schemas.Page
+) -> list[EventRow]:
     """The order's history; its sequence is the cursor."""
-    rows = select(*EVENT_COLUMNS).where(EVENT_COLUMNS.order_id == order_id)
-    return page_of(session, rows, EVENT_COLUMNS.sequence, page)
+    events = EVENTS.where(EVENT_COLUMNS.user_id == user_id, EVENT_COLUMNS.order_id == order_id)
+    return page_of(session, EventRow, events, EVENT_COLUMNS.sequence, page)
 
 
 # Events of gateways -------------------------------------------------------------------------------
@@ -807,7 +812,7 @@ def add_gateway_event(
     gateway: str,
     event_id: str,
     event_type: str,
-    payment_id: int | None,
+    payment: Payment | None,
     delivery_id: str | None = None,
 ) -> bool:
     """Store an event; False when it was stored before, or came in a delivery that was."""
@@ -818,12 +823,21 @@ def add_gateway_event(
             event_id=event_id,
             delivery_id=delivery_id,
             type=event_type,
-            payment_id=payment_id,
+            user_id=payment.user_id if payment is not None else None,
+            payment_id=payment.id if payment is not None else None,
         )
         .on_conflict_do_nothing()
         .returning(GatewayEvent.id)
     )
     return stored is not None
+
+
+def is_known_event(session: Session, gateway: str, event_id: str) -> bool:
+    """Whether this event was stored."""
+    query = select(GatewayEvent.id).where(
+        GatewayEvent.gateway == gateway, GatewayEvent.event_id == event_id
+    )
+    return session.scalar(query) is not None
 
 
 def is_known_delivery(session: Session, gateway: str, delivery_id: str) -> bool:
@@ -837,48 +851,41 @@ def is_known_delivery(session: Session, gateway: str, delivery_id: str) -> bool:
 # What is read to compare both books ---------------------------------------------------------------
 
 
-def read_clock(session: Session) -> datetime:
-    """The time by the database's clock."""
-    now: datetime = session.execute(select(func.now())).scalar_one()
-    return now
-
-
 def list_payments_of_charges(
     session: Session, gateway: str, keys: Sequence[str], references: Sequence[str]
-) -> Sequence[Row[Any]]:
+) -> list[PaymentRow]:
     """The payments that charges in a gateway's list are, by our key or its reference."""
-    return session.execute(
-        select(*PAYMENT_COLUMNS).where(
-            PAYMENT_COLUMNS.gateway == gateway,
-            or_(
-                PAYMENT_COLUMNS.gateway_key == any_(literal(list(keys), ARRAY(TEXT))),
-                PAYMENT_COLUMNS.gateway_reference == any_(literal(list(references), ARRAY(TEXT))),
-            ),
-        )
-    ).all()
+    query = PAYMENTS.where(
+        PAYMENT_COLUMNS.gateway == gateway,
+        or_(
+            PAYMENT_COLUMNS.gateway_key == any_(literal(list(keys), ARRAY(TEXT))),
+            PAYMENT_COLUMNS.gateway_reference == any_(literal(list(references), ARRAY(TEXT))),
+        ),
+    )
+    return read_all(session, PaymentRow, query)
 
 
-def list_refunds_of_payments(session: Session, payment_ids: Sequence[int]) -> Sequence[Row[Any]]:
-    return session.execute(
-        select(*REFUND_COLUMNS).where(REFUND_COLUMNS.payment_id.in_(payment_ids))
-    ).all()
+def list_refunds_of_payments(session: Session, payment_ids: Sequence[int]) -> list[RefundRow]:
+    return read_all(session, RefundRow, REFUNDS.where(REFUND_COLUMNS.payment_id.in_(payment_ids)))
 
 
-def list_disputes_by_reference(
+def list_dispute_statuses(
     session: Session, gateway: str, references: Sequence[str]
-) -> Sequence[Row[Any]]:
-    return session.execute(
-        select(*DISPUTE_COLUMNS).where(
-            DISPUTE_COLUMNS.gateway == gateway, DISPUTE_COLUMNS.gateway_reference.in_(references)
+) -> Mapping[str, str]:
+    """The status of each of these disputes that we know, by its reference."""
+    known = session.execute(
+        select(Dispute.gateway_reference, Dispute.status).where(
+            Dispute.gateway == gateway, Dispute.gateway_reference.in_(references)
         )
-    ).all()
+    )
+    return dict(known.all())
 
 
 def list_recent_payments(
-    session: Session, gateway: str, since: datetime | None, after: Row[Any] | None, limit: int
-) -> Sequence[Row[Any]]:
+    session: Session, gateway: str, since: datetime | None, after: PaymentRow | None, limit: int
+) -> list[PaymentRow]:
     """A page of this gateway's payments since then, newest first, after the last one seen."""
-    query = select(*PAYMENT_COLUMNS).where(PAYMENT_COLUMNS.gateway == gateway)
+    query = PAYMENTS.where(PAYMENT_COLUMNS.gateway == gateway)
     if since is not None:
         query = query.where(PAYMENT_COLUMNS.created_at >= since)
     if after is not None:
@@ -887,4 +894,4 @@ def list_recent_payments(
     # By time, as the index of a gateway's payments is: by id the newest of all would be walked
     # through, and a gateway that was switched off long ago has none among them.
     newest = (PAYMENT_COLUMNS.created_at.desc(), PAYMENT_COLUMNS.id.desc())
-    return session.execute(query.order_by(*newest).limit(limit)).all()
+    return read_all(session, PaymentRow, query.order_by(*newest).limit(limit))

@@ -9,9 +9,10 @@ import re
 import select
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Final, NamedTuple, TypeVar
@@ -21,6 +22,8 @@ import sqlalchemy
 from alembic.config import Config as AlembicConfig
 from fastapi import Depends, Request
 from psycopg2 import extensions
+from sqlalchemy import Executable
+from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, ProgrammingError
 from sqlalchemy.orm import Session
 
@@ -30,6 +33,7 @@ from config import ROOT, ConfigurationError, Settings
 from observability.logs import get_logger
 
 T = TypeVar("T")
+RowType = TypeVar("RowType", bound=NamedTuple)
 log = get_logger()
 
 # One number for the whole process: as many database connections as worker threads that use them
@@ -277,7 +281,7 @@ def _wait(connection: Any) -> None:
     older ones of its pool. The callback is the whole process's: connections that are not ours wait
     without an end, as they do without it, and COPY is the one thing that psycopg2 refuses.
     """
-    seconds = getattr(connection, "seconds", None)
+    seconds = connection.seconds if isinstance(connection, _Connection) else None
     end = None if seconds is None else time.monotonic() + seconds
     while (state := connection.poll()) != extensions.POLL_OK:
         left = None if end is None else end - time.monotonic()
@@ -344,8 +348,24 @@ def wake_after_commit(session: Session) -> None:
     session.info["wakes"] = True
 
 
+def read_one(session: Session, kind: type[RowType], query: Executable) -> RowType | None:
+    """The one row that a query finds, as one of this kind; None if there is none."""
+    row = session.execute(query).one_or_none()
+    return None if row is None else kind._make(row)
+
+
+def read_all(session: Session, kind: type[RowType], query: Executable) -> list[RowType]:
+    """The rows that a query finds, each as one of this kind."""
+    return [kind._make(row) for row in session.execute(query)]
+
+
+def sqlstate(error: DBAPIError) -> str | None:
+    """PostgreSQL's code of an error; None if it was not the server that told of it."""
+    return error.orig.pgcode if isinstance(error.orig, psycopg2.Error) else None
+
+
 def retry_transaction(session: Session, work: Callable[[], T]) -> T:
-    """Run `work`, and run it again when PostgreSQL ended its transaction for a deadlock.
+    """Run `work`, again when PostgreSQL gave its transaction up for a deadlock.
 
     Only work that has committed nothing is retried: past its first phase it may have asked a
     gateway, and look-ups finish it instead.
@@ -354,12 +374,56 @@ def retry_transaction(session: Session, work: Callable[[], T]) -> T:
         try:
             return work()
         except DBAPIError as error:
-            code = getattr(error.orig, "pgcode", None)
-            given_up = code in (SERIALIZATION_FAILURE, DEADLOCK)
+            given_up = sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK)
             if not given_up or session.info.get("committed") or attempt == MAX_ATTEMPTS:
                 raise
             session.rollback()
     raise AssertionError("unreachable")
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """Rows of one user that nobody needs any more. `user_id`: None for rows of no user."""
+
+    table: sqlalchemy.Table
+    is_old: sqlalchemy.ColumnElement[bool]
+    user_id: str | None
+    ids: Sequence[int]
+
+
+def find_old(
+    session: Session, table: sqlalchemy.Table, is_old: sqlalchemy.ColumnElement[bool], limit: int
+) -> list[Old]:
+    """The oldest of the rows that are old, at most so many, user by user."""
+    oldest = (
+        sqlalchemy.select(table.c.user_id, table.c.id).where(is_old).order_by(table.c.created_at)
+    )
+    found: dict[str | None, list[int]] = {}
+    for user_id, row_id in session.execute(oldest.limit(limit)):
+        found.setdefault(user_id, []).append(row_id)
+    return [Old(table, is_old, user_id, ids) for user_id, ids in found.items()]
+
+
+def delete_old(session: Session, old: Old) -> int:
+    """Delete rows that were found to be old, and still are; return how many.
+
+    Those that somebody else is deleting are not waited for (SKIP LOCKED).
+    """
+    columns = old.table.c
+    ids = sqlalchemy.literal(list(old.ids), ARRAY(sqlalchemy.BigInteger))
+    free = (
+        sqlalchemy.select(columns.id)
+        .where(columns.user_id == old.user_id, columns.id == sqlalchemy.any_(ids), old.is_old)
+        .with_for_update(skip_locked=True)
+    )
+    # As an array it is read once; in a join it may be read again.
+    free_ids = sqlalchemy.func.array(free.scalar_subquery(), type_=ARRAY(sqlalchemy.BigInteger))
+    deleted = session.execute(
+        sqlalchemy.delete(old.table)
+        .where(columns.user_id == old.user_id, columns.id == sqlalchemy.any_(free_ids))
+        .returning(columns.id)
+    )
+    return len(deleted.all())
 
 
 class Migration(NamedTuple):
@@ -425,7 +489,7 @@ def is_migrated(engine: sqlalchemy.Engine) -> bool:
         with autocommit(engine) as session:
             found = session.scalar(sqlalchemy.text("SELECT version_num FROM alembic_version"))
     except ProgrammingError as error:
-        if getattr(error.orig, "pgcode", None) != UNDEFINED_TABLE:
+        if sqlstate(error) != UNDEFINED_TABLE:
             raise
         return False
     return not _is_older(found)
@@ -478,3 +542,9 @@ def seconds_from_now(seconds: Any) -> Any:
 def age(column: Any) -> Any:
     """Seconds since then by the database's clock, in SQL."""
     return sqlalchemy.func.extract("epoch", NOW - column)
+
+
+def read_clock(session: Session) -> datetime:
+    """The start of the transaction, by the database's clock."""
+    now: datetime = session.execute(sqlalchemy.select(NOW)).scalar_one()
+    return now

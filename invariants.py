@@ -25,15 +25,17 @@ OF_ORDERS: Final[Mapping[str, str]] = {
         SELECT order_id FROM payments
         WHERE order_id > :after AND order_id <= :until
         AND status NOT IN ('failed', 'voided', 'canceled')
-        GROUP BY order_id HAVING count(*) > 1""",
+        GROUP BY user_id, order_id HAVING count(*) > 1""",
     "payment_is_of_its_order": """
-        SELECT p.id FROM payments p JOIN orders o ON o.id = p.order_id
-        WHERE p.order_id > :after AND p.order_id <= :until AND o.id > :after AND o.id <= :until
-        AND (p.amount, p.currency, p.user_id) <> (o.total_amount, o.currency, o.user_id)""",
+        SELECT p.id FROM payments p LEFT JOIN orders o
+            ON o.user_id = p.user_id AND o.id = p.order_id AND o.id > :after AND o.id <= :until
+        WHERE p.order_id > :after AND p.order_id <= :until
+        AND (p.amount, p.currency) IS DISTINCT FROM (o.total_amount, o.currency)""",
     # An order without a live payment may have been paid outside the gateways.
     "order_agrees_with_payment": """
         SELECT o.id FROM orders o LEFT JOIN payments p
-            ON p.order_id = o.id AND p.order_id > :after AND p.order_id <= :until
+            ON p.user_id = o.user_id AND p.order_id = o.id
+            AND p.order_id > :after AND p.order_id <= :until
             AND p.status NOT IN ('failed', 'voided', 'canceled')
         WHERE o.id > :after AND o.id <= :until
         AND NOT coalesce(p.needs_review, false) AND NOT CASE coalesce(p.status, 'none')
@@ -46,7 +48,7 @@ OF_ORDERS: Final[Mapping[str, str]] = {
     "order_is_what_its_events_say": """
         SELECT o.id FROM orders o LEFT JOIN LATERAL (
             SELECT e.data ->> 'status' AS status FROM events e
-            WHERE e.order_id = o.id AND e.type LIKE 'order.%'
+            WHERE e.user_id = o.user_id AND e.order_id = o.id AND e.type LIKE 'order.%'
             ORDER BY e.sequence DESC LIMIT 1) told ON true
         WHERE o.id > :after AND o.id <= :until AND o.status IS DISTINCT FROM told.status""",
     # No event tells of a payment as refunded: its refunds have their own. Those that tell of
@@ -54,17 +56,18 @@ OF_ORDERS: Final[Mapping[str, str]] = {
     "payment_is_what_its_events_say": """
         SELECT p.id FROM payments p LEFT JOIN LATERAL (
             SELECT e.data ->> 'status' AS status FROM events e
-            WHERE e.order_id = p.order_id AND (e.data ->> 'id')::bigint = p.id
-            AND e.type LIKE 'payment.%'
+            WHERE e.user_id = p.user_id AND e.order_id = p.order_id
+            AND (e.data ->> 'id')::bigint = p.id AND e.type LIKE 'payment.%'
             ORDER BY e.sequence DESC LIMIT 1) told ON true
         WHERE p.order_id > :after AND p.order_id <= :until
         AND regexp_replace(coalesce(told.status, 'pending'), '^.*refunded$', 'captured')
             <> regexp_replace(p.status, '^.*refunded$', 'captured')""",
     "events_have_no_gaps": """
         SELECT o.id FROM orders o LEFT JOIN events e
-            ON e.order_id = o.id AND e.order_id > :after AND e.order_id <= :until
+            ON e.user_id = o.user_id AND e.order_id = o.id
+            AND e.order_id > :after AND e.order_id <= :until
         WHERE o.id > :after AND o.id <= :until
-        GROUP BY o.id
+        GROUP BY o.user_id, o.id
         HAVING count(e.id) <> o.last_sequence OR coalesce(max(e.sequence), 0) <> o.last_sequence""",
 }
 OF_PAYMENTS: Final[Mapping[str, str]] = {
@@ -75,22 +78,24 @@ OF_PAYMENTS: Final[Mapping[str, str]] = {
         WHERE p.id > :after AND p.id <= :until
         AND (p.amount_refunded > p.amount_captured OR p.amount_captured < (
             SELECT coalesce(sum(r.amount), 0) FROM refunds r
-            WHERE r.payment_id = p.id AND r.status <> 'failed'))""",
+            WHERE r.user_id = p.user_id AND r.payment_id = p.id AND r.status <> 'failed'))""",
     "refunds_add_up": """
         SELECT p.id FROM payments p LEFT JOIN refunds r
-            ON r.payment_id = p.id AND r.payment_id > :after AND r.payment_id <= :until
+            ON r.user_id = p.user_id AND r.payment_id = p.id
+            AND r.payment_id > :after AND r.payment_id <= :until
         WHERE p.id > :after AND p.id <= :until
-        GROUP BY p.id
+        GROUP BY p.user_id, p.id
         HAVING p.amount_refunded
             <> coalesce(sum(r.amount) FILTER (WHERE r.status = 'succeeded'), 0)
         OR p.refund_reserved <> coalesce(sum(r.amount) FILTER (WHERE r.status <> 'failed'), 0)""",
 }
 OF_REFUNDS: Final[Mapping[str, str]] = {
     "refund_is_what_its_events_say": """
-        SELECT r.id FROM refunds r JOIN payments p ON p.id = r.payment_id LEFT JOIN LATERAL (
+        SELECT r.id FROM refunds r JOIN payments p ON p.user_id = r.user_id AND p.id = r.payment_id
+        LEFT JOIN LATERAL (
             SELECT e.data ->> 'status' AS status FROM events e
-            WHERE e.order_id = p.order_id AND (e.data ->> 'id')::bigint = r.id
-            AND e.type LIKE 'refund.%'
+            WHERE e.user_id = p.user_id AND e.order_id = p.order_id
+            AND (e.data ->> 'id')::bigint = r.id AND e.type LIKE 'refund.%'
             ORDER BY e.sequence DESC LIMIT 1) told ON true
         WHERE r.id > :after AND r.id <= :until AND r.status IS DISTINCT FROM told.status""",
 }

@@ -2,33 +2,32 @@
 
 The only place that turns "soon" or "at expiry" into a time, always by the database's clock. A
 row that is taken is leased: for as long as its look-up may last nobody else takes it, and when
-the look-up has ended the next one is set by how many there were."""
+the look-up has ended the next one is set by how many there were.
+
+What is due is found first, whoever it belongs to, and locks nothing. Then each row is taken by
+its user and id, in a transaction of its own: one transaction is about one user.
+"""
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NamedTuple, cast
 
 from sqlalchemy import (
-    BigInteger,
     ColumnElement,
     CompoundSelect,
-    DateTime,
-    Row,
+    Float,
     Select,
     Table,
     Text,
     and_,
-    any_,
     case,
-    delete,
     false,
     func,
-    literal,
     not_,
+    null,
     or_,
     select,
     true,
@@ -40,12 +39,22 @@ from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, object_session
 
-from database import seconds_from_now, wake_after_commit
+from database import (
+    NOW,
+    Old,
+    find_old,
+    read_all,
+    read_clock,
+    read_one,
+    seconds_from_now,
+    wake_after_commit,
+)
 from domain.settlement import NextLookup
-from domain.states import CAPTURED_PAYMENT_STATUSES
-from models import Comparison, GatewayEvent, IdempotencyKey, Payment, Refund
+from domain.states import CAPTURED_PAYMENT_STATUSES, PaymentStatus, RefundStatus
+from models import Comparison, GatewayEvent, Payment, Refund
 
 Lane = Literal["open", "waiting"]
+LookedUp = type[Payment] | type[Refund]
 
 FIRST_PAUSE: Final = 5  # seconds before what has just moved is looked up
 # Pauses double with each look-up: 1, 2, 4 … seconds, up to these.
@@ -82,48 +91,83 @@ def schedule_lookup(row: Payment | Refund, lookup: NextLookup) -> None:
         row.next_lookup_at = None
     elif lookup == "now":
         row.next_lookup_at = func.now()
-        session = object_session(row)
-        assert session is not None  # that locked it
-        wake_after_commit(session)
+        wake_after_commit(_session_of(row))
     elif lookup == "soon":
         row.next_lookup_at = seconds_from_now(FIRST_PAUSE)
     elif lookup == "later":
         row.next_lookup_at = seconds_from_now(WAITING_PAUSE)
-    elif isinstance(row, Payment) and row.capture_before is None:
+    elif isinstance(row, Payment):
+        _schedule_at_expiry(row)
+
+
+def _schedule_at_expiry(row: Payment) -> None:
+    """Ask when the authorization ends; after that as the last look-up has set it."""
+    if row.capture_before is None:
         row.next_lookup_at = None
-    elif isinstance(row, Payment):  # at its expiry; after that as the last look-up has set it
-        ends = literal(row.capture_before, DateTime(timezone=True))
-        is_ahead = ends > func.now()
-        kept = func.coalesce(Payment.next_lookup_at, seconds_from_now(FIRST_PAUSE))
-        row.next_lookup_at = case((is_ahead, ends), else_=kept)
-        row.lookup_count = case((is_ahead, 0), else_=Payment.lookup_count)
+        return
+    now = read_clock(_session_of(row))
+    if row.capture_before > now:
+        row.next_lookup_at, row.lookup_count = row.capture_before, 0
+    elif row.next_lookup_at is None:
+        row.next_lookup_at = now + timedelta(seconds=FIRST_PAUSE)
 
 
-def finish_lookup(session: Session, model: type[Payment] | type[Refund], leased: Row[Any]) -> None:
+def _session_of(row: Payment | Refund) -> Session:
+    session = object_session(row)
+    assert session is not None  # that locked it
+    return session
+
+
+def finish_lookup(session: Session, lease: Lease) -> None:
     """The look-up of a leased row has ended and changed nothing: set the next one.
 
     Leaves a row alone whose next look-up somebody has set meanwhile.
     """
-    table = cast(Table, model.__table__)
+    table = cast(Table, lease.model.__table__)
     columns = table.c
     longest: Any = MAX_PAUSE
-    if model is Payment:
+    if lease.model is Payment:
         longest = case(
             (columns.needs_review, REVIEW_PAUSE), (_is_open(), MAX_PAUSE), else_=WAITING_PAUSE
         )
     pause = func.least(func.power(2, func.least(columns.lookup_count - 1, MAX_DOUBLINGS)), longest)
+    # In seconds since 1970: an interval that is made of columns may not be added to now() in an
+    # UPDATE of a distributed table.
+    next_at = func.to_timestamp(func.extract("epoch", NOW).cast(Float) + pause)
     session.execute(
         update(table)
-        .where(columns.id == leased.id, columns.next_lookup_at == leased.next_lookup_at)
-        # One that was looked up before its time keeps its time.
-        .values(
-            next_lookup_at=func.greatest(leased.due_at, seconds_from_now(pause)),
-            updated_at=columns.updated_at,
+        .where(
+            columns.user_id == lease.user_id,
+            columns.id == lease.id,
+            columns.next_lookup_at == lease.until,
         )
+        # One that was looked up before its time keeps its time.
+        .values(next_lookup_at=func.greatest(lease.due_at, next_at), updated_at=columns.updated_at)
     )
 
 
 # What is due ------------------------------------------------------------------------------------
+
+
+class Due(NamedTuple):
+    """A row that may be looked up, as it was found; it may be taken by now."""
+
+    model: LookedUp
+    user_id: str
+    id: int
+    due_at: datetime
+
+
+class Lease(NamedTuple):
+    """A row that is ours to look up until a time."""
+
+    model: LookedUp
+    user_id: str
+    id: int
+    status: PaymentStatus | RefundStatus
+    operation_key: str | None  # of payments
+    due_at: datetime
+    until: datetime
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,50 +219,89 @@ def _array(names: Select[tuple[str]] | CompoundSelect[tuple[str]]) -> ColumnElem
     return func.array(names.scalar_subquery(), type_=ARRAY(Text))
 
 
-def lease_due_payments(
-    session: Session, lane: Lane, at_gateways: ColumnElement[bool], *, limit: int, lease: float
-) -> Sequence[Row[Any]]:
-    """Lease payments that are due, for so many seconds.
+def find_due_payments(
+    session: Session, lane: Lane, at_gateways: ColumnElement[bool], *, limit: int
+) -> list[Due]:
+    """Payments that are due, the longest due first.
 
     Those whose outcome is open and those that wait are taken apart, so that ten thousand
-    shoppers who are away keep nobody waiting. Others skip what is taken (SKIP LOCKED), so any
-    number of workers may do this at once.
+    shoppers who are away keep nobody waiting.
     """
     lane_is = _is_open() if lane == "open" else not_(_is_open())
-    due = and_(PAYMENTS.c.next_lookup_at <= func.now(), lane_is, at_gateways)
-    return _lease(session, PAYMENTS, due, limit, lease)
+    next_lookup_at = PAYMENTS.c.next_lookup_at
+    due = and_(next_lookup_at <= func.now(), lane_is, at_gateways)
+    return _find(session, Payment, due, limit, next_lookup_at)
 
 
-def lease_due_refunds(
-    session: Session, at_gateways: ColumnElement[bool], *, limit: int, lease: float
-) -> Sequence[Row[Any]]:
-    """Lease refunds that are due; see `lease_due_payments`."""
-    due = and_(REFUNDS.c.next_lookup_at <= func.now(), at_gateways)
-    return _lease(session, REFUNDS, due, limit, lease)
+def find_due_refunds(
+    session: Session, at_gateways: ColumnElement[bool], *, limit: int
+) -> list[Due]:
+    """Refunds that are due; see `find_due_payments`."""
+    next_lookup_at = REFUNDS.c.next_lookup_at
+    due = and_(next_lookup_at <= func.now(), at_gateways)
+    return _find(session, Refund, due, limit, next_lookup_at)
 
 
-def lease_next_unsettled(
-    session: Session,
-    model: type[Payment] | type[Refund],
-    after_id: int,
-    *,
-    limit: int,
-    lease: float,
-) -> Sequence[Row[Any]]:
-    """Lease the next rows by id that their gateways may know more about, due or not."""
-    table = cast(Table, model.__table__)
-    unsettled = and_(table.c.next_lookup_at.is_not(None), table.c.id > after_id)
-    return _lease(session, table, unsettled, limit, lease, order_by=table.c.id)
+def find_next_unsettled(
+    session: Session, model: LookedUp, after_id: int, *, limit: int
+) -> list[Due]:
+    """The next rows by id that their gateways may know more about, due or not."""
+    columns = cast(Table, model.__table__).c
+    unsettled = and_(columns.next_lookup_at.is_not(None), columns.id > after_id)
+    return _find(session, model, unsettled, limit, columns.id)
 
 
-def at_gateway(model: type[Payment] | type[Refund], name: str) -> ColumnElement[bool]:
+def _find(
+    session: Session, model: LookedUp, which: ColumnElement[bool], limit: int, order_by: Any
+) -> list[Due]:
+    columns = cast(Table, model.__table__).c
+    found = session.execute(
+        select(columns.user_id, columns.id, columns.next_lookup_at)
+        .where(which)
+        .order_by(order_by)
+        .limit(limit)
+    )
+    return [Due(model, *row) for row in found]
+
+
+def take(session: Session, due: Due, *, seconds: float) -> Lease | None:
+    """Lease a row for so many seconds, if it is still as it was found.
+
+    None if somebody else has it: they are not waited for (SKIP LOCKED), so any number of workers
+    may do this at once.
+    """
+    table = cast(Table, due.model.__table__)
+    columns = table.c
+    is_it = and_(columns.user_id == due.user_id, columns.id == due.id)
+    free = (
+        select(columns.id)
+        .where(is_it, columns.next_lookup_at == due.due_at)
+        .with_for_update(skip_locked=True)
+        .scalar_subquery()
+    )
+    operation_key = columns.operation_key if due.model is Payment else null()
+    row = session.execute(
+        update(table)
+        .where(columns.user_id == due.user_id, columns.id == free)
+        .values(
+            lookup_count=columns.lookup_count + 1,
+            next_lookup_at=seconds_from_now(seconds),
+            updated_at=columns.updated_at,  # to its readers nothing has changed
+        )
+        .returning(columns.status, operation_key, columns.next_lookup_at)
+    ).one_or_none()
+    if row is None:
+        return None
+    status, key, until = row
+    return Lease(due.model, due.user_id, due.id, status, key, due.due_at, until)
+
+
+def at_gateway(model: LookedUp, name: str) -> ColumnElement[bool]:
     """Rows of this gateway."""
     return model.gateway == name
 
 
-def at_other_gateways(
-    model: type[Payment] | type[Refund], names: Sequence[str]
-) -> ColumnElement[bool]:
+def at_other_gateways(model: LookedUp, names: Sequence[str]) -> ColumnElement[bool]:
     """Rows of gateways that are none of these: they are switched off."""
     return model.gateway.not_in(names)
 
@@ -228,42 +311,21 @@ def _is_open() -> ColumnElement[bool]:
     return or_(PAYMENTS.c.status == "pending", PAYMENTS.c.operation.is_not(None))
 
 
-def _lease(
-    session: Session,
-    table: Table,
-    which: ColumnElement[bool],
-    limit: int,
-    seconds: float,
-    order_by: Any = None,
-) -> Sequence[Row[Any]]:
-    columns = table.c
-    due = (
-        select(columns.id, columns.next_lookup_at.label("due_at"))
-        .where(which)
-        .order_by(columns.next_lookup_at if order_by is None else order_by)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-        .cte("due")
-    )
-    return session.execute(
-        update(table)
-        .where(columns.id == due.c.id)
-        .values(
-            lookup_count=columns.lookup_count + 1,
-            next_lookup_at=seconds_from_now(seconds),
-            updated_at=columns.updated_at,  # to its readers nothing has changed
-        )
-        .returning(*columns, due.c.due_at)
-    ).all()
-
-
 # Comparisons --------------------------------------------------------------------------------------
+
+
+class Window(NamedTuple):
+    """What moved in this time is to be compared, by whoever holds the lease."""
+
+    since: datetime
+    until: datetime
+    leased_until: datetime
 
 
 def claim_comparison(
     session: Session, gateway: str, *, first_window: timedelta, lease: float
-) -> Row[Any] | None:
-    """The window that is to be compared now: `since` and `until`. None if none is due.
+) -> Window | None:
+    """The window that is to be compared now. None if none is due.
 
     For `lease` seconds nobody else gets it.
     """
@@ -272,19 +334,14 @@ def claim_comparison(
         .values(gateway=gateway, compared_until=func.now() - first_window, next_at=func.now())
         .on_conflict_do_nothing()
     )
-    window: Row[Any] | None = session.execute(
+    return read_one(
+        session,
+        Window,
         update(COMPARISONS)
         .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at <= func.now())
         .values(next_at=seconds_from_now(lease))
-        .returning(
-            *[
-                COMPARISONS.c.compared_until.label("since"),
-                func.now().label("until"),
-                COMPARISONS.c.next_at.label("leased_until"),
-            ]
-        )
-    ).one_or_none()
-    return window
+        .returning(COMPARISONS.c.compared_until, func.now(), COMPARISONS.c.next_at),
+    )
 
 
 def renew_comparison(
@@ -310,23 +367,29 @@ def finish_comparison(
     )
 
 
-def schedule_rereads(
+class Aged(NamedTuple):
+    """A payment that has come of an age to be read again."""
+
+    created_at: datetime
+    id: int
+    user_id: str
+    is_settled: bool  # it holds money, and no look-up is due by itself
+
+
+def list_aged_payments(
     session: Session,
     gateway: str,
     since: datetime,
     until: datetime,
-    cursor: tuple[datetime, int] | None,
+    after: Aged | None,
     *,
     limit: int,
-) -> tuple[datetime, int] | None:
-    """Have payments that were made between the two times looked up now, a page at a time.
-
-    Returns where the next page begins; None after the last.
-    """
+) -> list[Aged]:
+    """A page of the payments that were made between the two times, after the last one seen."""
     columns = PAYMENTS.c
-    begin = (since, 0) if cursor is None else cursor
-    page = session.execute(
-        select(columns.id, columns.created_at)
+    begin = (since, 0) if after is None else (after.created_at, after.id)
+    query = (
+        select(columns.created_at, columns.id, columns.user_id, _is_settled())
         .where(
             columns.gateway == gateway,
             columns.created_at >= begin[0],  # for the index
@@ -335,178 +398,40 @@ def schedule_rereads(
         )
         .order_by(columns.created_at, columns.id)
         .limit(limit)
-    ).all()
+    )
+    return read_all(session, Aged, query)
+
+
+def schedule_reread(session: Session, user_id: str, payment_id: int) -> None:
+    """Have a payment looked up now, unless that is due anyway."""
+    columns = PAYMENTS.c
     taken = session.execute(
         update(PAYMENTS)
-        .where(
-            columns.id.in_([row.id for row in page]),
-            columns.status.in_(HOLD_OR_HELD_MONEY),
-            columns.operation.is_(None),
-            or_(columns.next_lookup_at.is_(None), columns.next_lookup_at > func.now()),
-        )
+        .where(columns.user_id == user_id, columns.id == payment_id, _is_settled())
         .values(next_lookup_at=func.now(), lookup_count=0, updated_at=columns.updated_at)
         .returning(columns.id)
     )
     if taken.first() is not None:
         wake_after_commit(session)
-    return (page[-1].created_at, page[-1].id) if len(page) == limit else None
 
 
-# Idempotency keys ---------------------------------------------------------------------------------
-
-
-KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
-
-KEYS = cast(Table, IdempotencyKey.__table__)
-KEY_COLUMNS = list(KEYS.c)
-
-# A key whose outcome is open does not expire: taken anew, it would move the money again.
-_HAS_EXPIRED = and_(
-    KEYS.c.created_at < func.now() - KEY_TTL,
-    or_(KEYS.c.status.is_not(None), KEYS.c.gateway_key.is_(None)),
-)
-
-
-def claim_key(
-    session: Session, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
-) -> Row[Any] | None:
-    """Own a key that is new or has expired. None when it is known."""
-    fresh: dict[str, Any] = {
-        "fingerprint": fingerprint,
-        "owner": secrets.token_hex(16),
-        "owned_until": seconds_from_now(seconds),
-        "gateway_key": None,
-        "request_id": request_id,
-        "status": None,
-        "headers": None,
-        "body": None,
-        "created_at": func.now(),
-    }
-    return session.execute(
-        upsert(KEYS)
-        .values(user_id=user_id, key=key, **fresh)
-        .on_conflict_do_update(
-            index_elements=["user_id", "key"],
-            set_=fresh,
-            where=_HAS_EXPIRED,
-        )
-        .returning(*KEY_COLUMNS)
-    ).one_or_none()
-
-
-def lock_key(session: Session, user_id: str, key: str) -> Row[Any] | None:
-    """The key, locked, with `owned`: whether somebody works on it right now."""
-    return session.execute(
-        select(*[*KEY_COLUMNS, (KEYS.c.owned_until > func.now()).label("owned")])
-        .where(KEYS.c.user_id == user_id, KEYS.c.key == key)
-        .with_for_update()
-    ).one_or_none()
-
-
-def take_over_key(session: Session, key_id: int, seconds: float) -> Row[Any]:
-    """Own a key whose owner is gone."""
-    return session.execute(
-        update(KEYS)
-        .where(KEYS.c.id == key_id)
-        .values(owner=secrets.token_hex(16), owned_until=seconds_from_now(seconds))
-        .returning(*KEY_COLUMNS)
-    ).one()
-
-
-def link_key(session: Session, key_id: int, owner: str, *, gateway_key: str) -> bool:
-    """Remember the money request that this one led to. False when the key has another owner."""
-    linked = session.execute(
-        update(KEYS)
-        .where(KEYS.c.id == key_id, KEYS.c.owner == owner)
-        .values(gateway_key=gateway_key)
-        .returning(KEYS.c.id)
+def _is_settled() -> ColumnElement[bool]:
+    columns = PAYMENTS.c
+    return and_(
+        columns.status.in_(HOLD_OR_HELD_MONEY),
+        columns.operation.is_(None),
+        or_(columns.next_lookup_at.is_(None), columns.next_lookup_at > func.now()),
     )
-    return linked.one_or_none() is not None
-
-
-def list_waiting_keys(session: Session, gateway_key: str) -> Sequence[Row[Any]]:
-    """The keys that wait for the outcome of this money request."""
-    return session.execute(
-        select(*KEY_COLUMNS).where(KEYS.c.gateway_key == gateway_key, KEYS.c.status.is_(None))
-    ).all()
-
-
-def get_stored_response(session: Session, key_id: int) -> Row[Any] | None:
-    """The answer that is stored under a key, or None."""
-    return session.execute(
-        select(*[KEYS.c.status, KEYS.c.body, KEYS.c.headers]).where(
-            KEYS.c.id == key_id, KEYS.c.status.is_not(None)
-        )
-    ).one_or_none()
-
-
-def store_response(
-    session: Session,
-    key_id: int,
-    *,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    owner: str | None = None,
-) -> bool:
-    """Keep the answer. False when it has one already, or when the key has another owner."""
-    query = update(KEYS).where(KEYS.c.id == key_id, KEYS.c.status.is_(None))
-    if owner is not None:
-        query = query.where(KEYS.c.owner == owner)
-    stored = session.execute(
-        query.values(status=status, headers=dict(headers), body=body).returning(KEYS.c.id)
-    )
-    return stored.one_or_none() is not None
-
-
-def release_key(session: Session, key_id: int, owner: str) -> None:
-    """Stop working on a request: forget it if nothing came of it, else leave it to its repeats."""
-    session.execute(
-        delete(KEYS).where(
-            KEYS.c.id == key_id,
-            KEYS.c.owner == owner,
-            KEYS.c.gateway_key.is_(None),
-            KEYS.c.status.is_(None),
-        )
-    )
-    session.execute(
-        update(KEYS)
-        .where(KEYS.c.id == key_id, KEYS.c.owner == owner)
-        .values(owned_until=func.now())
-    )
-
-
-def delete_expired_keys(session: Session, limit: int) -> int:
-    """Forget keys that have expired."""
-    return delete_oldest(session, KEYS, _HAS_EXPIRED, limit)
 
 
 # Retention ----------------------------------------------------------------------------------------
 
 
-def delete_oldest(session: Session, table: Table, is_old: ColumnElement[bool], limit: int) -> int:
-    """Delete rows that are old, the oldest first, at most so many; return how many.
-
-    Others skip what is taken (SKIP LOCKED), so any number of workers may do this at once.
-    """
-    oldest = (
-        select(table.c.id)
-        .where(is_old)
-        .order_by(table.c.created_at)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    # As an array it is read once; in a join it may be read again, and the limit with it.
-    ids = func.array(oldest.scalar_subquery(), type_=ARRAY(BigInteger))
-    deleted = session.execute(delete(table).where(table.c.id == any_(ids)).returning(table.c.id))
-    return len(deleted.all())
-
-
-def delete_old_gateway_events(session: Session, days: int, limit: int) -> int:
-    """Forget events that are older than any repeat of them: the oldest, at most so many.
+def find_old_gateway_events(session: Session, days: int, limit: int) -> list[Old]:
+    """Events that are older than any repeat of them: the oldest, at most so many.
 
     Each was applied in the transaction that stored it. An event that did come again would be
     applied again, and, as a hint, move nothing back.
     """
     is_old = GATEWAY_EVENTS.c.created_at < func.now() - func.make_interval(0, 0, 0, days)
-    return delete_oldest(session, GATEWAY_EVENTS, is_old, limit)
+    return find_old(session, GATEWAY_EVENTS, is_old, limit)

@@ -26,7 +26,7 @@ from sqlalchemy import (
     text,
 )
 from sqlalchemy.dialects.postgresql import JSONB
-from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
 from domain.money import MAX_AMOUNT
 from domain.states import (
@@ -94,13 +94,28 @@ class Base(DeclarativeBase):
     __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
 
 
-class PaymentMethod(Base):
+class OfUser(Base):
+    """A row of a user. Its identity is (user_id, id), so that every flush names the user as well.
+
+    To the database `id` alone is the primary key.
+    """
+
+    __abstract__ = True
+
+    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
+    user_id: Mapped[str] = mapped_column(String(255))
+
+    @declared_attr.directive
+    def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805 - it is one of the class
+        columns = cls.__table__.c
+        return {**Base.__mapper_args__, "primary_key": [columns.user_id, columns.id]}
+
+
+class PaymentMethod(OfUser):
     """A card, wallet or account that a user saved. Holds the gateway's token, never a number."""
 
     __tablename__ = "payment_methods"
 
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    user_id: Mapped[str] = mapped_column(String(255))
     payment_type: Mapped[str]
     gateway: Mapped[str]
     gateway_token: Mapped[str]
@@ -137,6 +152,8 @@ class PaymentMethod(Base):
             text("id DESC"),
             postgresql_where=text("is_active"),
         ),
+        # For the first of them, active or not: `crud.lock_user` locks it.
+        Index("ix_payment_methods_user_id_first", "user_id", "id"),
         Index("ix_payment_methods_gateway_gateway_token", "gateway", "gateway_token"),
         Index(
             "ix_payment_methods_gateway_customer",
@@ -148,13 +165,11 @@ class PaymentMethod(Base):
     )
 
 
-class Order(Base):
+class Order(OfUser):
     """What a user buys, and how far its payment and delivery have come."""
 
     __tablename__ = "orders"
 
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    user_id: Mapped[str] = mapped_column(String(255))
     product_id: Mapped[str] = mapped_column(String(255))
     quantity: Mapped[int]
     total_amount: Mapped[int]
@@ -162,7 +177,9 @@ class Order(Base):
     status: Mapped[OrderStatus] = mapped_column(Text, server_default="pending")
     payment_method_id: Mapped[int | None]
     # `metadata` itself is taken by SQLAlchemy's declarative base.
-    metadata_: Mapped[dict[str, str]] = mapped_column("metadata", server_default=text("'{}'"))
+    metadata_: Mapped[dict[str, str]] = mapped_column(
+        "metadata", key="metadata_", server_default=text("'{}'")
+    )
     last_sequence: Mapped[int] = mapped_column(server_default=text("0"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
@@ -215,14 +232,12 @@ class Order(Base):
     )
 
 
-class Event(Base):
+class Event(OfUser):
     """A change of state, written in the transaction that made it (the outbox and the history)."""
 
     __tablename__ = "events"
 
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     type: Mapped[str]
-    user_id: Mapped[str] = mapped_column(String(255))
     order_id: Mapped[int | None] = mapped_column(ForeignKey("orders.id"))
     sequence: Mapped[int | None]  # counts per order
     actor: Mapped[dict[str, Any]]
@@ -236,14 +251,12 @@ class Event(Base):
     )
 
 
-class Payment(Base):
+class Payment(OfUser):
     """One attempt to charge an order. Its row is committed before any gateway is asked."""
 
     __tablename__ = "payments"
 
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     order_id: Mapped[int]
-    user_id: Mapped[str] = mapped_column(String(255))
     payment_method_id: Mapped[int]
     gateway: Mapped[str]
     # Our idempotency key towards the gateway: the same for every repeat of this attempt.
@@ -288,6 +301,7 @@ class Payment(Base):
         ForeignKeyConstraint(
             ["payment_method_id", "user_id"], ["payment_methods.id", "payment_methods.user_id"]
         ),
+        UniqueConstraint("id", "user_id"),
         CheckConstraint(f"amount BETWEEN 1 AND {MAX_AMOUNT}", "amount"),
         CheckConstraint("amount_captured BETWEEN 0 AND amount", "amount_captured"),
         CheckConstraint("amount_refunded BETWEEN 0 AND amount_captured", "amount_refunded"),
@@ -375,7 +389,7 @@ class Payment(Base):
     )
 
 
-class Refund(Base):
+class Refund(OfUser):
     """Money given back. Its amount is reserved before any gateway is asked.
 
     One that was made outside, in the gateway's own dashboard, has the origin "gateway".
@@ -383,8 +397,7 @@ class Refund(Base):
 
     __tablename__ = "refunds"
 
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    payment_id: Mapped[int] = mapped_column(ForeignKey("payments.id"))
+    payment_id: Mapped[int]
     gateway_key: Mapped[str] = mapped_column(unique=True)
     gateway_reference: Mapped[str | None]
     gateway: Mapped[str]  # its payment's; a trigger names it where an insert does not
@@ -404,6 +417,7 @@ class Refund(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
+        ForeignKeyConstraint(["payment_id", "user_id"], ["payments.id", "payments.user_id"]),
         CheckConstraint(f"amount BETWEEN 1 AND {MAX_AMOUNT}", "amount"),
         CheckConstraint(one_of("status", REFUND_STATUSES), "status"),
         CheckConstraint(one_of("origin", REFUND_ORIGINS), "origin"),
@@ -426,13 +440,12 @@ class Refund(Base):
     )
 
 
-class Dispute(Base):
+class Dispute(OfUser):
     """A shopper who asked their bank for the money back."""
 
     __tablename__ = "disputes"
 
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    payment_id: Mapped[int] = mapped_column(ForeignKey("payments.id"), index=True)
+    payment_id: Mapped[int] = mapped_column(index=True)
     gateway: Mapped[str]
     gateway_reference: Mapped[str]
     status: Mapped[str]
@@ -444,8 +457,12 @@ class Dispute(Base):
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
+        ForeignKeyConstraint(["payment_id", "user_id"], ["payments.id", "payments.user_id"]),
         UniqueConstraint("gateway", "gateway_reference"),
         CheckConstraint(one_of("status", DISPUTE_STATUSES), "status"),
+        Index("ix_disputes_created_at_id", "created_at", "id"),
+        Index("ix_disputes_status_created_at_id", "status", "created_at", "id"),
+        # For the list of the release before this one; the next one drops it.
         Index("ix_disputes_status_id", "status", text("id DESC")),
     )
 
@@ -461,10 +478,13 @@ class GatewayEvent(Base):
     # What the signature covers where it does not cover the event; see gateways/base.py.
     delivery_id: Mapped[str | None]
     type: Mapped[str]
-    payment_id: Mapped[int | None] = mapped_column(ForeignKey("payments.id"), index=True)
+    payment_id: Mapped[int | None] = mapped_column(index=True)
+    user_id: Mapped[str | None] = mapped_column(String(255))  # the payment's
     created_at: Mapped[datetime] = mapped_column(server_default=func.now(), index=True)
 
     __table_args__ = (
+        ForeignKeyConstraint(["payment_id", "user_id"], ["payments.id", "payments.user_id"]),
+        CheckConstraint("payment_id IS NULL OR user_id IS NOT NULL", "user_id"),
         UniqueConstraint("gateway", "event_id"),
         Index("uq_gateway_events_gateway_delivery_id", "gateway", "delivery_id", unique=True),
     )
@@ -480,13 +500,11 @@ class Comparison(Base):
     next_at: Mapped[datetime]
 
 
-class IdempotencyKey(Base):
+class IdempotencyKey(OfUser):
     """A request that its sender may repeat, and the answer that every repeat gets."""
 
     __tablename__ = "idempotency_keys"
 
-    id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
-    user_id: Mapped[str] = mapped_column(String(255))
     key: Mapped[str] = mapped_column(String(255))
     fingerprint: Mapped[str]  # SHA-256 of method, path and JSON value
     # Who works on it, and until when others leave it alone. A worker that lost its ownership

@@ -241,19 +241,10 @@ class Order(Out):
     currency: str
     status: OrderStatus
     payment_method_id: int | None
-    metadata: dict[str, str]
+    # SQLAlchemy's declarative classes cannot have an attribute named `metadata`.
+    metadata: dict[str, str] = Field(validation_alias="metadata_")
     created_at: Timestamp
     updated_at: Timestamp
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_model(cls, value: Any) -> Any:
-        # SQLAlchemy's declarative classes cannot have an attribute named `metadata`.
-        if hasattr(value, "metadata_"):
-            return {name: getattr(value, name, None) for name in cls.model_fields} | {
-                "metadata": value.metadata_
-            }
-        return value
 
 
 class Actor(Out):

@@ -107,17 +107,18 @@ STEPS = {
             at, at
         FROM story WHERE payment_status IS NOT NULL ORDER BY id""",
     "refunds": """
-        INSERT INTO refunds (id, payment_id, gateway, gateway_key, gateway_reference, status,
-            amount, currency, created_at, updated_at)
+        INSERT INTO refunds (id, user_id, payment_id, gateway, gateway_key, gateway_reference,
+            status, amount, currency, created_at, updated_at)
         OVERRIDING SYSTEM VALUE
-        SELECT id, id, CASE WHEN id < :orders * 0.1 THEN 'paypal' ELSE 'sandbox' END,
+        SELECT id, 'user-' || customer, id,
+            CASE WHEN id < :orders * 0.1 THEN 'paypal' ELSE 'sandbox' END,
             gen_random_uuid(), 're_' || md5(id::text), 'succeeded', refunded,
             'USD', at, at
         FROM story WHERE refunded > 0 ORDER BY id""",
     "disputes": """
-        INSERT INTO disputes (payment_id, gateway, gateway_reference, status, amount, currency,
-            reason, created_at)
-        SELECT id, gateway, 'dp_' || md5(id::text),
+        INSERT INTO disputes (user_id, payment_id, gateway, gateway_reference, status, amount,
+            currency, reason, created_at)
+        SELECT user_id, id, gateway, 'dp_' || md5(id::text),
             CASE WHEN id > :orders * 0.99 THEN 'open' WHEN id % 3 = 0 THEN 'lost' ELSE 'won' END,
             amount, currency, 'fraudulent', created_at
         FROM payments WHERE status = 'captured' AND id % 50 = 7 ORDER BY id""",
@@ -132,8 +133,8 @@ STEPS = {
         FROM story, unnest(events) WITH ORDINALITY AS told (event, sequence)
         ORDER BY id, sequence""",
     "gateway events": """
-        INSERT INTO gateway_events (gateway, event_id, type, payment_id, created_at)
-        SELECT 'sandbox', 'evt_' || md5(id::text || type), type, id, at
+        INSERT INTO gateway_events (gateway, event_id, type, user_id, payment_id, created_at)
+        SELECT 'sandbox', 'evt_' || md5(id::text || type), type, 'user-' || customer, id, at
         FROM story, (VALUES ('charge.created'), ('charge.captured')) AS told (type)
         WHERE payment_status IS NOT NULL AND NOT is_open ORDER BY id""",
     "idempotency keys": """

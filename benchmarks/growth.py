@@ -28,14 +28,17 @@ from sqlalchemy.orm import Session
 
 import crud
 import database
+import idempotency_keys
 import leases
 import postgres_server
 import schemas
 from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
+from database import Old, delete_old, read_one
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from invariants import INVARIANTS, find_violations
 from models import Payment, Refund
 from permissions import EVERYONE, VisibleTo
+from rows import PaymentRow
 
 # Pages that a statement may touch.
 A_LIST = 100  # 51 rows, each on a page of its own at worst, and a few pages of indexes
@@ -192,7 +195,9 @@ def payment_lists(engine: sa.Engine) -> Iterator[Probe]:
 
 def other_lists(engine: sa.Engine) -> Iterator[Probe]:
     with engine.connect() as connection:
-        (refund,) = connection.execute(sa.text("SELECT max(payment_id) FROM refunds")).one()
+        of, refund = connection.execute(
+            sa.text("SELECT user_id, payment_id FROM refunds ORDER BY payment_id DESC LIMIT 1")
+        ).one()
     by_order, page = schemas.PaymentQuery(order_id=refund), schemas.Page()
     disputes = {
         "disputes": schemas.DisputeQuery(),
@@ -204,8 +209,8 @@ def other_lists(engine: sa.Engine) -> Iterator[Probe]:
     for name, run in {
         "payments of an order": _listing(crud.list_payments, by_order, EVERYONE),
         "payment methods": _listing(crud.list_payment_methods, methods, BUSY_USER),
-        "refunds of a payment": lambda session: crud.list_refunds(session, refund, page),
-        "events of an order": lambda session: crud.list_order_events(session, refund, page),
+        "refunds of a payment": lambda session: crud.list_refunds(session, of, refund, page),
+        "events of an order": lambda session: crud.list_order_events(session, of, refund, page),
     }.items():
         yield Probe(name, A_LIST, run)
     for name, query in disputes.items():  # each with its payment
@@ -214,46 +219,52 @@ def other_lists(engine: sa.Engine) -> Iterator[Probe]:
 
 def look_ups(engine: sa.Engine) -> Iterator[Probe]:
     """Payments and refunds that are due, at a gateway and at those that are switched off."""
-    payments, refunds = leases.lease_due_payments, leases.lease_due_refunds
+    find_payments, find_refunds = leases.find_due_payments, leases.find_due_refunds
     for of, where in (("sandbox", leases.at_gateway), ("others", leases.at_other_gateways)):
         name: Any = "sandbox" if of == "sandbox" else ["sandbox"]
         for lane in get_args(leases.Lane):
-            yield Probe(
-                f"look-ups due, {lane}, {of}",
-                A_LOOK,
-                partial(
-                    payments,
-                    lane=lane,
-                    at_gateways=where(Payment, name),
-                    limit=20,
-                    lease=60,
-                ),
+            find: Find = partial(
+                find_payments, lane=lane, at_gateways=where(Payment, name), limit=20
             )
-        yield Probe(
-            f"look-ups due, refunds, {of}",
-            A_LOOK,
-            partial(refunds, at_gateways=where(Refund, name), limit=20, lease=60),
-        )
+            yield Probe(f"look-ups due, {lane}, {of}", A_LOOK, partial(_take, find))
+        find = partial(find_refunds, at_gateways=where(Refund, name), limit=20)
+        yield Probe(f"look-ups due, refunds, {of}", A_LOOK, partial(_take, find))
     with engine.connect() as connection:
         until = connection.scalar(sa.text("SELECT now()"))
-    yield Probe(
-        "look-ups, of older payments",
-        A_LOOK,
-        partial(
-            leases.schedule_rereads,
-            gateway="sandbox",
-            since=until - timedelta(days=300),
-            until=until,
-            cursor=None,
-            limit=20,
-        ),
+    aged: Any = partial(
+        leases.list_aged_payments,
+        gateway="sandbox",
+        since=until - timedelta(days=300),
+        until=until,
+        after=None,
+        limit=20,
     )
+    yield Probe("look-ups, of older payments", A_LOOK, partial(_reread, aged))
     for model in (Payment, Refund):
-        yield Probe(
-            f"look-ups, all {model.__tablename__} by id",
-            A_LOOK,
-            partial(leases.lease_next_unsettled, model=model, after_id=0, limit=20, lease=60),
-        )
+        find = partial(leases.find_next_unsettled, model=model, after_id=0, limit=20)
+        name = f"look-ups, all {model.__tablename__} by id"
+        yield Probe(name, A_LOOK, partial(_take, find))
+
+
+Find = Callable[[Session], list[leases.Due]]
+
+
+def _take(find: Find, session: Session) -> None:
+    for due in find(session):
+        leases.take(session, due, seconds=60)
+        session.rollback()  # a transaction for each, as the service has
+
+
+def _reread(find: Callable[[Session], list[leases.Aged]], session: Session) -> None:
+    for aged in find(session):
+        leases.schedule_reread(session, aged.user_id, aged.id)
+        session.rollback()
+
+
+def _delete(find: Callable[[Session], list[Old]], session: Session) -> None:
+    for old in find(session):
+        delete_old(session, old)
+        session.rollback()
 
 
 def background(engine: sa.Engine) -> Iterator[Probe]:
@@ -268,14 +279,10 @@ def background(engine: sa.Engine) -> Iterator[Probe]:
     )
     yield Probe("sandbox: what time does", A_POLL, lambda _: sandbox.tick())
     yield Probe("sandbox: webhooks due", A_POLL, lambda _: sandbox.due_webhooks())
-    yield Probe(
-        "reap keys", A_REAPED_BATCH, lambda session: leases.delete_expired_keys(session, 500)
-    )
-    yield Probe(
-        "reap gateway events",
-        A_REAPED_BATCH,
-        lambda session: leases.delete_old_gateway_events(session, 90, 500),
-    )
+    keys = partial(idempotency_keys.find_expired, limit=500)
+    yield Probe("reap keys", A_REAPED_BATCH, partial(_delete, keys))
+    events = partial(leases.find_old_gateway_events, days=90, limit=500)
+    yield Probe("reap gateway events", A_REAPED_BATCH, partial(_delete, events))
     yield Probe("reap sandbox", A_REAPED_BATCH, lambda _: delete_leftovers(engine, 30, 500))
 
 
@@ -294,9 +301,11 @@ def comparisons(engine: sa.Engine) -> Iterator[Probe]:
                 "WHERE gateway = 'sandbox' ORDER BY id LIMIT 1 OFFSET 900"
             )
         )
-        after = connection.execute(
-            sa.text("SELECT id, created_at FROM payments WHERE gateway = 'paypal' LIMIT 1")
-        ).one()
+        after = read_one(
+            Session(connection),
+            PaymentRow,
+            crud.PAYMENTS.where(crud.PAYMENT_COLUMNS.gateway == "paypal").limit(1),
+        )
         week_ago = connection.scalar(sa.text("SELECT now() - interval '7 days'"))
     for name in ("sandbox", "paypal"):
         for when, since, last in (

@@ -169,8 +169,8 @@ def _outside_refund_once() -> None:
 
     find = crud.lock_refund_of_state
 
-    def only_ours(session: Session, payment_id: int, reference: str, refund_id: Any) -> Any:
-        return None if refund_id is None else find(session, payment_id, reference, refund_id)
+    def only_ours(session: Session, payment: Any, reference: str, refund_id: Any) -> Any:
+        return None if refund_id is None else find(session, payment, reference, refund_id)
 
     _replace(crud, lock_refund_of_state=only_ours)
 

@@ -42,7 +42,7 @@ POINTS: Final = [
         "refunds.refund",
         "orders.create",
         "idempotency.run",
-        "lookups._lease_due",
+        "lookups._take",
         "lookups.look_up",
         "lookups.look_up_payment",
         "lookups.look_up_refund",

@@ -11,7 +11,7 @@ import schemas
 from auth import CurrentUser
 from database import SessionDep
 from errors import Forbidden, InvalidRequest
-from web.pagination import Id, next_page
+from web.pagination import Id, by_id, next_page
 from web.problems import problems, resource_problems
 from web.route import ServiceRoute
 
@@ -33,7 +33,7 @@ def list_disputes(
 ) -> Any:
     """Newest first. Needs the scope `payments:manage`."""
     user.require("list_disputes")
-    return next_page(request, crud.list_disputes(session, query), query)
+    return next_page(request, crud.list_disputes(session, query), query, by_id)
 
 
 @router.get(

@@ -18,7 +18,7 @@ from errors import (
     PaymentMethodNotFound,
 )
 from services import orders
-from web.pagination import Id, next_page
+from web.pagination import Id, by_id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
 
@@ -81,7 +81,7 @@ def list_orders(
 ) -> Any:
     """Newest first. One's own; with `orders:manage` everyone's, or those of `user_id`."""
     rows = crud.list_orders(session, query, user.visible_to("list_orders", query.user_id))
-    return next_page(request, rows, query)
+    return next_page(request, rows, query, by_id)
 
 
 @router.get(
@@ -137,6 +137,6 @@ def list_order_events(
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first: what happened, when, who did it, and under which request."""
-    crud.require_order(session, order_id, visible_to)
-    rows = crud.list_order_events(session, order_id, query)
-    return next_page(request, rows, query, key="sequence")
+    order = crud.require_order(session, order_id, visible_to)
+    rows = crud.list_order_events(session, order.user_id, order.id, query)
+    return next_page(request, rows, query, lambda event: event.sequence)

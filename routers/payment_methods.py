@@ -20,7 +20,7 @@ from errors import (
 )
 from permissions import EVERYONE
 from services import payment_methods
-from web.pagination import Id, next_page
+from web.pagination import Id, by_id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewaysDep, ServiceRoute, SettingsDep, VisibleToDep
 
@@ -114,7 +114,7 @@ def list_payment_methods(
     if user_id is EVERYONE:
         raise InvalidRequest.of("user_id", "missing", "Name the user whose methods to list")
     rows = crud.list_payment_methods(session, query, user_id)
-    return next_page(request, rows, query)
+    return next_page(request, rows, query, by_id)
 
 
 @router.get(

@@ -26,7 +26,7 @@ from errors import (
     PaymentMethodNotFound,
 )
 from services import payments, refunds, reviews
-from web.pagination import Id, next_page
+from web.pagination import Id, by_id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
 
@@ -113,7 +113,7 @@ def list_order_payments(
     order = crud.require_order(session, order_id, visible_to)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
     rows = crud.list_payments(session, of_order, visible_to)
-    return next_page(request, rows, query)
+    return next_page(request, rows, query, by_id)
 
 
 @router.get(
@@ -131,7 +131,7 @@ def list_payments(
 ) -> Any:
     """Newest first. One's own; with `orders:manage` or `payments:manage` everyone's."""
     rows = crud.list_payments(session, query, user.visible_to("list_payments", query.user_id))
-    return next_page(request, rows, query)
+    return next_page(request, rows, query, by_id)
 
 
 @router.get(
@@ -307,9 +307,9 @@ def list_refunds(
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first."""
-    crud.require_payment(session, payment_id, visible_to)
-    rows = crud.list_refunds(session, payment_id, query)
-    return next_page(request, rows, query)
+    payment = crud.require_payment(session, payment_id, visible_to)
+    rows = crud.list_refunds(session, payment.user_id, payment.id, query)
+    return next_page(request, rows, query, by_id)
 
 
 @router.get(
@@ -321,8 +321,8 @@ def list_refunds(
 )
 def get_refund(session: SessionDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id) -> Any:
     """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
-    crud.require_payment(session, payment_id, visible_to)
-    return crud.require_refund(session, payment_id, refund_id)
+    payment = crud.require_payment(session, payment_id, visible_to)
+    return crud.require_refund(session, payment.user_id, payment.id, refund_id)
 
 
 def _check_return_url(settings: Settings, return_url: str | None) -> None:

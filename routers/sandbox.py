@@ -98,7 +98,7 @@ def list_charges(
         raise InvalidRequest.of(
             "cursor", "cursor", "Use the cursor of a `Link` header, unchanged"
         ) from None
-    page = next_page(request, entries, query, key="reference")
+    page = next_page(request, entries, query, lambda entry: entry.reference)
     return replace(page, rows=[entry.as_dict() for entry in page.rows])
 
 

@@ -7,13 +7,13 @@ It never fails a payment by a timer and never charges again to be sure.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Engine, Row
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import crud
@@ -23,10 +23,10 @@ from database import new_session, phase
 from domain.settlement import decide_unknown
 from gateways.base import Charge, Gateway, NotExecuted
 from gateways.registry import Gateways
-from leases import Lane
+from leases import Due, Lane, Lease, LookedUp
 from models import Payment, Refund
 from observability.logs import get_logger
-from permissions import EVERYONE
+from rows import PaymentAges, PaymentMethodRow, PaymentRow, RefundAges
 from services import payments, refunds
 from settlement import gateway_requests
 from settlement.apply import (
@@ -50,9 +50,10 @@ REVIEW_AFTER: Final = 24 * 3600  # seconds; gateways' own reports take less
 REFUND_REVIEW_AFTER: Final = 14 * 24 * 3600  # seconds; banks may take ten days
 # About two minutes: after an outage of ours the gateway may be away for a moment, too.
 REVIEW_AFTER_LOOKUPS: Final = 8
-# Look-ups at a time for each gateway and lane, each in a thread.
+# Look-ups at once for each gateway and lane, each with a thread.
 LOOKUP_CONCURRENCY: Final[dict[Lane, int]] = {"open": 4, "waiting": 2}
-MAX_CALLS_PER_LOOKUP: Final = 3  # the operation, the charge, its completion
+SPARE: Final = 16  # rows found beside those that are wanted: others may take some first
+MAX_CALLS_PER_LOOKUP: Final = 3  # at most: about the operation, about the charge, its completion
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +104,11 @@ def run_once(
     if not first:
         return 0
 
-    def drain(row: tuple[type[Payment] | type[Refund], Row[Any]]) -> int:
-        done, mine = 0, [row]
+    def drain(lease: Lease) -> int:
+        done, mine = 0, [lease]
         with new_session(engine) as session:
             while mine and not stopping():
-                look_up(session, rules, *mine[0])
+                look_up(session, rules, mine[0])
                 done += 1
                 mine = _lease_due(session, rules, lane, gateway, 1)
         return done
@@ -118,36 +119,51 @@ def run_once(
 
 def _lease_due(
     session: Session, rules: LookupRules, lane: Lane, gateway: str | None, limit: int
-) -> list[tuple[type[Payment] | type[Refund], Row[Any]]]:
+) -> list[Lease]:
     """Lease due rows. Open payments and refunds share a lane; chance decides which are leased
     first, so that neither waits for all of the other."""
-    taken: list[tuple[type[Payment] | type[Refund], Row[Any]]] = []
+    taken: list[Lease] = []
     names = list(rules.gateways.by_name)
 
-    def take(model: type[Payment] | type[Refund], most: int) -> None:
+    def take(model: LookedUp, most: int) -> None:
         at = (
             leases.at_gateway(model, gateway)
             if gateway is not None
             else leases.at_other_gateways(model, names)
         )
-        rows = (
-            leases.lease_due_payments(session, lane, at, limit=most, lease=rules.lease)
-            if model is Payment
-            else leases.lease_due_refunds(session, at, limit=most, lease=rules.lease)
-        )
-        taken.extend((model, row) for row in rows)
+        with phase(session):
+            due = (
+                leases.find_due_payments(session, lane, at, limit=most + SPARE)
+                if model is Payment
+                else leases.find_due_refunds(session, at, limit=most + SPARE)
+            )
+        taken.extend(_take(session, rules, due, most))
 
-    with phase(session):
-        if lane == "waiting":
-            take(Payment, limit)
-            return taken
-        models: list[type[Payment] | type[Refund]] = [Payment, Refund]
-        first, second = random.sample(models, 2)
-        take(first, -(-limit // 2))
-        if len(taken) < limit:
-            take(second, limit - len(taken))
-        if len(taken) < limit:  # room that the second has left
-            take(first, limit - len(taken))
+    if lane == "waiting":
+        take(Payment, limit)
+        return taken
+    models: list[LookedUp] = [Payment, Refund]
+    first, second = random.sample(models, 2)
+    take(first, -(-limit // 2))
+    if len(taken) < limit:
+        take(second, limit - len(taken))
+    if len(taken) < limit:  # what the second has left to it
+        take(first, limit - len(taken))
+    return taken
+
+
+def _take(
+    session: Session, rules: LookupRules, found: Sequence[Due], most: int | None = None
+) -> list[Lease]:
+    """Lease what was found, each row in a transaction of its own."""
+    taken: list[Lease] = []
+    for due in found:
+        if len(taken) == most:
+            break
+        with phase(session):
+            lease = leases.take(session, due, seconds=rules.lease)
+        if lease is not None:
+            taken.append(lease)
     return taken
 
 
@@ -159,82 +175,76 @@ def look_up_everything_open(
     Returns how many there were; `progress` is called with the number so far.
     """
     done = 0
-    models: tuple[type[Payment] | type[Refund], ...] = (Payment, Refund)
+    models: tuple[LookedUp, ...] = (Payment, Refund)
     limit = LOOKUP_CONCURRENCY["open"]
     with ThreadPoolExecutor(limit, thread_name_prefix="lookup") as threads:
         for model in models:
             last = 0
             while True:
-                with new_session(engine) as session, phase(session):
-                    rows = leases.lease_next_unsettled(
-                        session, model, last, limit=limit, lease=rules.lease
-                    )
-                if not rows:
+                with new_session(engine) as session:
+                    with phase(session):
+                        found = leases.find_next_unsettled(session, model, last, limit=limit)
+                    mine = _take(session, rules, found)
+                if not found:
                     break
-                list(threads.map(partial(_look_up_in_own_session, engine, rules, model), rows))
-                last = max(row.id for row in rows)
-                done += len(rows)
+                list(threads.map(partial(_look_up_in_own_session, engine, rules), mine))
+                last = found[-1].id
+                done += len(mine)
                 progress(done)
     return done
 
 
-def _look_up_in_own_session(
-    engine: Engine, rules: LookupRules, model: type[Payment] | type[Refund], row: Row[Any]
-) -> None:
+def _look_up_in_own_session(engine: Engine, rules: LookupRules, lease: Lease) -> None:
     with new_session(engine) as session:
-        look_up(session, rules, model, row)
+        look_up(session, rules, lease)
 
 
 # One look-up ------------------------------------------------------------------------------------
 
 
-def look_up(
-    session: Session, rules: LookupRules, model: type[Payment] | type[Refund], leased: Row[Any]
-) -> None:
+def look_up(session: Session, rules: LookupRules, lease: Lease) -> None:
     """Look up one leased row and apply the outcome.
 
     A failure delays no other row: the next look-up is set, and after a day the payment is flagged
     for review.
     """
+    is_payment = lease.model is Payment
     try:
-        (look_up_payment if model is Payment else look_up_refund)(session, rules, leased)
+        (look_up_payment if is_payment else look_up_refund)(session, rules, lease)
     except Exception as error:
         session.rollback()
-        log.error("lookup.failed", id=leased.id, error=type(error).__name__)
+        log.error("lookup.failed", id=lease.id, error=type(error).__name__)
     try:
         with phase(session):
-            leases.finish_lookup(session, model, leased)
-        if model is Payment:
-            _flag_overdue(session, leased.id)
-        else:
-            _flag_overdue_refund(session, leased.id)
+            leases.finish_lookup(session, lease)
+        (_flag_overdue if is_payment else _flag_overdue_refund)(session, lease)
     except Exception as error:  # the lease ends by itself
         session.rollback()
-        log.error("lookup.not_finished", id=leased.id, error=type(error).__name__)
+        log.error("lookup.not_finished", id=lease.id, error=type(error).__name__)
 
 
-def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
+def look_up_payment(session: Session, rules: LookupRules, known: Lease | PaymentRow) -> None:
     """Look up one payment, or void it when its shopper has stayed away for too long."""
     with phase(session):
-        seen = crud.require_payment_to_look_up(session, leased.id)
-        if (seen.status, seen.operation_key) != (leased.status, leased.operation_key):
+        seen, ages = crud.require_payment_to_look_up(session, known.user_id, known.id)
+        if (seen.status, seen.operation_key) != (known.status, known.operation_key):
             return  # it was settled after it was leased
-        method = crud.get_charged_payment_method(session, seen.payment_method_id)
+        method = crud.get_charged_payment_method(session, seen)
     gateway = rules.gateways.get(seen.gateway)
     if gateway is None:
         log.warning("lookup.gateway_disabled", payment_id=seen.id, gateway=seen.gateway)
         return
     waits = seen.status == "requires_action" and seen.operation is None
-    if waits and seen.age > rules.action_expires_after:
-        _void_expired(session, rules, seen)
+    if waits and ages.charge > rules.action_expires_after:
+        _void_expired(session, rules, seen, ages)
         return
     can_retrieve = gateway.capabilities.can_retrieve
     snapshot = RowSnapshot.of_payment(seen)
-    resend = seen.status == "pending" and rules.may_resend(seen.age)
-    charge_query = gateway_requests.charge_lookup(seen, method, resend=resend)
+    may_resend = seen.status == "pending" and rules.may_resend(ages.charge)
+    charge_query = gateway_requests.charge_lookup(seen, method, resend=may_resend)
     not_executed = False
     if seen.operation_key is not None:
-        resend = rules.may_resend(seen.open_for)
+        resend = rules.may_resend(ages.open_for)
         operation_query = gateway_requests.operation_lookup(seen, resend=resend)
         answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(operation_query))
         not_executed = answer is None
@@ -247,7 +257,7 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
     if charge is None and not not_executed:
         return  # the gateway cannot tell, or not now
     with phase(session):
-        order, payment = payments.lock(session, seen.order_id, seen.id)
+        order, payment = payments.lock(session, seen.user_id, seen.order_id, seen.id)
         source = snapshot.source(payment)
         not_executed = not_executed and payment.operation_key == seen.operation_key
         if charge is not None:
@@ -269,17 +279,17 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
             return
         request = gateway_requests.completion_request(payment)
         snapshot = RowSnapshot.of_payment(payment)
-    if seen.status != "pending" or rules.may_resend(seen.open_for):
-        payments.complete(session, gateway, RECONCILER, seen.order_id, request, snapshot)
+    if seen.status != "pending" or rules.may_resend(ages.open_for):
+        payments.complete(session, gateway, RECONCILER, seen, request, snapshot)
         return
-    # Its shopper approved long ago and may have left: do not capture it any more.
-    query = gateway_requests.completion_lookup(request, seen.gateway_reference, seen.requested_at)
+    # Its shopper approved long ago and may have left: it is not captured any more.
+    query = gateway_requests.completion_lookup(request, request.reference, seen.requested_at)
     answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
     charge = known_state(answer)
     if charge is None and answer is not None:
         return
     with phase(session):
-        order, payment = payments.lock(session, seen.order_id, seen.id)
+        order, payment = payments.lock(session, seen.user_id, seen.order_id, seen.id)
         source = snapshot.source(payment)
         if charge is not None:
             settle_charge(
@@ -289,14 +299,14 @@ def look_up_payment(session: Session, rules: LookupRules, leased: Row[Any]) -> N
             settle_not_executed(session, RECONCILER, order, payment, source)
 
 
-def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> None:
+def look_up_refund(session: Session, rules: LookupRules, known: Lease) -> None:
     """Look up one refund."""
     with phase(session):
-        seen = crud.require_refund_to_look_up(session, leased.id)
-        if seen.status != leased.status:
+        seen, ages = crud.require_refund_to_look_up(session, known.user_id, known.id)
+        if seen.status != known.status:
             return
-        of = crud.require_payment(session, seen.payment_id, EVERYONE)
-        method = crud.get_charged_payment_method(session, of.payment_method_id)
+        of = crud.require_payment(session, seen.payment_id, seen.user_id)
+        method = crud.get_charged_payment_method(session, of)
     gateway = rules.gateways.get(seen.gateway)
     if gateway is None:
         log.warning("lookup.gateway_disabled", payment_id=of.id, gateway=seen.gateway)
@@ -305,13 +315,13 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         _look_up_refunds_of(session, gateway, of, method)
         return
     snapshot = RowSnapshot.of_refund(seen)
-    resend = seen.status == "pending" and rules.may_resend(seen.open_for)
-    query = gateway_requests.refund_lookup(of, seen, resend=resend)
+    may_resend = seen.status == "pending" and rules.may_resend(ages.open_for)
+    query = gateway_requests.refund_lookup(of, seen, resend=may_resend)
     answer = call_gateway(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
     if answer is UNKNOWN or isinstance(answer, NotExecuted):
         return
     with phase(session):
-        order, payment, refund = refunds.lock(session, of.order_id, of.id, seen.id)
+        order, payment, refund = refunds.lock(session, of.user_id, of.order_id, of.id, seen.id)
         source = snapshot.source(refund)
         if answer is not None:
             can_retrieve = gateway.capabilities.can_retrieve
@@ -330,7 +340,9 @@ def look_up_refund(session: Session, rules: LookupRules, leased: Row[Any]) -> No
         log.info("lookup.refund", refund_id=refund.id, status=refund.status)
 
 
-def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method: Row[Any]) -> None:
+def _look_up_refunds_of(
+    session: Session, gateway: Gateway, of: PaymentRow, method: PaymentMethodRow
+) -> None:
     """Look up a refund that was made outside: it has no key of ours, but its charge shows it."""
     query = gateway_requests.charge_lookup(of, method)
     snapshot = RowSnapshot.of_payment(of)
@@ -340,53 +352,58 @@ def _look_up_refunds_of(session: Session, gateway: Gateway, of: Row[Any], method
     if charge is None or charge.refunds is None:
         return
     with phase(session):
-        order, payment = payments.lock(session, of.order_id, of.id)
+        order, payment = payments.lock(session, of.user_id, of.order_id, of.id)
         source = snapshot.source(payment)
         settle_refunds(session, RECONCILER, order, payment, charge.refunds, source)
 
 
-def _void_expired(session: Session, rules: LookupRules, seen: Row[Any]) -> None:
+def _void_expired(
+    session: Session, rules: LookupRules, seen: PaymentRow, ages: PaymentAges
+) -> None:
     """Void a payment whose shopper has stayed away.
 
     After a day of refusals a person has to look. A gateway that did not answer may only be away.
     """
-    status = payments.cancel_expired_payment(session, rules.access, RECONCILER, seen.id)
-    overdue = seen.age > rules.action_expires_after + REVIEW_AFTER
-    looked_at_lately = seen.reviewed_ago is not None and seen.reviewed_ago <= REVIEW_AFTER
+    status = payments.cancel_expired_payment(session, rules.access, RECONCILER, seen)
+    overdue = ages.charge > rules.action_expires_after + REVIEW_AFTER
+    looked_at_lately = ages.reviewed_ago is not None and ages.reviewed_ago <= REVIEW_AFTER
     if status == "requires_action" and overdue and not looked_at_lately:
         _flag_unknown(session, seen)
 
 
-def _flag_overdue(session: Session, payment_id: int) -> None:
+def _flag_overdue(session: Session, lease: Lease) -> None:
     """Flag a payment whose outcome has been open for a day."""
     with phase(session):
-        seen = crud.require_payment_to_look_up(session, payment_id)
+        seen, ages = crud.require_payment_to_look_up(session, lease.user_id, lease.id)
     is_open = seen.status == "pending" or seen.operation is not None
-    if is_open and not seen.needs_review and _is_overdue(seen):
+    if is_open and not seen.needs_review and _is_overdue(seen.lookup_count, ages):
         _flag_unknown(session, seen)
 
 
-def _is_overdue(seen: Row[Any], patience: float = REVIEW_AFTER) -> bool:
-    return bool(seen.unreviewed_for > patience and seen.lookup_count >= REVIEW_AFTER_LOOKUPS)
+def _is_overdue(
+    lookups: int, ages: PaymentAges | RefundAges, patience: float = REVIEW_AFTER
+) -> bool:
+    return ages.unreviewed_for > patience and lookups >= REVIEW_AFTER_LOOKUPS
 
 
-def _flag_unknown(session: Session, seen: Row[Any]) -> None:
+def _flag_unknown(session: Session, seen: PaymentRow) -> None:
     with phase(session):
-        order, payment = payments.lock(session, seen.order_id, seen.id)
+        order, payment = payments.lock(session, seen.user_id, seen.order_id, seen.id)
         ours = payment_facts(order, payment)
         if payment.status == seen.status and ours.review_reason is None:
             apply_decision(session, RECONCILER, order, payment, decide_unknown(ours, overdue=True))
 
 
-def _flag_overdue_refund(session: Session, refund_id: int) -> None:
+def _flag_overdue_refund(session: Session, lease: Lease) -> None:
     with phase(session):
-        seen = crud.require_refund_to_look_up(session, refund_id)
-        of = crud.require_payment(session, seen.payment_id, EVERYONE)
-    # A refund that the gateway has accepted may take some bank days.
+        seen, ages = crud.require_refund_to_look_up(session, lease.user_id, lease.id)
+        of = crud.require_payment(session, seen.payment_id, seen.user_id)
+    # One that the gateway has taken on may take its bank days.
     patience = REVIEW_AFTER if seen.gateway_reference is None else REFUND_REVIEW_AFTER
-    if seen.status != "pending" or of.needs_review or not _is_overdue(seen, patience):
+    overdue = _is_overdue(seen.lookup_count, ages, patience)
+    if seen.status != "pending" or of.needs_review or not overdue:
         return
     with phase(session):
-        order, payment, refund = refunds.lock(session, of.order_id, of.id, refund_id)
+        order, payment, refund = refunds.lock(session, of.user_id, of.order_id, of.id, seen.id)
         if refund.status == "pending":
             request_review(session, RECONCILER, order, payment, "outcome_unknown", "")

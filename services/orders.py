@@ -47,9 +47,9 @@ def set_status(
     that this caller may not make, PaymentInProgress while a payment's outcome is open.
     """
     with phase(session):
-        context.require_order(session, "set_order_status", order_id)
-        order = crud.lock_order(session, order_id)
-        live = crud.get_live_payment(session, order.id)
+        found = context.require_order(session, "set_order_status", order_id)
+        order = crud.lock_order(session, found.user_id, found.id)
+        live = crud.get_live_payment(session, order.user_id, order.id)
         if order.status != status:
             _check_move(order, status, _roles(context, order))
         if order.status == status or live is None or live.amount_captured > 0:

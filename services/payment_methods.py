@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic_core import PydanticCustomError
-from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
@@ -65,26 +64,29 @@ def create(
         identity = f"{gateway.name}:{saved.identity}"
     fingerprints = _fingerprints(fingerprint_keys, identity) if identity is not None else []
     with phase(session):
-        crud.lock_user(session, user_id)
-        if gateway.remote and request.token is not None:
-            _require_own_token(session, user_id, gateway, saved.token)
-        _require_new_fingerprint(session, user_id, fingerprints)
-        current = crud.get_default_payment_method(session, user_id)
-        if current is not None and data.is_default:
-            _take_default(session, context, user_id)
-        method = crud.create_payment_method(
-            session,
-            user_id=user_id,
-            payment_type=data.payment_type,
-            gateway=gateway.name,
-            gateway_token=saved.token,
-            gateway_customer=saved.customer,
-            fingerprint=fingerprints[0] if fingerprints else None,
-            details=dict(saved.details),
-            is_default=current is None or bool(data.is_default),
-        )
-        if method is None:  # a writer without the lock was faster; the unique index caught it
+        values = {
+            "user_id": user_id,
+            "payment_type": data.payment_type,
+            "gateway": gateway.name,
+            "gateway_token": saved.token,
+            "gateway_customer": saved.customer,
+            "fingerprint": fingerprints[0] if fingerprints else None,
+            "details": dict(saved.details),
+        }
+        method = None
+        for _ in range(2):  # two may save a first one at once: then this one is not the first
+            crud.lock_user(session, user_id)
+            if gateway.remote and request.token is not None:
+                _require_own_token(session, user_id, gateway, saved.token)
             _require_new_fingerprint(session, user_id, fingerprints)
+            current = crud.get_default_payment_method(session, user_id)
+            if current is not None and data.is_default:
+                _take_default(session, context, user_id)
+            is_default = current is None or bool(data.is_default)
+            method = crud.create_payment_method(session, is_default=is_default, **values)
+            if method is not None:
+                break
+        if method is None:
             raise DuplicatePaymentMethod
         shown = record_payment_method_event(
             session, ChangedBy.caller(context), "payment_method.created", method
@@ -237,9 +239,9 @@ def _fingerprints(keys: Sequence[bytes], identity: str) -> list[str]:
 def _require_new_fingerprint(session: Session, user_id: str, fingerprints: Sequence[str]) -> None:
     if not fingerprints:
         return
-    existing: Row[Any] | None = crud.find_payment_method(session, user_id, fingerprints)
+    existing = crud.find_payment_method(session, user_id, fingerprints)
     if existing is not None:
-        raise DuplicatePaymentMethod(payment_method_id=existing.id)
+        raise DuplicatePaymentMethod(payment_method_id=existing)
 
 
 def _require_own_token(session: Session, user_id: str, gateway: Gateway, token: str) -> None:

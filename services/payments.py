@@ -14,7 +14,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
@@ -41,7 +40,7 @@ from gateways.base import (
     Refused,
 )
 from models import Order, Payment
-from permissions import EVERYONE
+from rows import PaymentMethodRow, PaymentRow
 from settlement import gateway_requests
 from settlement.apply import (
     record_action_required,
@@ -102,7 +101,7 @@ def pay(
     if charge is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
-        order, payment = lock(session, order_id, payment_id)
+        order, payment = lock(session, claim.payment.user_id, order_id, payment_id)
         by = ChangedBy.gateway(payment.gateway, context.request_id)
         source = claim.snapshot.source(payment)
         if isinstance(charge, NotExecuted):
@@ -128,8 +127,8 @@ def _claim(
     """Claim what is sent to the gateway next: the charge, or the void of an earlier payment that
     waits for its shopper."""
     with phase(session):
-        context.require_order(session, "pay_order", order_id)
-        order = crud.lock_order(session, order_id)
+        found = context.require_order(session, "pay_order", order_id)
+        order = crud.lock_order(session, found.user_id, found.id)
         waiting = _waiting_payment(session, order) if may_void_waiting else None
         if waiting is None:
             require_payable(session, order)
@@ -163,15 +162,15 @@ def _claim(
 
 def _waiting_payment(session: Session, order: Order) -> Payment | None:
     """The payment of a locked order that waits for its shopper and can be voided, locked."""
-    live = crud.get_live_payment(session, order.id)
+    live = crud.get_live_payment(session, order.user_id, order.id)
     if live is None or live.status != "requires_action" or live.operation is not None:
         return None
-    return crud.lock_payment(session, live.id)
+    return crud.lock_payment(session, live.user_id, live.id)
 
 
 def require_payable(session: Session, order: Order) -> None:
     """Raises unless a locked order may be paid now."""
-    live = crud.get_live_payment(session, order.id)
+    live = crud.get_live_payment(session, order.user_id, order.id)
     if live is not None and live.status in ("pending", "requires_action"):
         raise PaymentInProgress(payment_id=live.id)
     if order.status == "canceled":
@@ -179,7 +178,7 @@ def require_payable(session: Session, order: Order) -> None:
             "A canceled order cannot be paid", current_status="canceled", allowed_statuses=[]
         )
     if order.status != "pending" or live is not None:
-        members = {"payment_id": live.id} if live is not None else {}
+        members: dict[str, Any] = {"payment_id": live.id} if live is not None else {}
         raise OrderAlreadyPaid(**members)
 
 
@@ -191,6 +190,7 @@ class ClaimedOperation:
     """A capture or void that is claimed and about to be sent."""
 
     gateway: Gateway
+    user_id: str
     order_id: int
     operation: PaymentOperation
     request: ChangeRequest
@@ -230,15 +230,14 @@ def cancel_with_order(
 
 
 def cancel_expired_payment(
-    session: Session, access: GatewayAccess, by: ChangedBy, payment_id: int
+    session: Session, access: GatewayAccess, by: ChangedBy, seen: PaymentRow
 ) -> PaymentStatus | None:
     """Void a payment whose shopper has stayed away, if it still waits; its order stays.
 
     Returns the payment's status then; None if the gateway did not answer.
     """
     with phase(session):
-        found = crud.require_payment(session, payment_id, EVERYONE)
-        order, payment = lock(session, found.order_id, payment_id)
+        order, payment = lock(session, seen.user_id, seen.order_id, seen.id)
         if payment.status != "requires_action" or payment.operation is not None:
             return None
         claim = claim_operation(session, access, order, payment, "void")
@@ -255,7 +254,7 @@ def _operate(
 ) -> StoredResponse:
     with phase(session):  # claim
         found = context.require_payment(session, _ACTIONS[operation], payment_id)
-        order, payment = lock(session, found.order_id, payment_id)
+        order, payment = lock(session, found.user_id, found.order_id, payment_id)
         claim = claim_operation(session, access, order, payment, operation, amount)
         context.link_gateway_request(session, claim.request.key)
         shown: schemas.Out = (
@@ -300,9 +299,10 @@ def claim_operation(
     payment.operation_key = str(uuid.uuid4())
     payment.operation_amount = payment.amount if amount is None else amount
     leases.schedule_first_lookup(session, payment, access.lookup_after)
-    method = crud.get_charged_payment_method(session, payment.payment_method_id)
+    method = crud.get_charged_payment_method(session, payment)
     return ClaimedOperation(
         gateway=gateway,
+        user_id=order.user_id,
         order_id=order.id,
         operation=operation,
         request=gateway_requests.operation_request(payment, access.fault),
@@ -345,7 +345,7 @@ def _call_operation(claim: ClaimedOperation, access: GatewayAccess) -> tuple[Any
 def _settle_operation(
     session: Session, claim: ClaimedOperation, by: ChangedBy, asked: Any, charge: Charge | None
 ) -> tuple[Order, Payment]:
-    order, payment = lock(session, claim.order_id, claim.request.payment_id)
+    order, payment = lock(session, claim.user_id, claim.order_id, claim.request.payment_id)
     source = claim.snapshot.source(payment)
     if charge is not None:
         outside = isinstance(asked, NotExecuted) and source == "answer"
@@ -382,7 +382,7 @@ def confirm(
     """
     with phase(session):  # claim
         found = context.require_payment(session, "confirm_payment", payment_id)
-        order, payment = lock(session, found.order_id, payment_id)
+        order, payment = lock(session, found.user_id, found.order_id, payment_id)
         gateway = access.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
         # An earlier completion may have failed: wrong parameters, or no connection.
@@ -390,7 +390,7 @@ def confirm(
         completes = (
             (waits or goes_on) and bool(returned) and gateway.capabilities.needs_redirect_params
         )
-        method = crud.get_charged_payment_method(session, payment.payment_method_id)
+        method = crud.get_charged_payment_method(session, payment)
         charge = gateway_requests.charge_lookup(payment, method)
         by = ChangedBy.gateway(payment.gateway, context.request_id)
         next_action = payment.next_action
@@ -403,21 +403,23 @@ def confirm(
         state = known_state(seen)
         if state is not None:
             with phase(session):
-                order, payment = lock(session, order.id, payment_id)
+                order, payment = lock(session, order.user_id, order.id, payment_id)
                 source, asks = snapshot.source(payment), can_retrieve(gateway)
                 settle_charge(session, by, order, payment, state, source, can_retrieve=asks)
                 if state.status == "approved" and payment.status == "pending":
                     request = gateway_requests.completion_request(payment)
                     snapshot = RowSnapshot.of_payment(payment)
     if request is not None:
-        not_executed = complete(session, gateway, by, order.id, request, snapshot, access.seconds)
+        not_executed = complete(session, gateway, by, found, request, snapshot, access.seconds)
         if not_executed and next_action is not None:  # the parameters were another payment's
             with phase(session):
-                order, payment = lock(session, order.id, payment_id)
+                order, payment = lock(session, order.user_id, order.id, payment_id)
                 if payment.status == "pending" and snapshot.source(payment) == "answer":
                     record_action_required(session, by, order, payment, next_action)
     with phase(session):
-        shown = schemas.Payment.model_validate(crud.require_payment(session, payment_id, EVERYONE))
+        shown = schemas.Payment.model_validate(
+            crud.require_payment(session, payment_id, found.user_id)
+        )
         if shown.status == "pending":
             return StoredResponse.resource(202, shown)  # not stored: a repeat asks again
         return context.store_response(session, StoredResponse.resource(200, shown))
@@ -427,7 +429,7 @@ def complete(
     session: Session,
     gateway: Gateway,
     by: ChangedBy,
-    order_id: int,
+    seen: PaymentRow,
     request: ChangeRequest,
     snapshot: RowSnapshot,
     seconds: float | None = None,
@@ -441,7 +443,7 @@ def complete(
     charge = known_state(asked)
     if charge is not None:  # else a look-up asks again
         with phase(session):
-            order, payment = lock(session, order_id, request.payment_id)
+            order, payment = lock(session, seen.user_id, seen.order_id, seen.id)
             source, asks = snapshot.source(payment), can_retrieve(gateway)
             settle_charge(session, by, order, payment, charge, source, can_retrieve=asks)
     return isinstance(asked, NotExecuted)
@@ -484,13 +486,13 @@ def can_retrieve(gateway: Gateway) -> bool:
     return gateway.capabilities.can_retrieve
 
 
-def lock(session: Session, order_id: int, payment_id: int) -> tuple[Order, Payment]:
+def lock(session: Session, user_id: str, order_id: int, payment_id: int) -> tuple[Order, Payment]:
     """Lock the order, then the payment. Another sequence could deadlock."""
-    order = crud.lock_order(session, order_id)
-    return order, crud.lock_payment(session, payment_id)
+    order = crud.lock_order(session, user_id, order_id)
+    return order, crud.lock_payment(session, user_id, payment_id)
 
 
-def _method(session: Session, order: Order, named: int | None) -> Row[Any]:
+def _method(session: Session, order: Order, named: int | None) -> PaymentMethodRow:
     method_id = named if named is not None else order.payment_method_id
     if method_id is None:
         method = crud.get_default_payment_method(session, order.user_id)

@@ -12,16 +12,16 @@ from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final
 
-from sqlalchemy import Engine, Row
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import crud
 import leases
-from database import new_session, phase
+from database import new_session, phase, read_clock
 from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
-from permissions import EVERYONE
+from rows import PaymentRow, RefundRow
 from services import payments
 from services.lookups import LookupRules, look_up_everything_open
 from settlement import gateway_requests
@@ -65,7 +65,7 @@ Mismatch = dict[str, Any]
 class ComparedCharge:
     """One charge in the gateway's list beside our payment, and how they differ."""
 
-    payment: Row[Any] | None
+    payment: PaymentRow | None
     listed: base.ListedCharge
     difference: Mismatch | None
 
@@ -82,7 +82,7 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
         window = leases.claim_comparison(session, name, first_window=FIRST_WINDOW, lease=LEASE)
     if window is None:
         return 0
-    lease: datetime = window.leased_until
+    lease = window.leased_until
     compared = 0
     for _ in _compare_window(session, gateway, window):
         compared += 1
@@ -95,7 +95,9 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
     return compared
 
 
-def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -> Iterator[None]:
+def _compare_window(
+    session: Session, gateway: base.Gateway, window: leases.Window
+) -> Iterator[None]:
     """Compare a window page by page; if the gateway has no list, schedule our payments by age."""
     for page in list_pages(gateway, window.since - OVERLAP):
         for one in _compare_page(session, gateway, page.charges):
@@ -105,16 +107,26 @@ def _compare_window(session: Session, gateway: base.Gateway, window: Row[Any]) -
     if gateway.capabilities.lists_charges:
         return
     for age in REREAD_AGES:
-        cursor: tuple[datetime, int] | None = None
-        while True:
-            since, until = window.since - age, window.until - age
-            with phase(session):
-                cursor = leases.schedule_rereads(
-                    session, gateway.name, since, until, cursor, limit=PAGE_SIZE
-                )
+        for _ in schedule_rereads(session, gateway.name, window.since - age, window.until - age):
             yield
-            if cursor is None:
-                break
+
+
+def schedule_rereads(
+    session: Session, gateway: str, since: datetime, until: datetime
+) -> Iterator[None]:
+    """Have payments that were made between the two times looked up now, page by page."""
+    last: leases.Aged | None = None
+    while True:
+        with phase(session):
+            page = leases.list_aged_payments(session, gateway, since, until, last, limit=PAGE_SIZE)
+        for aged in page:
+            if aged.is_settled:
+                with phase(session):
+                    leases.schedule_reread(session, aged.user_id, aged.id)
+        yield
+        if len(page) < PAGE_SIZE:
+            return
+        last = page[-1]
 
 
 def _renew(session: Session, name: str, lease: datetime) -> datetime | None:
@@ -123,7 +135,7 @@ def _renew(session: Session, name: str, lease: datetime) -> datetime | None:
 
 
 def _look_up_difference(
-    session: Session, gateway: base.Gateway, payment: Row[Any], charge: base.Charge
+    session: Session, gateway: base.Gateway, payment: PaymentRow, charge: base.Charge
 ) -> None:
     """Schedule a look-up of a payment that differs from the list.
 
@@ -131,13 +143,13 @@ def _look_up_difference(
     """
     if _is_other_charge(payment, charge):
         with phase(session):
-            order, locked = payments.lock(session, payment.order_id, payment.id)
+            order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
             settle_charge(session, ChangedBy.gateway(gateway.name), order, locked, charge, "hint")
     else:
         schedule_lookup_now(session, payment)
 
 
-def _is_other_charge(payment: Row[Any], charge: base.Charge) -> bool:
+def _is_other_charge(payment: PaymentRow, charge: base.Charge) -> bool:
     return payment.gateway_reference not in (None, charge.reference, charge.replaces)
 
 
@@ -146,10 +158,10 @@ def can_compare(gateway: base.Gateway) -> bool:
     return gateway.capabilities.lists_charges or gateway.capabilities.can_retrieve
 
 
-def schedule_lookup_now(session: Session, payment: Row[Any]) -> None:
+def schedule_lookup_now(session: Session, payment: PaymentRow) -> None:
     """Schedule a look-up for now; the payment may have changed since it was read."""
     with phase(session):
-        _, locked = payments.lock(session, payment.order_id, payment.id)
+        _, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
         if locked.status != "pending" and locked.operation is None:
             leases.schedule_lookup(locked, "now")
             session.flush()
@@ -174,8 +186,8 @@ def compare(
             yield from _read_ours(session, gateway, since, progress)
         return
     with phase(session):
-        began = crud.read_clock(session)
-    seen: set[int] = set()  # payment ids, some 60 bytes each
+        began = read_clock(session)
+    seen: set[int] = set()  # our ids, some 60 bytes each
     for count, one in enumerate(compare_charges(session, gateway, since), 1):
         if one.payment is not None:
             seen.add(one.payment.id)
@@ -205,7 +217,7 @@ def compare(
             yield difference
 
 
-def _must_be_listed(payment: Row[Any]) -> bool:
+def _must_be_listed(payment: PaymentRow) -> bool:
     return payment.status in ALWAYS_LISTED and payment.operation is None
 
 
@@ -217,7 +229,7 @@ def _read_ours(
 ) -> Iterator[Mismatch]:
     """Look up each of our payments, for a gateway that cannot list its charges."""
     with phase(session):
-        since = since or crud.read_clock(session) - FIRST_WINDOW
+        since = since or read_clock(session) - FIRST_WINDOW
     count = 0
     for payment in _recent_payments(session, gateway, since):
         if payment.status not in ALWAYS_LISTED or payment.gateway_reference is None:
@@ -231,28 +243,28 @@ def _read_ours(
 
 
 def _settle(
-    session: Session, gateway: base.Gateway, payment: Row[Any], listed: base.Charge | None
+    session: Session, gateway: base.Gateway, payment: PaymentRow, listed: base.Charge | None
 ) -> Mismatch | None:
     """Look a payment up, and compare it with what the gateway shows now, or else with `listed`."""
     with phase(session):
-        payment = crud.require_payment(session, payment.id, EVERYONE)
-        method = crud.get_charged_payment_method(session, payment.payment_method_id)
+        payment = crud.require_payment(session, payment.id, payment.user_id)
+        method = crud.get_charged_payment_method(session, payment)
     snapshot = RowSnapshot.of_payment(payment)
     query = gateway_requests.charge_lookup(payment, method)
     charge = known_state(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
     if charge is not None:
         with phase(session):
-            order, locked = payments.lock(session, payment.order_id, payment.id)
+            order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
             by = ChangedBy.gateway(gateway.name)
             settle_charge(session, by, order, locked, charge, snapshot.source(locked))
     with phase(session):
-        payment = crud.require_payment(session, payment.id, EVERYONE)
+        payment = crud.require_payment(session, payment.id, payment.user_id)
         refunds = crud.list_refunds_of_payments(session, [payment.id])
     if listed is not None and _is_other_charge(payment, listed):
         _look_up_difference(session, gateway, payment, listed)
         charge = listed  # no look-up of ours shows it
     with phase(session):
-        payment = crud.require_payment(session, payment.id, EVERYONE)
+        payment = crud.require_payment(session, payment.id, payment.user_id)
     if _is_accepted(payment):
         return None
     shown = charge or listed
@@ -308,7 +320,7 @@ def _compare_page(
         found = crud.list_payments_of_charges(session, gateway.name, keys, references)
         by_key = {payment.gateway_key: payment for payment in found}
         by_reference = {payment.gateway_reference: payment for payment in found}
-        refunds: dict[int, list[Row[Any]]] = {payment.id: [] for payment in found}
+        refunds: dict[int, list[RefundRow]] = {payment.id: [] for payment in found}
         for refund in crud.list_refunds_of_payments(session, list(refunds)):
             refunds[refund.payment_id].append(refund)
     for listed in charges:
@@ -336,32 +348,29 @@ def _without_payment(
 
 
 def _save_disputes(
-    session: Session, gateway: base.Gateway, payment: Row[Any], disputes: Sequence[base.Dispute]
+    session: Session, gateway: base.Gateway, payment: PaymentRow, disputes: Sequence[base.Dispute]
 ) -> None:
     """Record disputes that are new or have changed."""
     with phase(session):
-        known = {
-            dispute.gateway_reference: dispute.status
-            for dispute in crud.list_disputes_by_reference(
-                session, gateway.name, [dispute.reference for dispute in disputes]
-            )
-        }
+        references = [dispute.reference for dispute in disputes]
+        known = crud.list_dispute_statuses(session, gateway.name, references)
     news = [dispute for dispute in disputes if known.get(dispute.reference) != dispute.status]
     if not news:
         return
     with phase(session):
-        order, locked = payments.lock(session, payment.order_id, payment.id)
+        order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
         for dispute in news:
             settle_dispute(session, ChangedBy.gateway(gateway.name), order, locked, dispute)
 
 
 def find_difference(
-    payment: Row[Any], refunds: Sequence[Row[Any]], charge: base.Charge
+    payment: PaymentRow, refunds: Sequence[RefundRow], charge: base.Charge
 ) -> Mismatch | None:
     """How a payment and a charge differ; None if they agree or an outcome is open."""
     if payment.status == "pending" or payment.operation is not None:
-        return None  # the report counts it as still open
-    not_charged = payment.status == "failed" and payment.failure["code"] == "not_charged"
+        return None  # counted as still open
+    failure = payment.failure
+    not_charged = payment.status == "failed" and (failure or {}).get("code") == "not_charged"
     other = _is_other_charge(payment, charge)
     pairs: list[tuple[str, Any, Any]] = [
         ("amount", payment.amount, charge.amount),
@@ -383,7 +392,7 @@ def find_difference(
 
 
 def _find_refund_difference(
-    ours: Sequence[Row[Any]], theirs: Sequence[base.Refund] | None
+    ours: Sequence[RefundRow], theirs: Sequence[base.Refund] | None
 ) -> tuple[str, Any, Any] | None:
     """The first difference among settled refunds. An open one is looked up by itself."""
     if theirs is None:
@@ -406,9 +415,9 @@ def _find_refund_difference(
 
 def _recent_payments(
     session: Session, gateway: base.Gateway, since: datetime | None
-) -> Iterator[Row[Any]]:
+) -> Iterator[PaymentRow]:
     """Our payments at a gateway since then, newest first."""
-    after: Row[Any] | None = None
+    after: PaymentRow | None = None
     while True:
         with phase(session):
             page = crud.list_recent_payments(session, gateway.name, since, after, PAGE_SIZE)
@@ -418,7 +427,7 @@ def _recent_payments(
         after = page[-1]
 
 
-def _is_accepted(payment: Row[Any]) -> bool:
+def _is_accepted(payment: PaymentRow) -> bool:
     """Whether a person has accepted the difference."""
     return payment.review_state is not None and not payment.needs_review
 

@@ -40,11 +40,11 @@ def refund(
     """
     with phase(session):  # claim: reserve the amount before the gateway is asked
         found = context.require_payment(session, "refund_payment", payment_id)
-        order = crud.lock_order(session, found.order_id)
-        payment = crud.lock_payment(session, payment_id)
+        order = crud.lock_order(session, found.user_id, found.order_id)
+        payment = crud.lock_payment(session, found.user_id, payment_id)
         gateway = access.gateway(payment.gateway)
         amount = _amount(payment, data.amount)
-        dispute_id = crud.get_blocking_dispute(session, payment.id)
+        dispute_id = crud.get_blocking_dispute(session, payment)
         if dispute_id is not None and not data.allow_disputed:
             raise PaymentDisputed(dispute_id=dispute_id)
         if amount != payment.amount_captured and not gateway.capabilities.partial_refund:
@@ -63,7 +63,7 @@ def refund(
     if state is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
-        order, payment, row = lock(session, order.id, payment_id, row.id)
+        order, payment, row = lock(session, order.user_id, order.id, payment_id, row.id)
         source = snapshot.source(row)
         if not isinstance(state, NotExecuted):
             settle_refund(session, by, order, payment, row, state, source)
@@ -79,12 +79,12 @@ def refund(
 
 
 def lock(
-    session: Session, order_id: int, payment_id: int, refund_id: int
+    session: Session, user_id: str, order_id: int, payment_id: int, refund_id: int
 ) -> tuple[Order, Payment, Refund]:
     """Lock in this order always. Another sequence could deadlock."""
-    order = crud.lock_order(session, order_id)
-    payment = crud.lock_payment(session, payment_id)
-    refund = crud.lock_refund(session, refund_id, payment_id)
+    order = crud.lock_order(session, user_id, order_id)
+    payment = crud.lock_payment(session, user_id, payment_id)
+    refund = crud.lock_refund(session, user_id, payment_id, refund_id)
     assert refund is not None  # rows of money are never deleted
     return order, payment, refund
 

@@ -7,9 +7,8 @@ payment's state is refused.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
@@ -27,6 +26,7 @@ from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransiti
 from gateways import base
 from models import Order, Payment
 from permissions import EVERYONE
+from rows import PaymentRow
 from services import payments
 from settlement.apply import (
     apply_decision,
@@ -77,9 +77,9 @@ def resolve(
 
 
 def _resolve(
-    session: Session, by: ChangedBy, found: Row[Any], data: schemas.ReviewCreate
+    session: Session, by: ChangedBy, found: PaymentRow, data: schemas.ReviewCreate
 ) -> schemas.Payment:
-    order, payment = payments.lock(session, found.order_id, found.id)
+    order, payment = payments.lock(session, found.user_id, found.order_id, found.id)
     if not payment.needs_review:
         raise InvalidStatusTransition(
             "The payment needs no review", current_status=payment.status, allowed_statuses=[]
@@ -169,7 +169,7 @@ def _settle_refund(
     refund_id: int,
     data: schemas.ReviewCreate,
 ) -> None:
-    refund = crud.lock_refund(session, refund_id, payment.id)
+    refund = crud.lock_refund(session, payment.user_id, payment.id, refund_id)
     if refund is None:
         raise NotFound
     if refund.status != "pending":
@@ -183,7 +183,7 @@ def _settle_refund(
     reference = data.gateway_reference or refund.gateway_reference
     if reference is None:
         raise InvalidRequest.of("gateway_reference", "missing", "Name the gateway's refund")
-    named = crud.lock_refund_of_state(session, payment.id, reference, None)
+    named = crud.lock_refund_of_state(session, payment, reference, None)
     if named is not None and named.id != refund.id:
         raise InvalidRequest.of("gateway_reference", "taken", "This is another refund")
     state = base.Refund(reference, "succeeded", refund.amount, refund.currency)

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
-from sqlalchemy import Engine, Row
+from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import crud
@@ -29,6 +28,7 @@ from gateways.base import (
 from gateways.registry import Gateways
 from models import Order, Payment
 from observability.logs import get_logger
+from rows import PaymentRow
 from services import payment_methods, payments
 from settlement.apply import (
     request_review,
@@ -82,10 +82,10 @@ def receive(
                 )
             if event.delivery_id is not None:  # a signed delivery counts once, whatever it says
                 _store(session, name, event, None)
-            return  # else not stored: when it is sent again its payment may be known
-        # Lock first: storing the event takes a weak lock of the payment, for its foreign key.
-        order, payment = payments.lock(session, found.order_id, found.id)
-        if _store(session, name, event, payment.id):
+            return  # else not stored: if it is sent again it may be known by then
+        # The locks come first: storing the event locks the payment a little, for its foreign key.
+        order, payment = payments.lock(session, found.user_id, found.order_id, found.id)
+        if _store(session, name, event, payment):
             can_retrieve = gateway.capabilities.can_retrieve
             _apply(
                 session, event, order, payment, ChangedBy.gateway(name), can_retrieve=can_retrieve
@@ -103,14 +103,12 @@ def connect_gateways(engine: Engine, gateways: Gateways) -> None:
         gateway.is_known_delivery = partial(is_known, name)
 
 
-def _store(session: Session, name: str, event: GatewayEvent, payment_id: int | None) -> bool:
+def _store(session: Session, name: str, event: GatewayEvent, payment: Payment | None) -> bool:
     """Store the event. Returns whether it is new; it is applied in the same transaction."""
-    return crud.add_gateway_event(
-        session, name, event.id, event.type, payment_id, event.delivery_id
-    )
+    return crud.add_gateway_event(session, name, event.id, event.type, payment, event.delivery_id)
 
 
-def _is_about(event: GatewayEvent, payment: Row[Any]) -> bool:
+def _is_about(event: GatewayEvent, payment: PaymentRow) -> bool:
     """Whether the event is about this payment: systems that share an account use the same small
     ids."""
     if event.key is not None:
@@ -159,7 +157,7 @@ def _apply(
         request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
     if event.needs_lookup:
         leases.schedule_lookup(payment, "now")
-        for refund in crud.lock_pending_refunds(session, payment.id):
+        for refund in crud.lock_pending_refunds(session, payment):
             leases.schedule_lookup(refund, "now")
         session.flush()
 
@@ -175,7 +173,7 @@ def _apply_refund(
     can_retrieve: bool,
 ) -> None:
     """A refund of ours, or one that was made outside."""
-    refund = crud.lock_refund_of_state(session, payment.id, state.reference, state.refund_id)
+    refund = crud.lock_refund_of_state(session, payment, state.reference, state.refund_id)
     if refund is not None and event.refund_key not in (None, refund.gateway_key):
         log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
     elif refund is not None:
@@ -195,10 +193,18 @@ def _was_given_up(key: str, payment: Payment) -> bool:
 
 
 def _change_methods(session: Session, name: str, event: GatewayEvent, change: MethodChange) -> None:
-    """Apply that a gateway renewed or removed a saved method."""
+    """A saved method was renewed, or removed, at the gateway; so it is here.
+
+    The event is stored when all is done: to do it twice changes nothing.
+    """
     with phase(session):
-        if _store(session, name, event, None):
-            for row in crud.list_methods_of_token(session, name, change.token):
-                payment_methods.apply_gateway_change(
-                    session, ChangedBy.gateway(name), row.user_id, row.id, change.details
-                )
+        known = crud.is_known_event(session, name, event.id)
+        methods = [] if known else crud.list_methods_of_token(session, name, change.token)
+    for method in methods:
+        with phase(session):  # of one user; a token is seldom that of several
+            payment_methods.apply_gateway_change(
+                session, ChangedBy.gateway(name), method.user_id, method.id, change.details
+            )
+    if not known:
+        with phase(session):
+            _store(session, name, event, None)

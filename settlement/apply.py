@@ -357,7 +357,7 @@ def settle_refunds(
 ) -> None:
     """Apply the refunds of a charge as its gateway shows them, and import those made outside."""
     for state in states:
-        refund = crud.lock_refund_of_state(session, payment.id, state.reference, state.refund_id)
+        refund = crud.lock_refund_of_state(session, payment, state.reference, state.refund_id)
         if refund is not None:
             settle_refund(session, by, order, payment, refund, state, source)
         elif state.status != "failed":
@@ -375,7 +375,7 @@ def import_refund(
     """
     room = payment.amount_captured - payment.refund_reserved
     if state.currency != payment.currency or not 0 < state.amount <= room:
-        if state.currency != payment.currency or not crud.lock_pending_refunds(session, payment.id):
+        if state.currency != payment.currency or not crud.lock_pending_refunds(session, payment):
             request_review(session, by, order, payment, "amount_differs", _refund_evidence(state))
         return
     refund = crud.open_refund(
@@ -389,7 +389,7 @@ def import_refund(
 
 def _end_review_of_refunds(session: Session, payment: Payment) -> None:
     """End the review of an unknown refund once the outcome of every refund is known."""
-    if payment.operation is None and not crud.lock_pending_refunds(session, payment.id):
+    if payment.operation is None and not crud.lock_pending_refunds(session, payment):
         payment.needs_review, payment.review_reason = False, None
 
 
@@ -406,6 +406,7 @@ def settle_dispute(
     """Record a dispute, with one event when it opens and one when it closes."""
     dispute = crud.save_dispute(
         session,
+        user_id=payment.user_id,
         payment_id=payment.id,
         gateway=payment.gateway,
         gateway_reference=state.reference,

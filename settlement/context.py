@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Row
 from sqlalchemy.orm import Session
 
 import crud
-import leases
+import idempotency_keys
 from domain.events import Actor
 from errors import IdempotencyInProgress, ServiceError
 from permissions import Principal
+from rows import OrderRow, PaymentMethodRow, PaymentRow
 
 JSON = "application/json"
 PROBLEM_JSON = "application/problem+json"  # RFC 9457
@@ -73,20 +72,22 @@ class CallContext:
         self.principal.require(action, owner)
         return owner
 
-    def require_payment_method(self, session: Session, action: str, method_id: int) -> Row[Any]:
+    def require_payment_method(
+        self, session: Session, action: str, method_id: int
+    ) -> PaymentMethodRow:
         """The method to do this to. Raises NotFound if the caller may not see it, and Forbidden."""
         visible_to = self.principal.visible_to("get_payment_method")
         method = crud.require_payment_method(session, method_id, visible_to)
         self.principal.require(action, method.user_id)
         return method
 
-    def require_order(self, session: Session, action: str, order_id: int) -> Row[Any]:
+    def require_order(self, session: Session, action: str, order_id: int) -> OrderRow:
         """The same of an order."""
         order = crud.require_order(session, order_id, self.principal.visible_to("get_order"))
         self.principal.require(action, order.user_id)
         return order
 
-    def require_payment(self, session: Session, action: str, payment_id: int) -> Row[Any]:
+    def require_payment(self, session: Session, action: str, payment_id: int) -> PaymentRow:
         """The same of a payment."""
         visible_to = self.principal.visible_to("get_payment")
         payment = crud.require_payment(session, payment_id, visible_to)
@@ -100,8 +101,9 @@ class CallContext:
         IdempotencyInProgress, which rolls the transaction back, when a repeat has taken the key
         over.
         """
-        if self.key is not None and not leases.store_response(
+        if self.key is not None and not idempotency_keys.store_response(
             session,
+            self.principal.user_id,
             self.key.id,
             status=response.status,
             headers=response.headers,
@@ -116,8 +118,12 @@ class CallContext:
 
         Raises IdempotencyInProgress when a repeat has taken the key over.
         """
-        if self.key is not None and not leases.link_key(
-            session, self.key.id, self.key.owner, gateway_key=gateway_key
+        if self.key is not None and not idempotency_keys.link_key(
+            session,
+            self.principal.user_id,
+            self.key.id,
+            self.key.owner,
+            gateway_key=gateway_key,
         ):
             raise IdempotencyInProgress
 
@@ -129,8 +135,13 @@ def answer_waiting_requests(
 
     `render` takes the id of the request to answer.
     """
-    for key in leases.list_waiting_keys(session, gateway_key):
+    for key in idempotency_keys.list_waiting_keys(session, gateway_key):
         answer = render(key.request_id)
-        leases.store_response(
-            session, key.id, status=answer.status, headers=answer.headers, body=answer.body
+        idempotency_keys.store_response(
+            session,
+            key.user_id,
+            key.id,
+            status=answer.status,
+            headers=answer.headers,
+            body=answer.body,
         )

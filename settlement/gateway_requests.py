@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
-
-from sqlalchemy import Row
+from typing import Final
 
 from domain.settlement import Source
 from domain.states import PaymentOperation
@@ -23,6 +21,7 @@ from gateways.base import (
     RefundRequest,
 )
 from models import Payment, Refund
+from rows import PaymentMethodRow, PaymentRow, RefundRow
 
 # A gateway only knows void; `cancel` also cancels our order.
 OPERATIONS: Final[dict[PaymentOperation, ChargeOperation]] = {
@@ -33,8 +32,8 @@ OPERATIONS: Final[dict[PaymentOperation, ChargeOperation]] = {
 
 
 def charge_request(
-    payment: Payment | Row[Any],
-    method: Row[Any],
+    payment: Payment | PaymentRow,
+    method: PaymentMethodRow,
     *,
     service_url: str | None = None,
     fault: str | None = None,
@@ -59,7 +58,7 @@ def charge_request(
     )
 
 
-def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> ChangeRequest:
+def operation_request(payment: Payment | PaymentRow, fault: str | None = None) -> ChangeRequest:
     """The request for the capture or void that is claimed on this payment."""
     assert payment.operation is not None
     assert payment.operation_key is not None
@@ -79,7 +78,7 @@ def operation_request(payment: Payment | Row[Any], fault: str | None = None) -> 
 
 
 def completion_request(
-    payment: Payment | Row[Any], returned: Mapping[str, str] | None = None
+    payment: Payment | PaymentRow, returned: Mapping[str, str] | None = None
 ) -> ChangeRequest:
     """The request to complete a charge that its shopper has approved, under the charge's key."""
     assert payment.gateway_reference is not None
@@ -97,7 +96,7 @@ def completion_request(
 
 
 def refund_request(
-    payment: Payment | Row[Any], refund: Refund | Row[Any], fault: str | None = None
+    payment: Payment | PaymentRow, refund: Refund | RefundRow, fault: str | None = None
 ) -> RefundRequest:
     assert payment.gateway_reference is not None
     return RefundRequest(
@@ -113,14 +112,14 @@ def refund_request(
 
 
 def charge_lookup(
-    payment: Payment | Row[Any], method: Row[Any], *, resend: bool = False
+    payment: Payment | PaymentRow, method: PaymentMethodRow, *, resend: bool = False
 ) -> ChargeLookup:
     """Ask what became of the charge. `resend`: the look-up may send the request again."""
     request = charge_request(payment, method)
     return ChargeLookup(request, payment.gateway_reference, payment.created_at, resend)
 
 
-def operation_lookup(payment: Payment | Row[Any], *, resend: bool = False) -> ChargeLookup:
+def operation_lookup(payment: Payment | PaymentRow, *, resend: bool = False) -> ChargeLookup:
     """Ask what became of the claimed capture or void."""
     request = operation_request(payment)
     return ChargeLookup(request, payment.gateway_reference, payment.requested_at, resend)
@@ -133,24 +132,10 @@ def completion_lookup(
     return ChargeLookup(request, reference, requested_at, resend=False)
 
 
-def refund_lookup(payment: Row[Any], refund: Row[Any], *, resend: bool = False) -> RefundLookup:
+def refund_lookup(payment: PaymentRow, refund: RefundRow, *, resend: bool = False) -> RefundLookup:
     """Ask what became of the refund."""
     request = refund_request(payment, refund)
     return RefundLookup(request, refund.gateway_reference, refund.created_at, resend)
-
-
-# The columns that change when a row changes status, or when a look-up of it begins
-# (`next_lookup_at`).
-TRACKED_PAYMENT_COLUMNS: Final = (
-    "status",
-    "operation_key",
-    "gateway_reference",
-    "amount_captured",
-    "amount_refunded",
-    "refund_reserved",
-    "next_lookup_at",
-)
-TRACKED_REFUND_COLUMNS: Final = ("status", "gateway_reference", "next_lookup_at")
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +146,36 @@ class RowSnapshot:
     has begun to look up: that look-up may have sent the request that we could not.
     """
 
-    row: Mapping[str, Any]
+    row: tuple[object, ...]
 
     @classmethod
-    def of_payment(cls, payment: Payment | Row[Any]) -> RowSnapshot:
-        return cls({name: getattr(payment, name) for name in TRACKED_PAYMENT_COLUMNS})
+    def of_payment(cls, payment: Payment | PaymentRow) -> RowSnapshot:
+        return cls(_of_payment(payment))
 
     @classmethod
-    def of_refund(cls, refund: Refund | Row[Any]) -> RowSnapshot:
-        return cls({name: getattr(refund, name) for name in TRACKED_REFUND_COLUMNS})
+    def of_refund(cls, refund: Refund | RefundRow) -> RowSnapshot:
+        return cls(_of_refund(refund))
 
     def source(self, locked: Payment | Refund) -> Source:
         """`hint` when the locked row has changed since the snapshot, else `answer`."""
-        moved = any(getattr(locked, name) != value for name, value in self.row.items())
-        return "hint" if moved else "answer"
+        now = _of_payment(locked) if isinstance(locked, Payment) else _of_refund(locked)
+        return "answer" if now == self.row else "hint"
+
+
+# What changes when a row moves, or when somebody begins to look it up (`next_lookup_at`).
+
+
+def _of_payment(payment: Payment | PaymentRow) -> tuple[object, ...]:
+    return (
+        payment.status,
+        payment.operation_key,
+        payment.gateway_reference,
+        payment.amount_captured,
+        payment.amount_refunded,
+        payment.refund_reserved,
+        payment.next_lookup_at,
+    )
+
+
+def _of_refund(refund: Refund | RefundRow) -> tuple[object, ...]:
+    return (refund.status, refund.gateway_reference, refund.next_lookup_at)

@@ -15,12 +15,11 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from sqlalchemy import Row
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import crud
-import leases
+import idempotency_keys
 import schemas
 from database import phase, retry_transaction
 from errors import (
@@ -41,7 +40,7 @@ from errors import (
     ServiceError,
 )
 from observability.card_numbers import holds_card_number
-from permissions import EVERYONE
+from rows import KeyResponse, KeyRow
 from settlement.context import CallContext, ClaimedKey, StoredResponse
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
@@ -119,78 +118,84 @@ def run(
         answer = retry_transaction(session, work)
     except ServiceError as error:
         if type(error) not in STORED_ERRORS:
-            _release(session, key)
+            _release(session, context, key)
             raise
         with phase(session):
             return context.store_response(
                 session, StoredResponse.problem(error, context.request_id)
             )
     except Exception:
-        _release(session, key)
+        _release(session, context, key)
         raise
     with phase(session):
-        # Another process may have settled the outcome first, and stored its response.
-        stored = leases.get_stored_response(session, key.id)
+        # The outcome may have become known to another process first, and been told in its words.
+        user_id = context.principal.user_id
+        stored = idempotency_keys.get_stored_response(session, user_id, key.id)
         if stored is None:
-            leases.release_key(session, key.id, key.owner)
+            idempotency_keys.release_key(session, user_id, key.id, key.owner)
     return answer if stored is None else _stored(stored)
 
 
-def _claim(session: Session, context: CallContext, key: ClaimedKey) -> Row[Any] | None:
+def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | None:
     """Claim the key: None. A key that is answered, or whose outcome is open: its row."""
     user_id = context.principal.user_id
-    row = leases.claim_key(
-        session,
-        user_id,
-        key.value,
-        fingerprint=key.fingerprints[0],
-        request_id=context.request_id,
-        seconds=context.key_lease,
-    )
-    if row is None:
-        row = leases.lock_key(session, user_id, key.value)
+    request: Any = {
+        "fingerprint": key.fingerprints[0],
+        "request_id": context.request_id,
+        "seconds": context.key_lease,
+    }
+    claim = idempotency_keys.claim_key(session, user_id, key.value, **request)
+    if claim is None:
+        row = idempotency_keys.lock_key(session, user_id, key.value)
         if row is None:  # released between the two statements
             raise IdempotencyInProgress
-        if row.fingerprint not in key.fingerprints:
-            raise IdempotencyKeyReused
-        if row.status is not None:
-            return row
-        if row.owned:
-            raise IdempotencyInProgress
-        if row.gateway_key is not None:
-            return row
-        row = leases.take_over_key(session, row.id, context.key_lease)
-    key.id, key.owner = row.id, row.owner
+        if row.has_expired:
+            claim = idempotency_keys.claim_expired_key(session, user_id, row.id, **request)
+        else:
+            if row.fingerprint not in key.fingerprints:
+                raise IdempotencyKeyReused
+            if row.status is not None:
+                return row
+            if row.is_owned:
+                raise IdempotencyInProgress
+            if row.gateway_key is not None:
+                return row
+            claim = idempotency_keys.take_over_key(session, user_id, row.id, context.key_lease)
+    key.id, key.owner = claim
     return None
 
 
-def _replay(session: Session, row: Row[Any]) -> StoredResponse:
-    answer = _stored(row) if row.status is not None else _present(session, row)
+def _replay(session: Session, row: KeyRow) -> StoredResponse:
+    if row.status is not None and row.body is not None:
+        answer = _stored(KeyResponse(row.status, row.headers, row.body))
+    else:
+        assert row.gateway_key is not None
+        answer = _present(session, row.gateway_key)
     return StoredResponse(answer.status, answer.body, answer.headers | REPLAYED_HEADER)
 
 
-def _present(session: Session, row: Row[Any]) -> StoredResponse:
+def _present(session: Session, gateway_key: str) -> StoredResponse:
     """202 with the state as it is now, because the outcome is still open."""
-    refund = crud.get_refund_of_key(session, row.gateway_key)
+    refund = crud.get_refund_of_key(session, gateway_key)
     if refund is not None:
         return StoredResponse.resource(202, schemas.Refund.model_validate(refund))
-    payment = crud.get_payment_of_key(session, row.gateway_key)
+    payment = crud.get_payment_of_key(session, gateway_key)
     if payment is None:
-        raise IdempotencyInProgress  # settled at this moment; the next repeat gets the response
-    if payment.operation_key == row.gateway_key and payment.operation == "cancel":
-        order = crud.require_order(session, payment.order_id, EVERYONE)
+        raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
+    if payment.operation_key == gateway_key and payment.operation == "cancel":
+        order = crud.require_order(session, payment.order_id, payment.user_id)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))
     return StoredResponse.resource(202, schemas.Payment.model_validate(payment))
 
 
-def _stored(row: Row[Any]) -> StoredResponse:
+def _stored(row: KeyResponse) -> StoredResponse:
     return StoredResponse(row.status, bytes(row.body), dict(row.headers or {}))
 
 
-def _release(session: Session, key: ClaimedKey) -> None:
+def _release(session: Session, context: CallContext, key: ClaimedKey) -> None:
     session.rollback()
     try:
         with phase(session):
-            leases.release_key(session, key.id, key.owner)
+            idempotency_keys.release_key(session, context.principal.user_id, key.id, key.owner)
     except SQLAlchemyError:
         session.rollback()  # the database is gone; the lease of the key ends by itself

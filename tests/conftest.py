@@ -24,8 +24,18 @@ import postgres_server
 from config import Settings, load_settings
 from tests.support.clients import Api
 from tests.support.paths import ROOT
+from tests.support.statements import WATCH
 
 pytest_plugins = ["tests.support.shop", "tests.support.quiet"]
+
+WATCH.listen()
+
+
+@pytest.fixture(autouse=True)
+def every_statement_names_its_user() -> Iterator[None]:
+    """Also those of the background roles, whichever test is running."""
+    yield
+    assert WATCH.take() == []
 
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
@@ -40,7 +50,7 @@ LONGEST = [
     "web/test_naughty_strings.py",
     "workers/test_quiet.py",
     "database/test_dead_connections.py",
-    "services/test_real_gateways.py",
+    "services/test_two_gateways.py",
     "services/test_outside.py",
     "settlement/test_faults.py",
     "services/test_reconcile.py",

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import Scope
 
+from database import sqlstate
 from errors import (
     BodyTooLarge,
     CardNumberNotAllowed,
@@ -77,7 +78,7 @@ def problem_of(scope: Scope, error: Exception) -> ServiceError | None:
         log.error(
             "database.error",
             kind=type(error.orig).__name__,
-            sqlstate=getattr(error.orig, "pgcode", None),
+            sqlstate=sqlstate(error),
             answered=problem.code,
         )
         return problem
@@ -89,7 +90,7 @@ def problem_of(scope: Scope, error: Exception) -> ServiceError | None:
 
 def database_problem(error: DBAPIError) -> ServiceError:
     """What a failure of the database means for the caller."""
-    code = getattr(error.orig, "pgcode", None) or ""
+    code = sqlstate(error) or ""
     if code in _TOO_SLOW:
         return Overloaded()
     lost = error.connection_invalidated or isinstance(error, InterfaceError)

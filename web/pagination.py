@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol, TypeVar
 from urllib.parse import urlencode
 
 from fastapi import Path, Request
 from pydantic import BeforeValidator
 
 import schemas
+
+T = TypeVar("T")
+
+
+class HasId(Protocol):
+    @property
+    def id(self) -> int: ...
+
+
+def by_id(row: HasId) -> int:
+    return row.id
 
 
 def _id(value: Any) -> int:
@@ -33,11 +44,14 @@ class ListPage:
 
 
 def next_page(
-    request: Request, rows: Sequence[Any], page: schemas.Page, key: str = "id"
+    request: Request, rows: Sequence[T], page: schemas.Page, cursor: Callable[[T], object]
 ) -> ListPage:
-    """The rows of this page; a `Link` header leads to the next one (RFC 8288)."""
+    """The rows of this page; a `Link` header leads to the next one (RFC 8288).
+
+    `cursor` tells where a row is in the list.
+    """
     shown = rows[: page.limit]
     if len(rows) <= page.limit:
         return ListPage(shown, {})
-    query = {**request.query_params, "cursor": str(getattr(shown[-1], key))}
+    query = {**request.query_params, "cursor": str(cursor(shown[-1]))}
     return ListPage(shown, {"Link": f'<{request.url.path}?{urlencode(query)}>; rel="next"'})

@@ -6,16 +6,17 @@ Any number of processes may run them: each row is leased (SKIP LOCKED) and appli
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
 import sqlalchemy
 from sqlalchemy.orm import Session
 
+import idempotency_keys
 import leases
 from config import Settings
-from database import autocommit, new_session, phase
+from database import Old, autocommit, delete_old, new_session, phase
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from leases import Lane
@@ -25,7 +26,7 @@ from services.lookups import LookupRules
 
 log = get_logger()
 
-DELETE_BATCH_SIZE = 500  # rows in one transaction, so that no lock is held for long
+DELETE_BATCH_SIZE = 500  # rows at a time; then the next
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +93,26 @@ def run_sandbox(resources: Resources) -> int:
 def reap_keys(resources: Resources) -> int:
     """Delete Idempotency-Keys that have expired."""
     with resources.session() as session, phase(session):
-        return leases.delete_expired_keys(session, limit=DELETE_BATCH_SIZE)
+        expired = idempotency_keys.find_expired(session, limit=DELETE_BATCH_SIZE)
+    return _delete(resources, expired)
 
 
 def reap_gateway_events(resources: Resources) -> int:
     """Delete gateway events that no gateway sends again."""
     with resources.session() as session, phase(session):
         days = resources.settings.retention_gateway_events_days
-        return leases.delete_old_gateway_events(session, days, limit=DELETE_BATCH_SIZE)
+        old = leases.find_old_gateway_events(session, days, limit=DELETE_BATCH_SIZE)
+    return _delete(resources, old)
+
+
+def _delete(resources: Resources, found: Sequence[Old]) -> int:
+    """Delete what was found, each user's in a transaction of its own; return how many rows."""
+    deleted = 0
+    with resources.session() as session:
+        for old in found:
+            with phase(session):
+                deleted += delete_old(session, old)
+    return deleted
 
 
 def reap_sandbox(resources: Resources) -> int:

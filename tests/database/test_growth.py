@@ -123,7 +123,8 @@ def test_rows_of_orders_that_are_not_there_are_checked_too(grown: sa.Engine) -> 
         session.execute(
             sa.text(
                 "UPDATE payments SET order_id = 987654321 WHERE id IN "
-                "(SELECT id FROM payments WHERE status = 'captured' ORDER BY id DESC LIMIT 2)"
+                "(SELECT id FROM payments WHERE status = 'captured' AND user_id = 'user-0' "
+                "ORDER BY id DESC LIMIT 2)"
             )
         )
         found = [step.violations for step in find_violations(session)]

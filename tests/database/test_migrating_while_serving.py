@@ -24,7 +24,7 @@ ORDER = (
 )
 BUILDING = (
     "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
-    "AND query LIKE 'CREATE INDEX CONCURRENTLY%' AND wait_event_type = 'Lock'"
+    "AND query LIKE 'CREATE%INDEX CONCURRENTLY%' AND wait_event_type = 'Lock'"
 )
 NOT_VALID = "SELECT indexrelid::regclass::text FROM pg_index WHERE NOT indisvalid"
 
@@ -114,3 +114,58 @@ def test_a_migration_that_was_broken_off_is_taken_up_where_it_ended(
     database.migrate(url)
     assert database.is_migrated(engine)
     assert ask(engine, NOT_VALID) == []
+
+
+# The users of rows ------------------------------------------------------------------------------
+
+REFUNDED = """
+WITH method AS (
+    INSERT INTO payment_methods (user_id, payment_type, gateway, gateway_token, details)
+    VALUES ('ann', 'card', 'sandbox', 'tok', '{}') RETURNING id
+), placed AS (
+    INSERT INTO orders (user_id, product_id, quantity, total_amount, currency)
+    SELECT 'ann', 'sku', 1, 1099, 'USD' FROM generate_series(1, 30) RETURNING id
+)
+INSERT INTO payments (order_id, user_id, payment_method_id, gateway, gateway_key, amount, currency,
+                      capture_method, check_at)
+SELECT placed.id, 'ann', method.id, 'sandbox', 'key-' || placed.id, 1099, 'USD', 'automatic', now()
+FROM placed, method;
+UPDATE payments SET status = 'captured', amount_captured = 1099;
+INSERT INTO refunds (payment_id, gateway, gateway_key, amount, currency, check_at)
+SELECT id, gateway, 're-' || id, 1, 'USD', now() FROM payments;
+INSERT INTO gateway_events (gateway, event_id, type, payment_id)
+SELECT gateway, 'evt-' || id, 'charge.captured', id FROM payments;
+INSERT INTO gateway_events (gateway, event_id, type) VALUES ('sandbox', 'evt', 'method.removed');
+"""
+WITHOUT_USER = "SELECT count(*) FROM refunds WHERE user_id IS DISTINCT FROM 'ann'"
+EVENTS_OF = "SELECT count(*) FROM gateway_events WHERE user_id = 'ann'"
+
+
+def test_rows_are_given_their_user_also_when_that_was_broken_off(
+    make_database: Callable[[], str],
+) -> None:
+    url = make_database()
+    command.upgrade(database.alembic_config(url), "0006")
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as connection:
+        connection.execute(sa.text(REFUNDED))
+    with ThreadPoolExecutor(1) as pool, engine.connect() as writer:
+        writer.execute(sa.text("UPDATE payments SET amount = amount WHERE id = 1"))
+        migration = pool.submit(database.migrate, url)
+        wait_for(lambda: ask(engine, BUILDING) == [1], "an index is being made", 60)
+        kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE "
+        ask(engine, f"{kill} 'CREATE%CONCURRENTLY%' AND datname = current_database()")
+        with pytest.raises(sa.exc.SQLAlchemyError):
+            migration.result(HANG)
+        writer.commit()
+        # The release before goes on meanwhile.
+        late = "INSERT INTO refunds (payment_id, gateway, gateway_key, amount, currency, check_at)"
+        writer.execute(sa.text(f"{late} VALUES (1, 'sandbox', 'late', 1, 'USD', now())"))
+        writer.commit()
+    assert not database.is_migrated(engine)
+    database.migrate(url)
+    assert database.is_migrated(engine)
+    assert ask(engine, NOT_VALID) == []
+    assert ask(engine, WITHOUT_USER) == [0]
+    assert ask(engine, EVENTS_OF) == [30]
+    assert ask(engine, "SELECT sum(refund_reserved) FROM payments") == [31]

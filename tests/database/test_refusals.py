@@ -334,7 +334,7 @@ REFUSED: dict[str, tuple[Attempt, str]] = {
         "ck_payments_refunded_has_amount",
     ),
     "an open payment nobody will look up": (
-        lambda r: r.payment(next_lookup_at=None),
+        lambda r: r.payment(check_at=None),
         "ck_payments_open_is_checked",
     ),
     "half an operation": (
@@ -369,7 +369,7 @@ REFUSED: dict[str, tuple[Attempt, str]] = {
         "ck_payments_refund_reserved",
     ),
     "an open refund nobody will look up": (
-        lambda r: r.refund(next_lookup_at=None),
+        lambda r: r.refund(check_at=None),
         "ck_refunds_open_is_checked",
     ),
     "one key for two refunds": (

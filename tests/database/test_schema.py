@@ -271,8 +271,10 @@ def pages() -> Iterator[Any]:
         ),
         id="payment methods of a user",
     )
-    yield pytest.param(lambda session: crud.list_order_events(session, 1, page), id="order events")
-    yield pytest.param(lambda session: crud.list_refunds(session, 1, page), id="refunds")
+    yield pytest.param(
+        lambda session: crud.list_order_events(session, "alice", 1, page), id="order events"
+    )
+    yield pytest.param(lambda session: crud.list_refunds(session, "alice", 1, page), id="refunds")
     for user, narrowed in itertools.product(
         (EVERYONE, "alice"), ({}, {"status": "paid"}, {"payment_method_id": 1})
     ):

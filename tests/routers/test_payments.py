@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 import sqlalchemy as sa
 
-from config import Settings
 from gateways.base import NotExecuted
 from gateways.sandbox import SandboxGateway
 from tests.support.clients import (
@@ -22,7 +20,6 @@ from tests.support.clients import (
     every,
     fields,
     ids,
-    watched,
 )
 from tests.support.database import sandbox_charges
 from tests.support.factories import card, pay, place_order, save_card
@@ -49,17 +46,6 @@ PAYMENT_STATUSES = [
     *("pending", "requires_action", "authorized", "captured", "partially_refunded", "refunded"),
     *("failed", "voided", "canceled"),
 ]
-
-
-@pytest.fixture
-def api(base_url: str, settings: Settings) -> Iterator[Api]:
-    yield from watched(base_url, settings)
-
-
-@pytest.fixture
-def bob(api: Api, user: str) -> httpx.Client:
-    """Another shopper."""
-    return api(f"{user}-bob")
 
 
 def save(client: httpx.Client, body: dict[str, Any]) -> int:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
-import sqlalchemy as sa
 
 import crud
 import database
@@ -33,6 +31,7 @@ from gateways.base import (
 )
 from permissions import EVERYONE
 from services import lookups
+from tests.support.database import sql
 
 
 @pytest.fixture
@@ -41,12 +40,6 @@ def stripe(stripe_harness: Harness) -> Iterator[Harness]:
     stripe_harness.relay.holds = True
     yield stripe_harness
     stripe_harness.check()
-
-
-def sql(harness: Harness, query: str, **values: Any) -> list[Any]:
-    with harness.engine.begin() as connection:
-        result = connection.execute(sa.text(query), values)
-        return list(result.all()) if result.returns_rows else []
 
 
 def order_with_card(harness: Harness) -> tuple[httpx.Client, dict[str, Any]]:
@@ -128,7 +121,7 @@ def test_a_stale_look_up_asks_nothing(stripe: Harness) -> None:
         with phase(session):
             row = crud.require_payment(session, payment_id, EVERYONE)
         asked = len(stripe.proxy.log)
-        stale: Any = SimpleNamespace(**{**row._mapping, "status": "pending"})  # as it was read once
+        stale = row._replace(status="pending")  # as it was read once
         lookups.look_up_payment(session, stripe.app.state.lookup_rules, stale)
     assert len(stripe.proxy.log) == asked
     assert stripe.payment(payment_id) == payment
@@ -148,7 +141,7 @@ def test_a_payment_that_was_given_up_is_never_asked_for_again(stripe: Harness) -
         payment_id = stripe.pay(client, order).json()
         payment_id = payment_id.get("payment_id") or payment_id["id"]
         assert stripe.becomes(payment_id, "failed")["failure"]["code"] == "not_charged"
-    sql(stripe, "UPDATE payments SET check_at = now() WHERE id = :id", id=payment_id)
+    sql(stripe.engine, "UPDATE payments SET check_at = now() WHERE id = :id", id=payment_id)
     looked_up(stripe, "payments", payment_id)
     assert stripe.charges(payment_id) == []
     assert stripe.payment(payment_id)["needs_review"] is False
@@ -157,7 +150,7 @@ def test_a_payment_that_was_given_up_is_never_asked_for_again(stripe: Harness) -
 def looked_up(harness: Harness, table: str, row_id: int) -> None:
     """Wait until a look-up has found that there is nothing more to learn."""
     query = f"SELECT check_at FROM {table} WHERE id = :id"
-    harness.until(lambda: sql(harness, query, id=row_id)[0][0] is None, "it is looked up")
+    harness.until(lambda: sql(harness.engine, query, id=row_id)[0][0] is None, "it is looked up")
 
 
 def test_a_refund_that_was_given_up_is_never_asked_for_again(stripe: Harness) -> None:
@@ -173,7 +166,7 @@ def test_a_refund_that_was_given_up_is_never_asked_for_again(stripe: Harness) ->
         stripe.post(stripe.manager, f"/payments/{payment['id']}/refunds", amount=300)
         (refund,) = ok(stripe.manager.get(f"/payments/{payment['id']}/refunds"), 200)
         assert stripe.refund_settled(payment["id"], refund["id"])["status"] == "failed"
-    sql(stripe, "UPDATE refunds SET check_at = now() WHERE id = :id", id=refund["id"])
+    sql(stripe.engine, "UPDATE refunds SET check_at = now() WHERE id = :id", id=refund["id"])
     looked_up(stripe, "refunds", refund["id"])
     assert stripe.charges(payment["id"])[0].amount_refunded == 0
     assert stripe.payment(payment["id"])["needs_review"] is False
@@ -298,7 +291,7 @@ def test_a_capture_of_which_no_notification_tells_goes_to_a_person_after_a_day(
     adyen.relay.holds = True
     assert adyen.post(adyen.manager, f"/payments/{payment['id']}/capture").status_code == 202
     older = "asked_at = now() - interval '30 hours', check_at = now(), checks = 300"
-    sql(adyen, f"UPDATE payments SET {older} WHERE id = :id", id=payment["id"])
+    sql(adyen.engine, f"UPDATE payments SET {older} WHERE id = :id", id=payment["id"])
     adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
     assert adyen.payment(payment["id"])["status"] == "authorized"
 
@@ -337,7 +330,7 @@ def test_a_charge_of_what_was_given_up_goes_to_a_person_at_once(adyen: Harness) 
     event = told(adyen, {"gateway_reference": made.reference}, "AUTHORISATION")
     assert adyen.relay.post(event).status_code == 200
     adyen.until(lambda: adyen.payment(payment["id"])["needs_review"], "a person is asked")
-    (row,) = sql(adyen, "SELECT check_at FROM payments WHERE id = :id", id=payment["id"])
+    (row,) = sql(adyen.engine, "SELECT check_at FROM payments WHERE id = :id", id=payment["id"])
     assert row.check_at is None
     mark = f'"payment-{payment["id"]}-'.encode()
     assert len([one for one in adyen.proxy.log if mark in one.body]) == 1
@@ -351,7 +344,7 @@ def test_a_completion_that_a_look_up_has_overtaken_stays_open(
 
     def overtaken(request: Any) -> Charge:
         later = "UPDATE payments SET check_at = now() + interval '1 hour' WHERE id = :id"
-        sql(adyen, later, id=payment["id"])
+        sql(adyen.engine, later, id=payment["id"])
         raise NotExecuted("the circuit breaker is open")
 
     monkeypatch.setattr(gateway, "complete", overtaken)
@@ -373,7 +366,7 @@ def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adye
     made = adyen_double(adyen).payment(payment["gateway_reference"])
     assert made is not None
     rename = "UPDATE payments SET gateway_reference = :psp WHERE id = :id"
-    sql(adyen, rename, psp=made.psp, id=payment["id"])
+    sql(adyen.engine, rename, psp=made.psp, id=payment["id"])
     assert adyen.becomes(payment["id"], "canceled")["status"] == "canceled"
     voids = [exchange for exchange in adyen.proxy.log if exchange.path.endswith("/cancels")]
     ours = [exchange for exchange in voids if f"-{payment['id']}-".encode() in exchange.body]
@@ -383,11 +376,11 @@ def test_a_void_is_repeated_as_it_was_whatever_the_charge_is_called_by_then(adye
 def test_who_waits_for_a_shopper_asks_once_an_hour_at_last(stripe: Harness) -> None:
     payment = waiting(stripe)
     due = "UPDATE payments SET checks = 20, check_at = now() WHERE id = :id"
-    sql(stripe, due, id=payment["id"])
+    sql(stripe.engine, due, id=payment["id"])
     pause = "SELECT extract(epoch FROM check_at - now()) AS pause FROM payments WHERE id = :id"
 
     def seconds() -> float | None:
-        (row,) = sql(stripe, pause, id=payment["id"])
+        (row,) = sql(stripe.engine, pause, id=payment["id"])
         return float(row.pause) if row.pause > 60 else None
 
     assert 3500 < stripe.until(seconds, "it is looked up") <= 3600
@@ -437,10 +430,10 @@ def test_a_charge_that_is_never_found_refuses_no_events_for_ever(stripe: Harness
         delivery = Delivery(*stripe.target.forge({}, json.dumps(event).encode()))
         assert stripe.relay.post(delivery).status_code == 409
         older = "UPDATE payments SET created_at = now() - interval '2 hours' WHERE id = :id"
-        sql(stripe, older, id=payment["id"])
+        sql(stripe.engine, older, id=payment["id"])
         assert stripe.relay.post(delivery).status_code == 200
         now = "UPDATE payments SET created_at = now() WHERE id = :id"
-        sql(stripe, now, id=payment["id"])
+        sql(stripe.engine, now, id=payment["id"])
     stripe.agree(stripe.settled(payment["id"]))
 
 

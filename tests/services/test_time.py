@@ -11,6 +11,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+import crud
 import database
 from gateways import base
 from gateways.registry import Gateways
@@ -500,8 +501,10 @@ def test_giving_up_twice_at_once_does_it_once(
 
     def give_up(_: int) -> None:
         with database.new_session(quiet.engine) as session:
+            with database.phase(session):
+                seen = crud.require_payment(session, waiting["id"], waiting["user_id"])
             payments.cancel_expired_payment(
-                session, rules(gateways).access, lookups.RECONCILER, waiting["id"]
+                session, rules(gateways).access, lookups.RECONCILER, seen
             )
 
     together(3, give_up)
@@ -522,9 +525,9 @@ def test_open_refunds_keep_no_charge_waiting_nor_the_other_way_round(
     monkeypatch.setattr(random, "sample", lambda *_: [first, *others])
     with database.new_session(quiet.engine) as session:
         one = lookups._lease_due(session, rules(gateways), "open", "sandbox", 1)
-        assert [model for model, _ in one] == [first]  # whichever comes first by chance
+        assert [lease.model for lease in one] == [first]  # whichever comes first by chance
         some = lookups._lease_due(session, rules(gateways), "open", "sandbox", 4)
-    taken = [model for model, _ in (*one, *some)]
+    taken = [lease.model for lease in (*one, *some)]
     assert {Payment, Refund} <= set(taken)
     make_due(quiet)
     run_once(quiet, gateways)

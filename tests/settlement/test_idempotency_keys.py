@@ -9,9 +9,11 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
+import database
+import idempotency_keys
 from config import Settings
 from settlement import idempotency
-from tests.support.factories import card, pay, place_order, save_card
+from tests.support.factories import card, order, pay, place_order, save_card
 
 
 @pytest.fixture(scope="module")
@@ -134,3 +136,24 @@ def test_the_cvc_is_left_out_whatever_else_a_body_holds() -> None:
         assert one == fingerprints({"exp_year": 2040, "cvc": "124"}, method)
         assert one == fingerprints({"exp_year": 2040}, method)
         assert one != fingerprints({"exp_year": 2041, "cvc": "123"}, method)
+
+
+# Forgetting -------------------------------------------------------------------------------------
+
+
+def test_a_key_that_is_taken_anew_is_not_forgotten_by_a_reaper_that_saw_it_expired(
+    alice: httpx.Client, engine: sa.Engine, key: str
+) -> None:
+    assert send(alice, "/orders", key, order()).status_code == 201
+    age(engine, key, 73)
+    with database.new_session(engine) as session:
+        with database.phase(session):
+            found = idempotency_keys.find_expired(session, limit=1000)
+        anew = send(alice, "/orders", key, order(quantity=2))
+        assert anew.status_code == 201
+        for old in found:
+            with database.phase(session):
+                database.delete_old(session, old)
+    again = send(alice, "/orders", key, order(quantity=2))
+    assert (again.status_code, again.json()) == (201, anew.json())
+    assert again.headers["Idempotent-Replayed"] == "true"

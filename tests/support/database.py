@@ -23,3 +23,8 @@ def sandbox_charges(engine: sa.Engine, order_id: int) -> list[sa.Row[Any]]:
                 {"id": order_id},
             )
         )
+
+
+def records(engine: sa.Engine, statement: str, **values: Any) -> list[dict[str, Any]]:
+    """As `sql`, with the names of the columns."""
+    return [dict(row._mapping) for row in sql(engine, statement, **values)]

@@ -297,7 +297,9 @@ def tell(
 ) -> None:
     """Apply what a gateway says about a charge, as the reconciler does."""
     with database.new_session(engine) as session, database.phase(session):
-        order_row, row = payments.lock(session, payment["order_id"], payment["id"])
+        order_row, row = payments.lock(
+            session, payment["user_id"], payment["order_id"], payment["id"]
+        )
         source: Source = "hint" if hint else "answer"
         apply.settle_charge(session, ChangedBy.service("test"), order_row, row, charge, source)
 

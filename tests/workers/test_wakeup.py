@@ -13,6 +13,7 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
+from sqlalchemy.orm import Session
 
 import crud
 import database
@@ -21,6 +22,8 @@ import main
 import wakeup
 from config import Settings
 from gateways.sandbox.webhooks import announcing
+from models import Payment
+from services import reconciliation
 from tests.support.database import sql
 from tests.support.factories import card, pay, place_order, save_card
 from tests.support.processes import wait_for
@@ -105,13 +108,17 @@ def test_what_somebody_does_in_the_dashboard_of_the_sandbox_wakes_the_delivery(
     wait_for(lambda: not sql(engine, UNDELIVERED), "what was held back", 30)
 
 
+def locked(session: Session, payment: dict[str, Any]) -> Payment:
+    return crud.lock_payment(session, payment["user_id"], payment["id"])
+
+
 def test_what_is_to_be_asked_now_wakes_the_look_ups(alice: httpx.Client, engine: sa.Engine) -> None:
     save_card(alice)
     payment = pay(alice, place_order(alice)["id"])
     wait_until_asleep(engine)
     with database.new_session(engine) as session, database.phase(session):
-        crud.lock_order(session, payment["order_id"])
-        leases.schedule_lookup(crud.lock_payment(session, payment["id"]), "now")
+        crud.lock_order(session, payment["user_id"], payment["order_id"])
+        leases.schedule_lookup(locked(session, payment), "now")
     waiting = "SELECT FROM payments WHERE id = :id AND check_at IS NOT NULL"
     wait_for(lambda: not sql(engine, waiting, id=payment["id"]), "the look-up", 30)
 
@@ -125,8 +132,8 @@ def test_what_is_to_be_read_again_wakes_the_look_ups(
     now, day = datetime.now(timezone.utc), timedelta(days=1)
     for gateway, found in (("paypal", False), ("sandbox", True)):
         woken.clear()
-        with database.new_session(engine) as session, database.phase(session):
-            leases.schedule_rereads(session, gateway, now - day, now + day, None, limit=10)
+        with database.new_session(engine) as session:
+            list(reconciliation.schedule_rereads(session, gateway, now - day, now + day))
         assert woken.is_set() is found
 
 
@@ -139,12 +146,14 @@ def test_nobody_is_woken_before_the_commit(
     with database.new_session(engine) as session:
         woken.clear()
         with database.phase(session):
-            leases.schedule_lookup(crud.lock_payment(session, payment["id"]), "now")
+            leases.schedule_lookup(
+                crud.lock_payment(session, payment["user_id"], payment["id"]), "now"
+            )
             assert not woken.is_set()
         assert woken.is_set()
         woken.clear()
         with database.phase(session):  # that makes no work
-            crud.lock_payment(session, payment["id"])
+            crud.lock_payment(session, payment["user_id"], payment["id"])
         assert not woken.is_set()
     with announcing(engine):
         assert not woken.is_set()
@@ -163,7 +172,7 @@ def test_nobody_is_woken_for_what_is_rolled_back(
         database.new_session(engine) as session,
         database.phase(session),
     ):
-        leases.schedule_lookup(crud.lock_payment(session, payment["id"]), "now")
+        leases.schedule_lookup(locked(session, payment), "now")
         raise ZeroDivisionError
     with contextlib.suppress(ZeroDivisionError), announcing(engine):
         raise ZeroDivisionError

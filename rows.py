@@ -1,0 +1,163 @@
+"""Rows as they are read: one class for each table, of the columns that are read of it.
+
+A row is made of what a statement returns, in this order, and never changes. Where the text says
+`Payment | PaymentRow`, a locked row that may be changed will do as well as one that was read.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from domain.states import (
+    CaptureMethod,
+    OrderStatus,
+    PaymentOperation,
+    PaymentStatus,
+    RefundOrigin,
+    RefundStatus,
+    ReviewReason,
+)
+
+
+class PaymentMethodRow(NamedTuple):
+    id: int
+    user_id: str
+    payment_type: str
+    gateway: str
+    gateway_token: str
+    gateway_customer: str | None
+    details: dict[str, Any]
+    is_active: bool
+    is_default: bool
+    created_at: datetime
+    updated_at: datetime
+
+
+class OrderRow(NamedTuple):
+    id: int
+    user_id: str
+    product_id: str
+    quantity: int
+    total_amount: int
+    currency: str
+    status: OrderStatus
+    payment_method_id: int | None
+    metadata_: dict[str, str]
+    created_at: datetime
+    updated_at: datetime
+
+
+class PaymentRow(NamedTuple):
+    id: int
+    order_id: int
+    user_id: str
+    payment_method_id: int
+    gateway: str
+    gateway_key: str
+    gateway_reference: str | None
+    status: PaymentStatus
+    amount: int
+    amount_captured: int
+    amount_refunded: int
+    currency: str
+    capture_method: CaptureMethod
+    capture_before: datetime | None
+    next_action: dict[str, Any] | None
+    failure: dict[str, Any] | None
+    needs_review: bool
+    review_reason: ReviewReason | None
+    review_state: str | None
+    return_url: str | None
+    off_session: bool
+    operation: PaymentOperation | None
+    operation_key: str | None
+    operation_amount: int | None
+    refund_reserved: int
+    requested_at: datetime
+    next_lookup_at: datetime | None
+    lookup_count: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class PaymentAges(NamedTuple):
+    """How long ago, in seconds by the database's clock."""
+
+    charge: float
+    open_for: float  # since the request that is open was sent
+    unreviewed_for: float  # since that, or since a person's last look
+    reviewed_ago: float | None  # since the latter
+
+
+class RefundRow(NamedTuple):
+    id: int
+    payment_id: int
+    user_id: str
+    gateway: str
+    gateway_key: str
+    gateway_reference: str | None
+    origin: RefundOrigin
+    status: RefundStatus
+    amount: int
+    currency: str
+    reason: str | None
+    next_lookup_at: datetime | None
+    lookup_count: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class RefundAges(NamedTuple):
+    """See `PaymentAges`."""
+
+    open_for: float
+    unreviewed_for: float
+
+
+class DisputeRow(NamedTuple):
+    id: int
+    payment_id: int
+    gateway: str
+    gateway_reference: str
+    status: str
+    amount: int
+    currency: str
+    reason: str
+    evidence_due_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+    order_id: int  # its payment's
+
+
+class EventRow(NamedTuple):
+    id: int
+    type: str
+    user_id: str
+    order_id: int | None
+    sequence: int | None
+    actor: dict[str, Any]
+    request_id: str | None
+    data: dict[str, Any]
+    created_at: datetime
+
+
+class KeyRow(NamedTuple):
+    """An Idempotency-Key that is known already."""
+
+    id: int
+    fingerprint: str
+    gateway_key: str | None
+    status: int | None
+    headers: dict[str, str] | None
+    body: bytes | None
+    is_owned: bool  # somebody works on it right now
+    has_expired: bool
+
+
+class KeyResponse(NamedTuple):
+    """The answer that is stored under an Idempotency-Key."""
+
+    status: int
+    headers: dict[str, str] | None
+    body: bytes

@@ -1,0 +1,107 @@
+"""Statements that write or lock a user's rows, and whether they name the user."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import sqlalchemy as sa
+
+OF_USERS = (
+    *("payment_methods", "orders", "events", "payments", "refunds", "disputes"),
+    *("gateway_events", "idempotency_keys"),
+)
+TABLE = rf"(?<![.\w])(?:{'|'.join(OF_USERS)})(?![.\w])"
+WRITES = re.compile(rf"(?:UPDATE|DELETE FROM) {TABLE}")
+INSERTS = re.compile(rf"INSERT INTO {TABLE} (?:AS \w+ )?(\[[^]]*\]|)")
+READS = re.compile(rf"(?:FROM|JOIN|,) {TABLE}")
+LOCKS = re.compile(r"FOR (?:NO KEY )?UPDATE|FOR (?:KEY )?SHARE")
+NAMES_USER = re.compile(r"\buser_id (?:= |IS NULL)")
+JOINS_USER = re.compile(r"\buser_id = \w+\.user_id\b")
+GROUPS = re.compile(r"GROUP BY (.*?)(?: HAVING | ORDER | LIMIT |$)")
+CONFLICT = re.compile(r"ON CONFLICT .*DO UPDATE .*\bnow\[\]")
+# Rows that nobody else may write until the transaction ends. A clerk's own Idempotency-Key gets its
+# answer in the transaction of the shopper's payment (docs/adr/0006).
+HOLDS_ROWS = re.compile(rf"(?:UPDATE|DELETE FROM|INSERT INTO) {TABLE}|{LOCKS.pattern}")
+OWN_KEY = "idempotency_keys"
+USER = re.compile(r"%\((user_id\w*)\)s")
+INNERMOST = re.compile(r"\(([^()]*)\)")
+QUERY = re.compile(r"(?:SELECT|UPDATE|DELETE|INSERT) ")
+
+
+def parts_of(statement: str) -> Iterator[str]:
+    """Each query inside the statement, without those inside it, and the statement at the end."""
+    rest = " ".join(statement.split()).replace("[", "").replace("]", "")
+    while (match := INNERMOST.search(rest)) is not None:
+        inner = match[1]
+        if QUERY.match(inner):
+            yield inner
+            inner = "query"
+        rest = f"{rest[: match.start()]}[{inner}]{rest[match.end() :]}"
+    yield rest
+
+
+@cache
+def faults_of(statement: str) -> tuple[str, ...]:
+    """What a statement lacks; nothing for one that is in order."""
+    return tuple(f"{fault}: {part}" for part in parts_of(statement) for fault in _faults(part))
+
+
+def _faults(part: str) -> Iterator[str]:
+    tables = READS.findall(part)
+    names_user = NAMES_USER.search(part.partition(" WHERE ")[2]) is not None
+    if WRITES.search(part) and not names_user:
+        yield "writes without the user"
+    if any("user_id" not in columns for columns in INSERTS.findall(part)):
+        yield "inserts without the user"
+    if tables and LOCKS.search(part) and not names_user:
+        yield "locks without the user"
+    if len(JOINS_USER.findall(part)) < len(tables) - 1:
+        yield "joins without the user"
+    if tables and any("user_id" not in columns for columns in GROUPS.findall(part)):
+        yield "groups without the user"
+    if CONFLICT.search(part):
+        yield "asks the clock where a row is there already"
+
+
+class Watch:
+    """Notes every statement of the product, in whatever engine, that lacks something, and every
+    transaction that writes or locks rows of several users."""
+
+    def __init__(self) -> None:
+        self.faults: list[str] = []
+
+    def listen(self) -> None:
+        """To all engines of this process."""
+        sa.event.listen(sa.Engine, "before_cursor_execute", self._note)
+        for end in ("commit", "rollback"):
+            sa.event.listen(sa.Engine, end, lambda connection: connection.info.pop("user", None))
+
+    def _note(
+        self,
+        connection: sa.Connection,
+        _cursor: Any,
+        statement: str,
+        parameters: Any,
+        context: Any,
+        many: bool,
+    ) -> None:
+        """What is given as text is a test's own, or SQL of `invariants`, which is read apart."""
+        compiled = context.compiled if context is not None else None
+        if compiled is None or isinstance(compiled.statement, sa.TextClause):
+            return
+        self.faults += faults_of(statement)
+        if not many and HOLDS_ROWS.search(statement) and OWN_KEY not in statement:
+            for name in USER.findall(statement):
+                user = parameters[name]
+                if connection.info.setdefault("user", user) != user:
+                    self.faults.append(f"a transaction of several users: {statement}")
+
+    def take(self) -> list[str]:
+        faults, self.faults = self.faults, []
+        return faults
+
+
+WATCH = Watch()
