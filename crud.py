@@ -10,6 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Mapping, Sequence
 from datetime import datetime
+from functools import cache
 from typing import Any, TypeVar
 
 from sqlalchemy import (
@@ -19,7 +20,7 @@ from sqlalchemy import (
     Select,
     and_,
     any_,
-    case,
+    bindparam,
     exists,
     func,
     insert,
@@ -35,13 +36,11 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 import schemas
-from database import RowType, age, read_all, read_one, seconds_from_now
+from database import age, read_all, read_one, seconds_from_now
 from domain.events import Actor, EventType
 from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, OrderStatus, RefundOrigin
 from errors import NotFound
 from models import (
-    LISTS_ALL,
-    LISTS_BY_ONE_FILTER,
     OPEN_PAYMENT,
     OPEN_REFUND,
     Dispute,
@@ -53,9 +52,8 @@ from models import (
     Refund,
 )
 from permissions import EVERYONE, VisibleTo
+from reads import Listed, Read, Reader, given_of, page_by_time, page_of, show, shown
 from rows import (
-    DisputeRow,
-    EventRow,
     OrderRow,
     PaymentAges,
     PaymentMethodRow,
@@ -78,16 +76,27 @@ METHODS = select(*[METHOD_COLUMNS[name] for name in PaymentMethodRow._fields])
 ORDERS = select(*[ORDER_COLUMNS[name] for name in OrderRow._fields])
 PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in PaymentRow._fields])
 REFUNDS = select(*[REFUND_COLUMNS[name] for name in RefundRow._fields])
-EVENTS = select(*[EVENT_COLUMNS[name] for name in EventRow._fields])
-DISPUTES = select(
-    *[DISPUTE_COLUMNS[name] for name in DisputeRow._fields[:-1]], PAYMENT_COLUMNS.order_id
-).join(
+
+
+ACTIVE_METHODS = shown(PaymentMethod, schemas.PaymentMethod).where(METHOD_COLUMNS.is_active)
+SHOWN_ORDERS = shown(Order, schemas.Order, metadata=Order.metadata_)
+SHOWN_PAYMENTS = shown(
+    Payment,
+    schemas.Payment,
+    # The rest is for those who run the store.
+    failure=PAYMENT_COLUMNS.failure.op("-")("gateway_code").op("-")("retryable"),
+)
+REFUNDS_OF_PAYMENT = shown(Refund, schemas.Refund).where(
+    REFUND_COLUMNS.payment_id == bindparam("payment_id")
+)
+SHOWN_DISPUTES = shown(Dispute, schemas.DisputeDetails, order_id=PAYMENT_COLUMNS.order_id).join(
     PAYMENT_COLUMNS.id.table,
     and_(
         PAYMENT_COLUMNS.user_id == DISPUTE_COLUMNS.user_id,
         PAYMENT_COLUMNS.id == DISPUTE_COLUMNS.payment_id,
     ),
 )
+SHOWN_EVENTS = shown(Event, schemas.Event)
 
 
 # What is common -----------------------------------------------------------------------------------
@@ -113,62 +122,6 @@ def found(row: T | None) -> T:
 def locked(query: Select[T]) -> Select[T]:
     """Hold the rows until the transaction ends, as they are now."""
     return query.with_for_update().execution_options(populate_existing=True)
-
-
-# Pages --------------------------------------------------------------------------------------------
-
-
-def page_of(
-    session: Session, kind: type[RowType], query: Select[Any], key: Any, page: schemas.Page
-) -> list[RowType]:
-    """One page, newest first, and one row more when there is a next page (keyset pagination)."""
-    cursor = _read_cursor(page)
-    if cursor is not None:
-        query = query.where(key < cursor)
-    return read_all(session, kind, query.order_by(key.desc()).limit(page.limit + 1))
-
-
-def page_by_time(
-    session: Session,
-    kind: type[RowType],
-    query: Select[Any],
-    table: Any,
-    page: schemas.Page,
-    *,
-    filters: int,
-    visible_to: VisibleTo,
-    before: datetime | None = None,
-) -> list[RowType]:
-    """One page, newest first: by time, and by id where times are the same.
-
-    Ids alone would not do: transactions end in another order than they begin, and clocks are set
-    back. The cursor is the id of the last row that was shown, one that is visible too.
-    `before` is where the list begins: a page begins there or at its cursor, whichever is earlier.
-    `filters` is how many of the columns that have an index `query` compares (see `models`).
-    """
-    time, key = table.c.created_at, table.c.id
-    cursor = _read_cursor(page)
-    if cursor is not None:
-        last = table.alias("last").c
-        last_time, last_key = last.created_at, last.id
-        if before is not None:  # ids begin at 1: what is under (before, 0) is what is before it
-            last_time = func.least(last.created_at, before)
-            last_key = case((last.created_at < before, last.id), else_=literal(0, BigInteger))
-        if visible_to is not EVERYONE:  # a cursor of somebody else tells nothing of when that was
-            last_time = case((last.user_id == visible_to, last_time))
-        place = select(last_time, last_key).where(last.id == cursor).scalar_subquery()
-        query = query.where(tuple_(time, key) < place)
-    elif before is not None:
-        query = query.where(time < before)
-    if filters <= 1:
-        condition = LISTS_BY_ONE_FILTER if filters else LISTS_ALL
-        query = query.where(text(f"{table.name}.{condition}"))
-    query = query.order_by(time.desc(), key.desc()).limit(page.limit + 1)
-    return read_all(session, kind, query)
-
-
-def _read_cursor(page: schemas.Page) -> int | None:
-    return None if page.cursor is None else min(int(page.cursor), MAX_ID)
 
 
 # Payment methods ----------------------------------------------------------------------------------
@@ -226,7 +179,7 @@ def require_payment_method(
     return found(get_payment_method(session, method_id, visible_to))
 
 
-def is_method_of(method_id: int, user_id: str) -> Exists:
+def is_method_of(method_id: Any, user_id: Any) -> Exists:
     """The condition that a method, active or not, is this user's. It is looked up once."""
     return exists().where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.user_id == user_id)
 
@@ -292,11 +245,22 @@ def lock_payment_method(session: Session, method_id: int, user_id: str) -> Payme
     return found(session.scalar(query.with_for_update()))
 
 
+def show_payment_method(reader: Reader, method_id: int, visible_to: VisibleTo) -> str:
+    """An active method as JSON. Raises NotFound."""
+    return show(reader, ACTIVE_METHODS, PaymentMethod.__table__, method_id, visible_to)
+
+
 def list_payment_methods(
-    session: Session, query: schemas.PaymentMethodQuery, user_id: str
-) -> list[PaymentMethodRow]:
-    methods = METHODS.where(METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active)
-    return page_of(session, PaymentMethodRow, methods, METHOD_COLUMNS.id, query)
+    reader: Reader, query: schemas.PaymentMethodQuery, user_id: str
+) -> list[Listed]:
+    given = given_of(query, user_id)
+    return reader.rows(_payment_methods("cursor" in given), **given)
+
+
+@cache
+def _payment_methods(cursor: bool) -> Read:
+    methods = ACTIVE_METHODS.where(METHOD_COLUMNS.user_id == bindparam("user_id"))
+    return page_of(methods, "id", cursor=cursor)
 
 
 def clear_default_payment_method(session: Session, user_id: str) -> PaymentMethod | None:
@@ -361,33 +325,40 @@ def lock_order(session: Session, user_id: str, order_id: int) -> Order:
     return found(session.scalar(locked(query)))
 
 
-def list_orders(
-    session: Session, query: schemas.OrderQuery, visible_to: VisibleTo
-) -> list[OrderRow]:
+def show_order(reader: Reader, order_id: int, visible_to: VisibleTo) -> str:
+    """An order as JSON. Raises NotFound."""
+    return show(reader, SHOWN_ORDERS, Order.__table__, order_id, visible_to)
+
+
+def list_orders(reader: Reader, query: schemas.OrderQuery, visible_to: VisibleTo) -> list[Listed]:
     """The orders of one user, or of everybody."""
-    rows = ORDERS
-    if query.status is not None:
-        rows = rows.where(ORDER_COLUMNS.status == query.status)
-    if query.created_after is not None:
-        rows = rows.where(ORDER_COLUMNS.created_at > query.created_after)
-    if query.payment_method_id is not None:
-        if not is_id(query.payment_method_id):
-            return []
-        rows = rows.where(ORDER_COLUMNS.payment_method_id == query.payment_method_id)
-        if visible_to is not EVERYONE:  # all orders of a method are its user's
-            rows = rows.where(is_method_of(query.payment_method_id, visible_to))
-    elif visible_to is not EVERYONE:
-        rows = rows.where(ORDER_COLUMNS.user_id == visible_to)
-    of_one = visible_to is not EVERYONE or query.payment_method_id is not None
+    if query.payment_method_id is not None and not is_id(query.payment_method_id):
+        return []
+    given = given_of(query, visible_to)
+    return reader.rows(_orders(frozenset(given)), **given)
+
+
+@cache
+def _orders(given: frozenset[str]) -> Read:
+    rows, filters = SHOWN_ORDERS, 0
+    if "status" in given:
+        rows, filters = rows.where(ORDER_COLUMNS.status == bindparam("status")), filters + 1
+    if "created_after" in given:
+        rows = rows.where(ORDER_COLUMNS.created_at > bindparam("created_after"))
+    if "payment_method_id" in given:
+        method_id = bindparam("payment_method_id", type_=BigInteger)
+        rows, filters = rows.where(ORDER_COLUMNS.payment_method_id == method_id), filters + 1
+        if "user_id" in given:  # all orders of a method are its user's
+            rows = rows.where(is_method_of(method_id, bindparam("user_id")))
+    elif "user_id" in given:
+        rows, filters = rows.where(ORDER_COLUMNS.user_id == bindparam("user_id")), filters + 1
     return page_by_time(
-        session,
-        OrderRow,
         rows,
         Order.__table__,
-        query,
-        filters=of_one + (query.status is not None),
-        visible_to=visible_to,
-        before=query.created_before,
+        filters=filters,
+        of_user="user_id" in given,
+        cursor="cursor" in given,
+        before="created_before" in given,
     )
 
 
@@ -484,30 +455,40 @@ def lock_payment(session: Session, user_id: str, payment_id: int) -> Payment:
     return found(session.scalar(locked(query)))
 
 
+def show_payment(reader: Reader, payment_id: int, visible_to: VisibleTo) -> str:
+    """A payment as JSON. Raises NotFound."""
+    return show(reader, SHOWN_PAYMENTS, Payment.__table__, payment_id, visible_to)
+
+
 def list_payments(
-    session: Session, query: schemas.PaymentQuery, visible_to: VisibleTo
-) -> list[PaymentRow]:
+    reader: Reader, query: schemas.PaymentQuery, visible_to: VisibleTo
+) -> list[Listed]:
     """The payments of one user, or of everybody."""
-    rows = PAYMENTS
-    filters = 0
-    if visible_to is not EVERYONE:
-        rows = rows.where(PAYMENT_COLUMNS.user_id == visible_to)
-        filters += 1
-    if query.status is not None:
-        rows = rows.where(PAYMENT_COLUMNS.status == query.status)
-        filters += 1
-    if query.order_id is not None:
-        if not is_id(query.order_id):
-            return []
-        rows = rows.where(PAYMENT_COLUMNS.order_id == query.order_id)
-        filters += 2  # an order has few payments, and
-    if query.needs_review is True:  # few need a review: these indexes do, whatever else is asked
-        rows = rows.where(PAYMENT_COLUMNS.needs_review)
-        filters += 2
-    elif query.needs_review is False:
+    if query.order_id is not None and not is_id(query.order_id):
+        return []
+    given = given_of(query, visible_to)
+    return reader.rows(_payments(frozenset(given), query.needs_review), **given)
+
+
+@cache
+def _payments(given: frozenset[str], needs_review: bool | None) -> Read:
+    rows, filters = SHOWN_PAYMENTS, 0
+    if "user_id" in given:
+        rows, filters = rows.where(PAYMENT_COLUMNS.user_id == bindparam("user_id")), filters + 1
+    if "status" in given:
+        rows, filters = rows.where(PAYMENT_COLUMNS.status == bindparam("status")), filters + 1
+    if "order_id" in given:  # an order has few payments, and
+        rows, filters = rows.where(PAYMENT_COLUMNS.order_id == bindparam("order_id")), filters + 2
+    if needs_review is True:  # few need a review: these indexes do, whatever else is asked
+        rows, filters = rows.where(PAYMENT_COLUMNS.needs_review), filters + 2
+    elif needs_review is False:
         rows = rows.where(~PAYMENT_COLUMNS.needs_review)
     return page_by_time(
-        session, PaymentRow, rows, Payment.__table__, query, filters=filters, visible_to=visible_to
+        rows,
+        Payment.__table__,
+        filters=filters,
+        of_user="user_id" in given,
+        cursor="cursor" in given,
     )
 
 
@@ -649,15 +630,6 @@ def _refunds_to_lock(user_id: str, payment_id: int) -> Select[Refund]:
     return locked(select(Refund).where(Refund.user_id == user_id, Refund.payment_id == payment_id))
 
 
-def require_refund(session: Session, user_id: str, payment_id: int, refund_id: int) -> RefundRow:
-    query = REFUNDS.where(
-        REFUND_COLUMNS.user_id == user_id,
-        REFUND_COLUMNS.id == possible_id(refund_id),
-        REFUND_COLUMNS.payment_id == payment_id,
-    )
-    return found(read_one(session, RefundRow, query))
-
-
 def require_refund_to_look_up(
     session: Session, user_id: str, refund_id: int
 ) -> tuple[RefundRow, RefundAges]:
@@ -681,13 +653,22 @@ def get_refund_of_key(session: Session, gateway_key: str) -> RefundRow | None:
     return read_one(session, RefundRow, REFUNDS.where(REFUND_COLUMNS.gateway_key == gateway_key))
 
 
-def list_refunds(
-    session: Session, user_id: str, payment_id: int, page: schemas.Page
-) -> list[RefundRow]:
-    refunds = REFUNDS.where(
-        REFUND_COLUMNS.user_id == user_id, REFUND_COLUMNS.payment_id == payment_id
+def show_refund(reader: Reader, user_id: str, payment_id: int, refund_id: int) -> str:
+    """A refund of this payment as JSON. Raises NotFound."""
+    return show(
+        reader, REFUNDS_OF_PAYMENT, Refund.__table__, refund_id, user_id, payment_id=payment_id
     )
-    return page_of(session, RefundRow, refunds, REFUND_COLUMNS.id, page)
+
+
+def list_refunds(reader: Reader, user_id: str, payment_id: int, page: schemas.Page) -> list[Listed]:
+    given = given_of(page, user_id)
+    return reader.rows(_refunds("cursor" in given), **given, payment_id=payment_id)
+
+
+@cache
+def _refunds(cursor: bool) -> Read:
+    refunds = REFUNDS_OF_PAYMENT.where(REFUND_COLUMNS.user_id == bindparam("user_id"))
+    return page_of(refunds, "id", cursor=cursor)
 
 
 # Disputes -----------------------------------------------------------------------------------------
@@ -745,24 +726,27 @@ def save_dispute(
     return dispute if closes else None
 
 
-def require_dispute(session: Session, dispute_id: int) -> DisputeRow:
-    """The dispute, with its payment's order. Raises NotFound."""
-    query = DISPUTES.where(DISPUTE_COLUMNS.id == possible_id(dispute_id))
-    return found(read_one(session, DisputeRow, query))
+def show_dispute(reader: Reader, dispute_id: int) -> str:
+    """The dispute, with its payment's order, as JSON. Raises NotFound."""
+    return show(reader, SHOWN_DISPUTES, Dispute.__table__, dispute_id, EVERYONE)
 
 
-def list_disputes(session: Session, query: schemas.DisputeQuery) -> list[DisputeRow]:
+def list_disputes(reader: Reader, query: schemas.DisputeQuery) -> list[Listed]:
     """Disputes, each with its payment's order."""
-    rows = DISPUTES
-    if query.payment_id is not None:
-        if not is_id(query.payment_id):
-            return []
-        rows = rows.where(DISPUTE_COLUMNS.payment_id == query.payment_id)
-    if query.status is not None:
-        rows = rows.where(DISPUTE_COLUMNS.status == query.status)
-    return page_by_time(
-        session, DisputeRow, rows, Dispute.__table__, query, filters=2, visible_to=EVERYONE
-    )
+    if query.payment_id is not None and not is_id(query.payment_id):
+        return []
+    given = given_of(query)
+    return reader.rows(_disputes(frozenset(given)), **given)
+
+
+@cache
+def _disputes(given: frozenset[str]) -> Read:
+    rows = SHOWN_DISPUTES
+    if "payment_id" in given:
+        rows = rows.where(DISPUTE_COLUMNS.payment_id == bindparam("payment_id"))
+    if "status" in given:
+        rows = rows.where(DISPUTE_COLUMNS.status == bindparam("status"))
+    return page_by_time(rows, Dispute.__table__, filters=2, of_user=False, cursor="cursor" in given)
 
 
 # Events -------------------------------------------------------------------------------------------
@@ -797,11 +781,20 @@ def add_event(
 
 
 def list_order_events(
-    session: Session, user_id: str, order_id: int, page: schemas.Page
-) -> list[EventRow]:
+    reader: Reader, user_id: str, order_id: int, page: schemas.Page
+) -> list[Listed]:
     """The order's history; its sequence is the cursor."""
-    events = EVENTS.where(EVENT_COLUMNS.user_id == user_id, EVENT_COLUMNS.order_id == order_id)
-    return page_of(session, EventRow, events, EVENT_COLUMNS.sequence, page)
+    given = given_of(page, user_id)
+    return reader.rows(_order_events("cursor" in given), **given, order_id=order_id)
+
+
+@cache
+def _order_events(cursor: bool) -> Read:
+    events = SHOWN_EVENTS.where(
+        EVENT_COLUMNS.user_id == bindparam("user_id"),
+        EVENT_COLUMNS.order_id == bindparam("order_id"),
+    )
+    return page_of(events, "sequence", cursor=cursor)
 
 
 # Events of gateways -------------------------------------------------------------------------------

@@ -26,6 +26,7 @@ from middleware import connection_limits
 from middleware.cors import Cors
 from middleware.request_layer import RequestLayer
 from observability import logs, metrics
+from reads import PooledReader
 from routers import (
     checkout,
     disputes,
@@ -148,6 +149,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
     )
+    app.state.reader = PooledReader(app.state.engine)
     app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
     # What is loaded now stays, so garbage collection need not visit it again.

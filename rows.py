@@ -115,33 +115,6 @@ class RefundAges(NamedTuple):
     unreviewed_for: float
 
 
-class DisputeRow(NamedTuple):
-    id: int
-    payment_id: int
-    gateway: str
-    gateway_reference: str
-    status: str
-    amount: int
-    currency: str
-    reason: str
-    evidence_due_at: datetime | None
-    created_at: datetime
-    updated_at: datetime
-    order_id: int  # its payment's
-
-
-class EventRow(NamedTuple):
-    id: int
-    type: str
-    user_id: str
-    order_id: int | None
-    sequence: int | None
-    actor: dict[str, Any]
-    request_id: str | None
-    data: dict[str, Any]
-    created_at: datetime
-
-
 class KeyRow(NamedTuple):
     """An Idempotency-Key that is known already."""
 

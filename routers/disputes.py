@@ -9,9 +9,9 @@ from fastapi import APIRouter, Query, Request
 import crud
 import schemas
 from auth import CurrentUser
-from database import SessionDep
 from errors import Forbidden, InvalidRequest
-from web.pagination import Id, by_id, next_page
+from reads import ReaderDep
+from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import ServiceRoute
 
@@ -27,13 +27,13 @@ router = APIRouter(prefix="/disputes", tags=["Disputes"], route_class=ServiceRou
 )
 def list_disputes(
     request: Request,
-    session: SessionDep,
+    reader: ReaderDep,
     user: CurrentUser,
     query: Annotated[schemas.DisputeQuery, Query()],
 ) -> Any:
     """Newest first. Needs the scope `payments:manage`."""
     user.require("list_disputes")
-    return next_page(request, crud.list_disputes(session, query), query, by_id)
+    return next_page(request, crud.list_disputes(reader, query), query)
 
 
 @router.get(
@@ -43,7 +43,7 @@ def list_disputes(
     summary="Get a dispute",
     responses=resource_problems(),
 )
-def get_dispute(session: SessionDep, user: CurrentUser, dispute_id: Id) -> Any:
+def get_dispute(reader: ReaderDep, user: CurrentUser, dispute_id: Id) -> Any:
     """Defend it at the gateway, before `evidence_due_at`. Needs the scope `payments:manage`."""
     user.require("get_dispute")
-    return crud.require_dispute(session, dispute_id)
+    return crud.show_dispute(reader, dispute_id)

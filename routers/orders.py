@@ -17,8 +17,9 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
+from reads import ReaderDep
 from services import orders
-from web.pagination import Id, by_id, next_page
+from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
 
@@ -75,13 +76,13 @@ def create_order(
 )
 def list_orders(
     request: Request,
-    session: SessionDep,
+    reader: ReaderDep,
     user: CurrentUser,
     query: Annotated[schemas.OrderQuery, Query()],
 ) -> Any:
     """Newest first. One's own; with `orders:manage` everyone's, or those of `user_id`."""
-    rows = crud.list_orders(session, query, user.visible_to("list_orders", query.user_id))
-    return next_page(request, rows, query, by_id)
+    rows = crud.list_orders(reader, query, user.visible_to("list_orders", query.user_id))
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -91,9 +92,9 @@ def list_orders(
     summary="Get an order",
     responses=resource_problems(),
 )
-def get_order(session: SessionDep, visible_to: VisibleToDep, order_id: Id) -> Any:
+def get_order(reader: ReaderDep, visible_to: VisibleToDep, order_id: Id) -> Any:
     """One's own order, or with `orders:manage` anybody's. Any other is 404."""
-    return crud.require_order(session, order_id, visible_to)
+    return crud.show_order(reader, order_id, visible_to)
 
 
 @router.put(
@@ -132,11 +133,12 @@ def set_order_status(
 def list_order_events(
     request: Request,
     session: SessionDep,
+    reader: ReaderDep,
     visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first: what happened, when, who did it, and under which request."""
     order = crud.require_order(session, order_id, visible_to)
-    rows = crud.list_order_events(session, order.user_id, order.id, query)
-    return next_page(request, rows, query, lambda event: event.sequence)
+    rows = crud.list_order_events(reader, order.user_id, order.id, query)
+    return next_page(request, rows, query)

@@ -19,8 +19,9 @@ from errors import (
     PaymentMethodDeclined,
 )
 from permissions import EVERYONE
+from reads import ReaderDep
 from services import payment_methods
-from web.pagination import Id, by_id, next_page
+from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewaysDep, ServiceRoute, SettingsDep, VisibleToDep
 
@@ -105,7 +106,7 @@ def create_payment_method(
 )
 def list_payment_methods(
     request: Request,
-    session: SessionDep,
+    reader: ReaderDep,
     user: CurrentUser,
     query: Annotated[schemas.PaymentMethodQuery, Query()],
 ) -> Any:
@@ -113,8 +114,8 @@ def list_payment_methods(
     user_id = user.visible_to("list_payment_methods", query.user_id)
     if user_id is EVERYONE:
         raise InvalidRequest.of("user_id", "missing", "Name the user whose methods to list")
-    rows = crud.list_payment_methods(session, query, user_id)
-    return next_page(request, rows, query, by_id)
+    rows = crud.list_payment_methods(reader, query, user_id)
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -124,9 +125,9 @@ def list_payment_methods(
     summary="Get a payment method",
     responses=resource_problems(),
 )
-def get_payment_method(session: SessionDep, visible_to: VisibleToDep, method_id: Id) -> Any:
+def get_payment_method(reader: ReaderDep, visible_to: VisibleToDep, method_id: Id) -> Any:
     """An active method, as it is shown to shoppers: never more than brand, last four and expiry."""
-    return crud.require_payment_method(session, method_id, visible_to)
+    return crud.show_payment_method(reader, method_id, visible_to)
 
 
 @router.patch(

@@ -25,8 +25,9 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
+from reads import ReaderDep
 from services import payments, refunds, reviews
-from web.pagination import Id, by_id, next_page
+from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
 
@@ -105,6 +106,7 @@ def pay_order(
 def list_order_payments(
     request: Request,
     session: SessionDep,
+    reader: ReaderDep,
     visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
@@ -112,8 +114,8 @@ def list_order_payments(
     """Newest first: every attempt, the declined ones too."""
     order = crud.require_order(session, order_id, visible_to)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
-    rows = crud.list_payments(session, of_order, visible_to)
-    return next_page(request, rows, query, by_id)
+    rows = crud.list_payments(reader, of_order, visible_to)
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -125,13 +127,13 @@ def list_order_payments(
 )
 def list_payments(
     request: Request,
-    session: SessionDep,
+    reader: ReaderDep,
     user: CurrentUser,
     query: Annotated[schemas.PaymentQuery, Query()],
 ) -> Any:
     """Newest first. One's own; with `orders:manage` or `payments:manage` everyone's."""
-    rows = crud.list_payments(session, query, user.visible_to("list_payments", query.user_id))
-    return next_page(request, rows, query, by_id)
+    rows = crud.list_payments(reader, query, user.visible_to("list_payments", query.user_id))
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -141,9 +143,9 @@ def list_payments(
     summary="Get a payment",
     responses=resource_problems(),
 )
-def get_payment(session: SessionDep, visible_to: VisibleToDep, payment_id: Id) -> Any:
+def get_payment(reader: ReaderDep, visible_to: VisibleToDep, payment_id: Id) -> Any:
     """Ask this again while the status is `pending`; it settles by itself within seconds."""
-    return crud.require_payment(session, payment_id, visible_to)
+    return crud.show_payment(reader, payment_id, visible_to)
 
 
 @router.post(
@@ -302,14 +304,15 @@ def review_payment(
 def list_refunds(
     request: Request,
     session: SessionDep,
+    reader: ReaderDep,
     visible_to: VisibleToDep,
     payment_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first."""
     payment = crud.require_payment(session, payment_id, visible_to)
-    rows = crud.list_refunds(session, payment.user_id, payment.id, query)
-    return next_page(request, rows, query, by_id)
+    rows = crud.list_refunds(reader, payment.user_id, payment.id, query)
+    return next_page(request, rows, query)
 
 
 @router.get(
@@ -319,10 +322,12 @@ def list_refunds(
     summary="Get a refund",
     responses=resource_problems(),
 )
-def get_refund(session: SessionDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id) -> Any:
+def get_refund(
+    session: SessionDep, reader: ReaderDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id
+) -> Any:
     """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
     payment = crud.require_payment(session, payment_id, visible_to)
-    return crud.require_refund(session, payment.user_id, payment.id, refund_id)
+    return crud.show_refund(reader, payment.user_id, payment.id, refund_id)
 
 
 def _check_return_url(settings: Settings, return_url: str | None) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from html import escape
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
+from pydantic import TypeAdapter
 from sqlalchemy import Row
 
 import crud
@@ -19,9 +19,11 @@ from errors import Forbidden, InvalidRequest, NotFound
 from permissions import EVERYONE
 from services import lookups
 from services.payments import RETURN_PAGE
-from web.pagination import next_page
+from web.pagination import ListPage, link_to_next
 from web.problems import problems
 from web.route import GatewaysDep, SandboxDep, ServiceRoute, service_url
+
+CHARGES = TypeAdapter(list[schemas.SandboxCharge])
 
 router = APIRouter(prefix="/sandbox", tags=["Sandbox"], route_class=ServiceRoute)
 
@@ -98,8 +100,13 @@ def list_charges(
         raise InvalidRequest.of(
             "cursor", "cursor", "Use the cursor of a `Link` header, unchanged"
         ) from None
-    page = next_page(request, entries, query, lambda entry: entry.reference)
-    return replace(page, rows=[entry.as_dict() for entry in page.rows])
+    shown = entries[: query.limit]
+    is_last = len(entries) <= query.limit
+    charges = CHARGES.validate_python([entry.as_dict() for entry in shown])
+    return ListPage(
+        CHARGES.dump_json(charges).decode(),
+        {} if is_last else link_to_next(request, shown[-1].reference),
+    )
 
 
 @router.get("/actions/{reference}", include_in_schema=False)

@@ -3,26 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol, TypeVar
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 from fastapi import Path, Request
 from pydantic import BeforeValidator
 
 import schemas
-
-T = TypeVar("T")
-
-
-class HasId(Protocol):
-    @property
-    def id(self) -> int: ...
-
-
-def by_id(row: HasId) -> int:
-    return row.id
+from reads import Listed
 
 
 def _id(value: Any) -> int:
@@ -37,21 +27,23 @@ Id = Annotated[int, BeforeValidator(_id), Path(examples=[1])]
 
 @dataclass(frozen=True, slots=True)
 class ListPage:
-    """One page of a list, and the headers that lead to the next one."""
+    """One page of a list as JSON, and the headers that lead to the next one."""
 
-    rows: Sequence[Any]
+    json: str
     headers: Mapping[str, str]
 
 
-def next_page(
-    request: Request, rows: Sequence[T], page: schemas.Page, cursor: Callable[[T], object]
-) -> ListPage:
-    """The rows of this page; a `Link` header leads to the next one (RFC 8288).
-
-    `cursor` tells where a row is in the list.
-    """
+def next_page(request: Request, rows: Sequence[Listed], page: schemas.Page) -> ListPage:
+    """The rows of this page; there is one row more if there is a next one."""
     shown = rows[: page.limit]
-    if len(rows) <= page.limit:
-        return ListPage(shown, {})
-    query = {**request.query_params, "cursor": str(cursor(shown[-1]))}
-    return ListPage(shown, {"Link": f'<{request.url.path}?{urlencode(query)}>; rel="next"'})
+    is_last = len(rows) <= page.limit
+    return ListPage(
+        f"[{','.join([row[0] for row in shown])}]",
+        {} if is_last else link_to_next(request, shown[-1][1]),
+    )
+
+
+def link_to_next(request: Request, cursor: object) -> Mapping[str, str]:
+    """The `Link` header to the page that begins after this place (RFC 8288)."""
+    query = {**request.query_params, "cursor": str(cursor)}
+    return {"Link": f'<{request.url.path}?{urlencode(query)}>; rel="next"'}

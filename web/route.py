@@ -144,23 +144,28 @@ def _check_permission(
 
 
 async def _send(route: APIRoute, request: Request, result: Any, send: Send) -> None:
-    """Answer with what an endpoint returned: a stored response, a response, or a resource."""
+    """Answer with what an endpoint returned: a stored response, JSON, or what becomes JSON."""
     if isinstance(result, StoredResponse):
         await send_answer(result.status, result.headers, result.body, send)
         return
     if isinstance(result, Response):
         await result(request.scope, request.receive, send)
         return
-    headers = {"Content-Type": JSON}
+    if isinstance(result, str):
+        await send_answer(200, _JSON, result.encode(), send)
+        return
     if isinstance(result, ListPage):
-        headers.update(result.headers)
-        result = result.rows
+        await send_answer(200, {**_JSON, **result.headers}, result.json.encode(), send)
+        return
     field = route.response_field
     assert field is not None
     value, errors = field.validate(result, {}, loc=("response",))
     if errors:
         raise ResponseValidationError(errors)
-    await send_answer(route.status_code or 200, headers, field.serialize_json(value), send)
+    await send_answer(route.status_code or 200, _JSON, field.serialize_json(value), send)
+
+
+_JSON = {"Content-Type": JSON}
 
 
 def service_url(request: Request) -> str:

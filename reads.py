@@ -1,0 +1,213 @@
+"""The one way to run a read: one statement, one round trip, no transaction, rows straight to JSON.
+
+PostgreSQL writes the JSON, so that nothing of a row is taken apart and put together again here.
+`crud.py` has the statements.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Annotated, Any, Protocol
+
+import psycopg2
+import sqlalchemy as sa
+from fastapi import Depends, Request
+from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
+from sqlalchemy.exc import DBAPIError
+
+import schemas
+from errors import NotFound
+from models import LISTS_ALL, LISTS_BY_ONE_FILTER
+from permissions import EVERYONE, VisibleTo
+from schemas import MAX_ID
+
+_DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
+
+
+class Read:
+    """A statement that only reads, written out once. Its parameters are its named bindparams."""
+
+    __slots__ = ("constants", "sql")
+
+    def __init__(self, statement: sa.Select[Any]) -> None:
+        compiled = statement.compile(dialect=_DIALECT)
+        self.sql = str(compiled)
+        self.constants = {
+            name: value for name, value in compiled.params.items() if value is not None
+        }
+
+
+class Reader(Protocol):
+    """Sends statements that only read."""
+
+    def rows(self, read: Read, **parameters: Any) -> list[Any]:
+        """The rows that it finds, as tuples."""
+
+
+class PooledReader:
+    """Sends each statement alone, on a connection of the pool."""
+
+    __slots__ = ("_engine",)
+
+    def __init__(self, engine: sa.Engine) -> None:
+        self._engine = engine
+
+    def rows(self, read: Read, **parameters: Any) -> list[Any]:
+        pooled = self._engine.raw_connection()
+        driver = pooled.driver_connection
+        assert driver is not None
+        try:
+            driver.autocommit = True
+            with driver.cursor() as cursor:
+                cursor.execute(read.sql, read.constants | parameters)
+                rows: list[Any] = cursor.fetchall()
+            driver.autocommit = False
+        except psycopg2.Error as error:
+            lost = bool(driver.closed)
+            if lost:  # the older connections of the pool are given up too, as SQLAlchemy does it
+                self._engine.pool._invalidate(pooled, error)
+            pooled.invalidate()  # nobody's transaction may run on it as it is
+            raise DBAPIError.instance(
+                read.sql,
+                None,
+                error,
+                psycopg2.Error,
+                hide_parameters=True,
+                connection_invalidated=lost,
+            ) from error
+        finally:
+            pooled.close()
+        return rows
+
+
+def moment(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
+    """A time as the API shows it: RFC 3339 in UTC."""
+    return sa.func.to_char(sa.func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+
+
+def as_json(query: sa.Select[Any], *beside: str) -> sa.Select[Any]:
+    """The rows of a query, each as the text of a JSON object, and these of its columns beside.
+
+    The order of the query is kept: the rows pass through a subquery and nothing else.
+    """
+    shown = query.subquery("shown")
+    text = sa.cast(sa.func.row_to_json(sa.literal_column("shown")), sa.Text)
+    return sa.select(text, *(shown.c[name] for name in beside)).select_from(shown)
+
+
+def _reader(request: Request) -> Reader:
+    reader: Reader = request.app.state.reader
+    return reader
+
+
+ReaderDep = Annotated[Reader, Depends(_reader)]
+
+
+# What a resource shows ---------------------------------------------------------------------------
+
+
+def shown(model: type[Any], resource: type[schemas.Out], **special: Any) -> sa.Select[Any]:
+    """The columns of a table that a resource shows, by the names that it gives them."""
+    columns = model.__table__.c
+    shown = {
+        name: moment(columns[name]) if name.endswith(("_at", "_before")) else columns[name]
+        for name in resource.model_fields
+        if name not in special
+    } | special
+    return sa.select(*[shown[name].label(name) for name in resource.model_fields])
+
+
+def show(
+    reader: Reader,
+    query: sa.Select[Any],
+    table: Any,
+    row_id: int,
+    visible_to: VisibleTo,
+    **more: Any,
+) -> str:
+    """The row with this id as JSON, if it is visible to this caller. Raises NotFound."""
+    if not 0 < row_id <= MAX_ID:
+        raise NotFound
+    if visible_to is EVERYONE:
+        rows = reader.rows(_one(query, table, False), id=row_id, **more)
+    else:
+        rows = reader.rows(_one(query, table, True), id=row_id, user_id=visible_to, **more)
+    if not rows:
+        raise NotFound
+    shown: str = rows[0][0]
+    return shown
+
+
+@cache
+def _one(query: sa.Select[Any], table: Any, of_user: bool) -> Read:
+    query = query.where(table.c.id == sa.bindparam("id"))
+    return Read(
+        as_json(query.where(table.c.user_id == sa.bindparam("user_id")) if of_user else query)
+    )
+
+
+# Pages --------------------------------------------------------------------------------------------
+
+# A row of a list as JSON, and where it is in the list.
+Listed = tuple[str, int]
+
+
+def page_of(query: sa.Select[Any], key: str, *, cursor: bool) -> Read:
+    """One page, newest first, and one row more when there is a next page (keyset pagination)."""
+    column = query.selected_columns[key]
+    if cursor:
+        query = query.where(column < sa.bindparam("cursor"))
+    return Read(as_json(query.order_by(column.desc()).limit(sa.bindparam("limit")), key))
+
+
+def page_by_time(
+    query: sa.Select[Any],
+    table: Any,
+    *,
+    filters: int,
+    of_user: bool,
+    cursor: bool,
+    before: bool = False,
+) -> Read:
+    """One page, newest first: by time, and by id where times are the same.
+
+    Ids alone would not do: transactions end in another order than they begin, and clocks are set
+    back. The cursor is the id of the last row that was shown, one that is visible too.
+    `before`: the list begins at a time; a page begins there or at its cursor, whichever is earlier.
+    `filters` is how many of the columns that have an index `query` compares (see `models`).
+    """
+    time, key = table.c.created_at, table.c.id
+    start: Any = sa.bindparam("created_before")
+    if cursor:
+        last = table.alias("last").c
+        last_time, last_key = last.created_at, last.id
+        if before:  # ids begin at 1: what is under (before, 0) is what is before it
+            last_time = sa.func.least(last.created_at, start)
+            last_key = sa.case(
+                (last.created_at < start, last.id), else_=sa.literal(0, sa.BigInteger)
+            )
+        if of_user:  # a cursor of somebody else tells nothing of when that was
+            last_time = sa.case((last.user_id == sa.bindparam("user_id"), last_time))
+        place = (
+            sa.select(last_time, last_key)
+            .where(last.id == sa.bindparam("cursor"))
+            .scalar_subquery()
+        )
+        query = query.where(sa.tuple_(time, key) < place)
+    elif before:
+        query = query.where(time < start)
+    if filters <= 1:
+        condition = LISTS_BY_ONE_FILTER if filters else LISTS_ALL
+        query = query.where(sa.text(f"{table.name}.{condition}"))
+    query = query.order_by(time.desc(), key.desc()).limit(sa.bindparam("limit"))
+    return Read(as_json(query, "id"))
+
+
+def given_of(page: schemas.Page, visible_to: VisibleTo = EVERYONE) -> dict[str, Any]:
+    """What a list is asked for, by the names of the statement's parameters."""
+    given = page.model_dump(exclude_none=True) | {"limit": page.limit + 1}
+    if page.cursor is not None:
+        given["cursor"] = min(int(page.cursor), MAX_ID)
+    if visible_to is not EVERYONE:
+        given["user_id"] = visible_to
+    return given
