@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 from sqlalchemy import Engine
@@ -17,7 +17,7 @@ from database import SessionDep, is_migrated
 from errors import DatabaseUnavailable
 from observability import metrics
 from web.problems import problems
-from web.route import ServiceRoute, limiter
+from web.route import ServiceRoute, run_in_thread
 
 router = APIRouter(tags=["Operations"], route_class=ServiceRoute)
 
@@ -74,7 +74,7 @@ async def readyz(request: Request) -> Any:
 async def _look(probe: Engine) -> bool | None:
     """Whether the schema is current or newer; None when the database does not answer."""
     try:
-        return await anyio.to_thread.run_sync(is_migrated, probe, limiter=limiter("probe", 1))
+        return await run_in_thread(partial(is_migrated, probe), "probe", 1)
     except SQLAlchemyError:
         return None
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-import anyio.to_thread
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
@@ -18,7 +18,7 @@ from errors import (
 )
 from services import webhooks
 from web.problems import problems
-from web.route import ServiceRoute, limiter
+from web.route import ServiceRoute, run_in_thread
 
 WEBHOOK_THREADS = 16  # of each gateway
 
@@ -49,8 +49,8 @@ async def receive_webhook(request: Request, gateway: str) -> Any:
     if request.app.state.gateways.get(gateway) is None:
         raise NotFound
     # Threads for each gateway: reading an event may mean to ask the gateway, which may be slow.
-    await anyio.to_thread.run_sync(
-        _receive, request, gateway, body, limiter=limiter(f"webhooks {gateway}", WEBHOOK_THREADS)
+    await run_in_thread(
+        partial(_receive, request, gateway, body), f"webhooks {gateway}", WEBHOOK_THREADS
     )
     return Received(received=True)
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-import anyio.to_thread
 import fastapi_offline
 from fastapi import FastAPI, Request
 from fastapi.openapi.docs import get_redoc_html
@@ -31,7 +30,7 @@ from errors import catalog
 from gateways.sandbox import FAULTS, SLOW_PATTERN
 from settlement.idempotency import STORED_ERRORS
 from web.problems import PROBLEM_SCHEMA, VALIDATION_RULES
-from web.route import PUBLIC, limiter
+from web.route import PUBLIC, run_in_thread
 
 DESCRIPTION = """
 Payment methods, orders, and charges that happen exactly once.
@@ -164,7 +163,7 @@ def install(app: FastAPI, settings: Settings) -> None:
     async def openapi(request: Request) -> Response:
         # Anybody may ask, and the first time takes a third of a second: nobody waits meanwhile.
         root_path = request.scope["root_path"].rstrip("/")
-        body = await anyio.to_thread.run_sync(render, root_path, limiter=limiter(*PUBLIC))
+        body = await run_in_thread(functools.partial(render, root_path), *PUBLIC)
         return Response(body, media_type="application/json")
 
     app.add_route("/openapi.json", openapi, include_in_schema=False)

@@ -6,15 +6,15 @@ back, before the response is serialized.
 
 from __future__ import annotations
 
+import asyncio
+import contextvars
 import functools
 import inspect
 import time
 from collections.abc import Callable, Coroutine
-from typing import Annotated, Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Annotated, Any, TypeVar
 
-import anyio.to_thread
-from anyio import CapacityLimiter
-from anyio.lowlevel import RunVar
 from fastapi import Depends, Header, Request, Response
 from fastapi.exceptions import ResponseValidationError
 from fastapi.routing import APIRoute
@@ -45,8 +45,8 @@ GATEWAY_THREADS = 256
 # Threads for requests without a token: they may wait for each other, and no user waits for them.
 PUBLIC_THREADS = 2
 
-# A limiter belongs to its event loop.
-_limiters: RunVar[dict[str, CapacityLimiter]] = RunVar("limiters")
+_executors: dict[str, ThreadPoolExecutor] = {}
+T = TypeVar("T")
 
 
 class ServiceRoute(APIRoute):
@@ -92,22 +92,17 @@ def _in_thread(
 ) -> Callable[..., Coroutine[Any, Any, Any]]:
     @functools.wraps(endpoint)
     async def run(**arguments: Any) -> Any:
-        return await anyio.to_thread.run_sync(
-            functools.partial(_call, endpoint, arguments), limiter=limiter(kind, threads)
-        )
+        return await run_in_thread(functools.partial(_call, endpoint, arguments), kind, threads)
 
     return run
 
 
-def limiter(kind: str, threads: int) -> CapacityLimiter:
-    """The threads that requests of this kind share."""
-    try:
-        limiters = _limiters.get()
-    except LookupError:
-        _limiters.set(limiters := {})
-    if kind not in limiters:
-        limiters[kind] = CapacityLimiter(threads)
-    return limiters[kind]
+async def run_in_thread(work: Callable[[], T], kind: str, threads: int) -> T:
+    """Run it in one of the threads that requests of this kind share; others wait in line."""
+    if kind not in _executors:
+        _executors[kind] = ThreadPoolExecutor(threads, thread_name_prefix=kind)
+    in_context = functools.partial(contextvars.copy_context().run, work)
+    return await asyncio.get_running_loop().run_in_executor(_executors[kind], in_context)
 
 
 def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:

@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 import crud
 import database
 import schemas
+from benchmarks.growth import SessionReader
 from permissions import EVERYONE, VisibleTo
 from tests.support.clients import Api
 
@@ -93,18 +94,18 @@ def all_pages(read: Callable[..., Sequence[Any]], limit: int) -> list[int]:
     cursor = None
     while True:
         rows = read(limit=limit, cursor=cursor)
-        found += [row.id for row in rows[:limit]]
+        found += [row[1] for row in rows[:limit]]
         if len(rows) <= limit:
             return found
         cursor = str(found[-1])
 
 
 def orders(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
-    return crud.list_orders(session, schemas.OrderQuery(**query), user)
+    return crud.list_orders(SessionReader(session), schemas.OrderQuery(**query), user)
 
 
 def payments(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
-    return crud.list_payments(session, schemas.PaymentQuery(**query), user)
+    return crud.list_payments(SessionReader(session), schemas.PaymentQuery(**query), user)
 
 
 def all_orders(session: Session) -> Sequence[Any]:
@@ -200,7 +201,7 @@ def test_a_cursor_from_beyond_the_end_leads_to_where_the_list_begins(session: Se
     shown = orders(
         session, EVERYONE, limit=200, cursor=str(newest), created_before=before.isoformat()
     )
-    assert [row.id for row in shown] == newest_first(
+    assert [row_id for _, row_id in shown] == newest_first(
         [row for row in rows if row.created_at < before]
     )
 
