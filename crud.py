@@ -7,8 +7,9 @@ user, and a row that is found without its user is read first. `tests/test_statem
 
 from __future__ import annotations
 
+import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from functools import cache
 from typing import Any, TypeVar
@@ -19,19 +20,15 @@ from sqlalchemy import (
     ScalarSelect,
     Select,
     and_,
-    any_,
     bindparam,
     exists,
     func,
     insert,
-    literal,
     or_,
     select,
     text,
-    tuple_,
     update,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
@@ -52,7 +49,6 @@ from models import (
     Refund,
 )
 from permissions import EVERYONE, VisibleTo
-from reads import Listed, Read, Reader, given_of, page_by_time, page_of, show, shown
 from rows import (
     OrderRow,
     PaymentAges,
@@ -62,6 +58,17 @@ from rows import (
     RefundRow,
 )
 from schemas import MAX_ID
+from statements import (
+    Listed,
+    Sender,
+    Statement,
+    given_of,
+    page_by_time,
+    page_of,
+    show,
+    shown,
+    shown_of,
+)
 
 T = TypeVar("T")
 
@@ -78,25 +85,27 @@ PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in PaymentRow._fields])
 REFUNDS = select(*[REFUND_COLUMNS[name] for name in RefundRow._fields])
 
 
-ACTIVE_METHODS = shown(PaymentMethod, schemas.PaymentMethod).where(METHOD_COLUMNS.is_active)
-SHOWN_ORDERS = shown(Order, schemas.Order, metadata=Order.metadata_)
+ACTIVE_METHODS = shown(METHOD_COLUMNS, schemas.PaymentMethod).where(METHOD_COLUMNS.is_active)
+SHOWN_ORDERS = shown(ORDER_COLUMNS, schemas.Order, metadata=Order.metadata_)
 SHOWN_PAYMENTS = shown(
-    Payment,
+    PAYMENT_COLUMNS,
     schemas.Payment,
     # The rest is for those who run the store.
     failure=PAYMENT_COLUMNS.failure.op("-")("gateway_code").op("-")("retryable"),
 )
-REFUNDS_OF_PAYMENT = shown(Refund, schemas.Refund).where(
+REFUNDS_OF_PAYMENT = shown(REFUND_COLUMNS, schemas.Refund).where(
     REFUND_COLUMNS.payment_id == bindparam("payment_id")
 )
-SHOWN_DISPUTES = shown(Dispute, schemas.DisputeDetails, order_id=PAYMENT_COLUMNS.order_id).join(
+SHOWN_DISPUTES = shown(
+    DISPUTE_COLUMNS, schemas.DisputeDetails, order_id=PAYMENT_COLUMNS.order_id
+).join(
     PAYMENT_COLUMNS.id.table,
     and_(
         PAYMENT_COLUMNS.user_id == DISPUTE_COLUMNS.user_id,
         PAYMENT_COLUMNS.id == DISPUTE_COLUMNS.payment_id,
     ),
 )
-SHOWN_EVENTS = shown(Event, schemas.Event)
+SHOWN_EVENTS = shown(EVENT_COLUMNS, schemas.Event)
 
 
 # What is common -----------------------------------------------------------------------------------
@@ -245,20 +254,20 @@ def lock_payment_method(session: Session, method_id: int, user_id: str) -> Payme
     return found(session.scalar(query.with_for_update()))
 
 
-def show_payment_method(reader: Reader, method_id: int, visible_to: VisibleTo) -> str:
+def show_payment_method(sender: Sender, method_id: int, visible_to: VisibleTo) -> str:
     """An active method as JSON. Raises NotFound."""
-    return show(reader, ACTIVE_METHODS, PaymentMethod.__table__, method_id, visible_to)
+    return show(sender, ACTIVE_METHODS, PaymentMethod.__table__, method_id, visible_to)
 
 
 def list_payment_methods(
-    reader: Reader, query: schemas.PaymentMethodQuery, user_id: str
+    sender: Sender, query: schemas.PaymentMethodQuery, user_id: str
 ) -> list[Listed]:
     given = given_of(query, user_id)
-    return reader.rows(_payment_methods("cursor" in given), **given)
+    return sender.rows(_payment_methods("cursor" in given), **given)
 
 
 @cache
-def _payment_methods(cursor: bool) -> Read:
+def _payment_methods(cursor: bool) -> Statement:
     methods = ACTIVE_METHODS.where(METHOD_COLUMNS.user_id == bindparam("user_id"))
     return page_of(methods, "id", cursor=cursor)
 
@@ -291,25 +300,60 @@ def promote_newest_payment_method(session: Session, user_id: str) -> PaymentMeth
 # Orders -------------------------------------------------------------------------------------------
 
 
+# The order, if its method is an active one of its user, and its event.
+CREATE_ORDER = Statement(
+    f"""
+    WITH placed AS (
+        INSERT INTO orders (
+            user_id, product_id, quantity, total_amount, currency, payment_method_id, metadata,
+            last_sequence
+        )
+        SELECT %(user_id)s, %(product_id)s, %(quantity)s, %(total_amount)s, %(currency)s,
+            CAST(%(payment_method_id)s AS bigint), CAST(%(metadata)s AS jsonb), 1
+        WHERE %(payment_method_id)s IS NULL OR EXISTS (
+            SELECT FROM payment_methods
+            WHERE user_id = %(user_id)s AND id = %(payment_method_id)s AND is_active
+        )
+        RETURNING *
+    ), shown AS ({shown_of("placed", schemas.Order)}), told AS (
+        INSERT INTO events (type, user_id, order_id, sequence, actor, request_id, data)
+        SELECT 'order.created', user_id, id, 1, CAST(%(actor)s AS jsonb), %(request_id)s,
+            to_jsonb(shown)
+        FROM shown
+    )
+    SELECT row_to_json(shown)::text, id FROM shown"""  # noqa: S608 - names of columns
+)
+
+
 def create_order(
-    session: Session, data: schemas.OrderCreate, *, user_id: str, currency: str
-) -> Order | None:
-    """Insert an order; None when its payment method is not an active one of the same user."""
-    values: dict[str, Any] = {
-        "user_id": user_id,
-        "product_id": data.product_id,
-        "quantity": data.quantity,
-        "total_amount": data.total_amount,
-        "currency": currency,
-        "payment_method_id": data.payment_method_id,
-        "metadata_": data.metadata,
-        "last_sequence": 1,  # the event of its creation, written right after
-    }
-    if data.payment_method_id is not None:
-        method = get_payment_method(session, data.payment_method_id, user_id)
-        if method is None:
-            return None
-    return session.scalar(insert(Order).values(values).returning(Order))
+    sender: Sender,
+    data: schemas.OrderCreate,
+    *,
+    user_id: str,
+    currency: str,
+    actor: Actor,
+    request_id: str,
+) -> Listed | None:
+    """Place an order, with its event; the order as JSON, and its id.
+
+    None when its payment method is not an active one of the same user.
+    """
+    method_id = data.payment_method_id
+    if method_id is not None and not is_id(method_id):
+        return None
+    rows = sender.rows(
+        CREATE_ORDER,
+        user_id=user_id,
+        product_id=data.product_id,
+        quantity=data.quantity,
+        total_amount=data.total_amount,
+        currency=currency,
+        payment_method_id=method_id,
+        metadata=json.dumps(data.metadata),
+        actor=json.dumps(actor),
+        request_id=request_id,
+    )
+    return rows[0] if rows else None
 
 
 def require_order(session: Session, order_id: int, visible_to: VisibleTo) -> OrderRow:
@@ -325,21 +369,21 @@ def lock_order(session: Session, user_id: str, order_id: int) -> Order:
     return found(session.scalar(locked(query)))
 
 
-def show_order(reader: Reader, order_id: int, visible_to: VisibleTo) -> str:
+def show_order(sender: Sender, order_id: int, visible_to: VisibleTo) -> str:
     """An order as JSON. Raises NotFound."""
-    return show(reader, SHOWN_ORDERS, Order.__table__, order_id, visible_to)
+    return show(sender, SHOWN_ORDERS, Order.__table__, order_id, visible_to)
 
 
-def list_orders(reader: Reader, query: schemas.OrderQuery, visible_to: VisibleTo) -> list[Listed]:
+def list_orders(sender: Sender, query: schemas.OrderQuery, visible_to: VisibleTo) -> list[Listed]:
     """The orders of one user, or of everybody."""
     if query.payment_method_id is not None and not is_id(query.payment_method_id):
         return []
     given = given_of(query, visible_to)
-    return reader.rows(_orders(frozenset(given)), **given)
+    return sender.rows(_orders(frozenset(given)), **given)
 
 
 @cache
-def _orders(given: frozenset[str]) -> Read:
+def _orders(given: frozenset[str]) -> Statement:
     rows, filters = SHOWN_ORDERS, 0
     if "status" in given:
         rows, filters = rows.where(ORDER_COLUMNS.status == bindparam("status")), filters + 1
@@ -455,23 +499,23 @@ def lock_payment(session: Session, user_id: str, payment_id: int) -> Payment:
     return found(session.scalar(locked(query)))
 
 
-def show_payment(reader: Reader, payment_id: int, visible_to: VisibleTo) -> str:
+def show_payment(sender: Sender, payment_id: int, visible_to: VisibleTo) -> str:
     """A payment as JSON. Raises NotFound."""
-    return show(reader, SHOWN_PAYMENTS, Payment.__table__, payment_id, visible_to)
+    return show(sender, SHOWN_PAYMENTS, Payment.__table__, payment_id, visible_to)
 
 
 def list_payments(
-    reader: Reader, query: schemas.PaymentQuery, visible_to: VisibleTo
+    sender: Sender, query: schemas.PaymentQuery, visible_to: VisibleTo
 ) -> list[Listed]:
     """The payments of one user, or of everybody."""
     if query.order_id is not None and not is_id(query.order_id):
         return []
     given = given_of(query, visible_to)
-    return reader.rows(_payments(frozenset(given), query.needs_review), **given)
+    return sender.rows(_payments(frozenset(given), query.needs_review), **given)
 
 
 @cache
-def _payments(given: frozenset[str], needs_review: bool | None) -> Read:
+def _payments(given: frozenset[str], needs_review: bool | None) -> Statement:
     rows, filters = SHOWN_PAYMENTS, 0
     if "user_id" in given:
         rows, filters = rows.where(PAYMENT_COLUMNS.user_id == bindparam("user_id")), filters + 1
@@ -653,20 +697,20 @@ def get_refund_of_key(session: Session, gateway_key: str) -> RefundRow | None:
     return read_one(session, RefundRow, REFUNDS.where(REFUND_COLUMNS.gateway_key == gateway_key))
 
 
-def show_refund(reader: Reader, user_id: str, payment_id: int, refund_id: int) -> str:
+def show_refund(sender: Sender, user_id: str, payment_id: int, refund_id: int) -> str:
     """A refund of this payment as JSON. Raises NotFound."""
     return show(
-        reader, REFUNDS_OF_PAYMENT, Refund.__table__, refund_id, user_id, payment_id=payment_id
+        sender, REFUNDS_OF_PAYMENT, Refund.__table__, refund_id, user_id, payment_id=payment_id
     )
 
 
-def list_refunds(reader: Reader, user_id: str, payment_id: int, page: schemas.Page) -> list[Listed]:
+def list_refunds(sender: Sender, user_id: str, payment_id: int, page: schemas.Page) -> list[Listed]:
     given = given_of(page, user_id)
-    return reader.rows(_refunds("cursor" in given), **given, payment_id=payment_id)
+    return sender.rows(_refunds("cursor" in given), **given, payment_id=payment_id)
 
 
 @cache
-def _refunds(cursor: bool) -> Read:
+def _refunds(cursor: bool) -> Statement:
     refunds = REFUNDS_OF_PAYMENT.where(REFUND_COLUMNS.user_id == bindparam("user_id"))
     return page_of(refunds, "id", cursor=cursor)
 
@@ -726,21 +770,21 @@ def save_dispute(
     return dispute if closes else None
 
 
-def show_dispute(reader: Reader, dispute_id: int) -> str:
+def show_dispute(sender: Sender, dispute_id: int) -> str:
     """The dispute, with its payment's order, as JSON. Raises NotFound."""
-    return show(reader, SHOWN_DISPUTES, Dispute.__table__, dispute_id, EVERYONE)
+    return show(sender, SHOWN_DISPUTES, Dispute.__table__, dispute_id, EVERYONE)
 
 
-def list_disputes(reader: Reader, query: schemas.DisputeQuery) -> list[Listed]:
+def list_disputes(sender: Sender, query: schemas.DisputeQuery) -> list[Listed]:
     """Disputes, each with its payment's order."""
     if query.payment_id is not None and not is_id(query.payment_id):
         return []
     given = given_of(query)
-    return reader.rows(_disputes(frozenset(given)), **given)
+    return sender.rows(_disputes(frozenset(given)), **given)
 
 
 @cache
-def _disputes(given: frozenset[str]) -> Read:
+def _disputes(given: frozenset[str]) -> Statement:
     rows = SHOWN_DISPUTES
     if "payment_id" in given:
         rows = rows.where(DISPUTE_COLUMNS.payment_id == bindparam("payment_id"))
@@ -781,15 +825,15 @@ def add_event(
 
 
 def list_order_events(
-    reader: Reader, user_id: str, order_id: int, page: schemas.Page
+    sender: Sender, user_id: str, order_id: int, page: schemas.Page
 ) -> list[Listed]:
     """The order's history; its sequence is the cursor."""
     given = given_of(page, user_id)
-    return reader.rows(_order_events("cursor" in given), **given, order_id=order_id)
+    return sender.rows(_order_events("cursor" in given), **given, order_id=order_id)
 
 
 @cache
-def _order_events(cursor: bool) -> Read:
+def _order_events(cursor: bool) -> Statement:
     events = SHOWN_EVENTS.where(
         EVENT_COLUMNS.user_id == bindparam("user_id"),
         EVENT_COLUMNS.order_id == bindparam("order_id"),
@@ -839,52 +883,3 @@ def is_known_delivery(session: Session, gateway: str, delivery_id: str) -> bool:
         GatewayEvent.gateway == gateway, GatewayEvent.delivery_id == delivery_id
     )
     return session.scalar(query) is not None
-
-
-# What is read to compare both books ---------------------------------------------------------------
-
-
-def list_payments_of_charges(
-    session: Session, gateway: str, keys: Sequence[str], references: Sequence[str]
-) -> list[PaymentRow]:
-    """The payments that charges in a gateway's list are, by our key or its reference."""
-    query = PAYMENTS.where(
-        PAYMENT_COLUMNS.gateway == gateway,
-        or_(
-            PAYMENT_COLUMNS.gateway_key == any_(literal(list(keys), ARRAY(TEXT))),
-            PAYMENT_COLUMNS.gateway_reference == any_(literal(list(references), ARRAY(TEXT))),
-        ),
-    )
-    return read_all(session, PaymentRow, query)
-
-
-def list_refunds_of_payments(session: Session, payment_ids: Sequence[int]) -> list[RefundRow]:
-    return read_all(session, RefundRow, REFUNDS.where(REFUND_COLUMNS.payment_id.in_(payment_ids)))
-
-
-def list_dispute_statuses(
-    session: Session, gateway: str, references: Sequence[str]
-) -> Mapping[str, str]:
-    """The status of each of these disputes that we know, by its reference."""
-    known = session.execute(
-        select(Dispute.gateway_reference, Dispute.status).where(
-            Dispute.gateway == gateway, Dispute.gateway_reference.in_(references)
-        )
-    )
-    return dict(known.all())
-
-
-def list_recent_payments(
-    session: Session, gateway: str, since: datetime | None, after: PaymentRow | None, limit: int
-) -> list[PaymentRow]:
-    """A page of this gateway's payments since then, newest first, after the last one seen."""
-    query = PAYMENTS.where(PAYMENT_COLUMNS.gateway == gateway)
-    if since is not None:
-        query = query.where(PAYMENT_COLUMNS.created_at >= since)
-    if after is not None:
-        place = tuple_(after.created_at, after.id)
-        query = query.where(tuple_(PAYMENT_COLUMNS.created_at, PAYMENT_COLUMNS.id) < place)
-    # By time, as the index of a gateway's payments is: by id the newest of all would be walked
-    # through, and a gateway that was switched off long ago has none among them.
-    newest = (PAYMENT_COLUMNS.created_at.desc(), PAYMENT_COLUMNS.id.desc())
-    return read_all(session, PaymentRow, query.order_by(*newest).limit(limit))

@@ -1,4 +1,6 @@
-"""What must always be true of the money, as queries for the rows of which it is not.
+"""SQL that checks our books: by themselves, and beside those of a gateway.
+
+An invariant is a query for the rows of which it is not true.
 
 Tables are checked in windows: a few statements over a range of keys, then the next range. So no
 statement takes long and nothing is held in memory, however many rows there are.
@@ -8,13 +10,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final
 
-from sqlalchemy import ColumnElement, func, select, text, true
+from sqlalchemy import ColumnElement, any_, func, literal, or_, select, text, true, tuple_
+from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.orm import InstrumentedAttribute, Session
 
-from models import Order, Payment, PaymentMethod, Refund
+from database import read_all
+from models import Dispute, Order, Payment, PaymentMethod, Refund
+from rows import PaymentRow, RefundRow
 from schemas import MAX_ID
+
+PAYMENT_COLUMNS = Payment.__table__.c
+REFUND_COLUMNS = Refund.__table__.c
+DISPUTE_COLUMNS = Dispute.__table__.c
+PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in PaymentRow._fields])
+REFUNDS = select(*[REFUND_COLUMNS[name] for name in RefundRow._fields])
 
 # Each query returns the ids of offending rows of its window, :after < key <= :until. What it joins
 # has the bounds too where it has the key, so that everything is read by ranges. Most of it the
@@ -160,3 +172,52 @@ def _violations(
         for name, query in queries.items()
     }
     return {name: ids for name, ids in violations.items() if ids}
+
+
+# Beside the books of a gateway --------------------------------------------------------------------
+
+
+def list_payments_of_charges(
+    session: Session, gateway: str, keys: Sequence[str], references: Sequence[str]
+) -> list[PaymentRow]:
+    """The payments that charges in a gateway's list are, by our key or its reference."""
+    query = PAYMENTS.where(
+        PAYMENT_COLUMNS.gateway == gateway,
+        or_(
+            PAYMENT_COLUMNS.gateway_key == any_(literal(list(keys), ARRAY(TEXT))),
+            PAYMENT_COLUMNS.gateway_reference == any_(literal(list(references), ARRAY(TEXT))),
+        ),
+    )
+    return read_all(session, PaymentRow, query)
+
+
+def list_refunds_of_payments(session: Session, payment_ids: Sequence[int]) -> list[RefundRow]:
+    return read_all(session, RefundRow, REFUNDS.where(REFUND_COLUMNS.payment_id.in_(payment_ids)))
+
+
+def list_dispute_statuses(
+    session: Session, gateway: str, references: Sequence[str]
+) -> Mapping[str, str]:
+    """The status of each of these disputes that we know, by its reference."""
+    known = session.execute(
+        select(Dispute.gateway_reference, Dispute.status).where(
+            Dispute.gateway == gateway, Dispute.gateway_reference.in_(references)
+        )
+    )
+    return dict(known.all())
+
+
+def list_recent_payments(
+    session: Session, gateway: str, since: datetime | None, after: PaymentRow | None, limit: int
+) -> list[PaymentRow]:
+    """A page of this gateway's payments since then, newest first, after the last one seen."""
+    query = PAYMENTS.where(PAYMENT_COLUMNS.gateway == gateway)
+    if since is not None:
+        query = query.where(PAYMENT_COLUMNS.created_at >= since)
+    if after is not None:
+        place = tuple_(after.created_at, after.id)
+        query = query.where(tuple_(PAYMENT_COLUMNS.created_at, PAYMENT_COLUMNS.id) < place)
+    # By time, as the index of a gateway's payments is: by id the newest of all would be walked
+    # through, and a gateway that was switched off long ago has none among them.
+    newest = (PAYMENT_COLUMNS.created_at.desc(), PAYMENT_COLUMNS.id.desc())
+    return read_all(session, PaymentRow, query.order_by(*newest).limit(limit))

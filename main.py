@@ -26,7 +26,6 @@ from middleware import connection_limits
 from middleware.cors import Cors
 from middleware.request_layer import RequestLayer
 from observability import logs, metrics
-from reads import PooledReader
 from routers import (
     checkout,
     disputes,
@@ -42,6 +41,7 @@ from routers import (
 )
 from services.lookups import LookupRules
 from services.webhooks import connect_gateways
+from statements import PooledSender
 from web import docs_page, exception_handlers
 from workers.loop import Workers
 from workers.roles import Resources
@@ -149,7 +149,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
     )
-    app.state.reader = PooledReader(app.state.engine)
+    app.state.sender = PooledSender(app.state.engine)
     app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
     # What is loaded now stays, so garbage collection need not visit it again.

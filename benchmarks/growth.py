@@ -29,6 +29,7 @@ from sqlalchemy.orm import Session
 import crud
 import database
 import idempotency_keys
+import invariants
 import leases
 import postgres_server
 import schemas
@@ -38,8 +39,8 @@ from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from invariants import INVARIANTS, find_violations
 from models import Payment, Refund
 from permissions import EVERYONE, VisibleTo
-from reads import Read, Reader
 from rows import PaymentRow
+from statements import Sender, SessionSender
 
 # Pages that a statement may touch.
 A_LIST = 100  # 51 rows, each on a page of its own at worst, and a few pages of indexes
@@ -71,7 +72,7 @@ class Plan:
             for name, count in node.items()
             if name.startswith("Rows Removed by")
         )
-        touched = ("Shared Hit", "Shared Read", "Temp Read", "Temp Written")
+        touched = ("Shared Hit", "Shared Statement", "Temp Statement", "Temp Written")
         return cls(
             statement,
             ", ".join(dict.fromkeys(filter(None, map(_scan, nodes)))),
@@ -122,17 +123,6 @@ def explaining(engine: sa.Engine) -> Iterator[list[Plan]]:
         yield plans
     finally:
         sa.event.remove(engine, "before_cursor_execute", explain)
-
-
-class SessionReader:
-    """Sends what only reads in a session, so that it is seen and explained like the rest."""
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def rows(self, read: Read, **parameters: Any) -> list[Any]:
-        found = self._session.connection().exec_driver_sql(read.sql, read.constants | parameters)
-        return [tuple(row) for row in found]
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,10 +212,10 @@ def other_lists(engine: sa.Engine) -> Iterator[Probe]:
         "payments of an order": _listing(crud.list_payments, by_order, EVERYONE),
         "payment methods": _listing(crud.list_payment_methods, methods, BUSY_USER),
         "refunds of a payment": lambda session: crud.list_refunds(
-            SessionReader(session), of, refund, page
+            SessionSender(session), of, refund, page
         ),
         "events of an order": lambda session: crud.list_order_events(
-            SessionReader(session), of, refund, page
+            SessionSender(session), of, refund, page
         ),
     }.items():
         yield Probe(name, A_LIST, run)
@@ -333,7 +323,11 @@ def comparisons(engine: sa.Engine) -> Iterator[Probe]:
                 _name("comparing payments at", name, when),
                 4 * A_LIST,
                 partial(
-                    crud.list_recent_payments, gateway=name, since=since, after=last, limit=200
+                    invariants.list_recent_payments,
+                    gateway=name,
+                    since=since,
+                    after=last,
+                    limit=200,
                 ),
             )
     for name, run in {
@@ -347,13 +341,13 @@ def comparisons(engine: sa.Engine) -> Iterator[Probe]:
 
 
 def _listing(
-    function: Callable[[Reader, Any, Any], object], query: schemas.Page, visible_to: VisibleTo
+    function: Callable[[Sender, Any, Any], object], query: schemas.Page, visible_to: VisibleTo
 ) -> Callable[[Session], object]:
-    return lambda session: function(SessionReader(session), query, visible_to)
+    return lambda session: function(SessionSender(session), query, visible_to)
 
 
 def _disputes(query: schemas.DisputeQuery, session: Session) -> object:
-    return crud.list_disputes(SessionReader(session), query)
+    return crud.list_disputes(SessionSender(session), query)
 
 
 def _times(connection: sa.Connection) -> list[str]:

@@ -10,7 +10,7 @@ import crud
 import schemas
 from auth import CurrentUser
 from errors import Forbidden, InvalidRequest
-from reads import ReaderDep
+from statements import SenderDep
 from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import ServiceRoute
@@ -27,13 +27,13 @@ router = APIRouter(prefix="/disputes", tags=["Disputes"], route_class=ServiceRou
 )
 def list_disputes(
     request: Request,
-    reader: ReaderDep,
+    sender: SenderDep,
     user: CurrentUser,
     query: Annotated[schemas.DisputeQuery, Query()],
 ) -> Any:
     """Newest first. Needs the scope `payments:manage`."""
     user.require("list_disputes")
-    return next_page(request, crud.list_disputes(reader, query), query)
+    return next_page(request, crud.list_disputes(sender, query), query)
 
 
 @router.get(
@@ -43,7 +43,7 @@ def list_disputes(
     summary="Get a dispute",
     responses=resource_problems(),
 )
-def get_dispute(reader: ReaderDep, user: CurrentUser, dispute_id: Id) -> Any:
+def get_dispute(sender: SenderDep, user: CurrentUser, dispute_id: Id) -> Any:
     """Defend it at the gateway, before `evidence_due_at`. Needs the scope `payments:manage`."""
     user.require("get_dispute")
-    return crud.show_dispute(reader, dispute_id)
+    return crud.show_dispute(sender, dispute_id)

@@ -17,8 +17,8 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from reads import ReaderDep
 from services import orders
+from statements import SenderDep
 from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
@@ -76,12 +76,12 @@ def create_order(
 )
 def list_orders(
     request: Request,
-    reader: ReaderDep,
+    sender: SenderDep,
     user: CurrentUser,
     query: Annotated[schemas.OrderQuery, Query()],
 ) -> Any:
     """Newest first. One's own; with `orders:manage` everyone's, or those of `user_id`."""
-    rows = crud.list_orders(reader, query, user.visible_to("list_orders", query.user_id))
+    rows = crud.list_orders(sender, query, user.visible_to("list_orders", query.user_id))
     return next_page(request, rows, query)
 
 
@@ -92,9 +92,9 @@ def list_orders(
     summary="Get an order",
     responses=resource_problems(),
 )
-def get_order(reader: ReaderDep, visible_to: VisibleToDep, order_id: Id) -> Any:
+def get_order(sender: SenderDep, visible_to: VisibleToDep, order_id: Id) -> Any:
     """One's own order, or with `orders:manage` anybody's. Any other is 404."""
-    return crud.show_order(reader, order_id, visible_to)
+    return crud.show_order(sender, order_id, visible_to)
 
 
 @router.put(
@@ -133,12 +133,12 @@ def set_order_status(
 def list_order_events(
     request: Request,
     session: SessionDep,
-    reader: ReaderDep,
+    sender: SenderDep,
     visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first: what happened, when, who did it, and under which request."""
     order = crud.require_order(session, order_id, visible_to)
-    rows = crud.list_order_events(reader, order.user_id, order.id, query)
+    rows = crud.list_order_events(sender, order.user_id, order.id, query)
     return next_page(request, rows, query)

@@ -19,8 +19,8 @@ from errors import (
     PaymentMethodDeclined,
 )
 from permissions import EVERYONE
-from reads import ReaderDep
 from services import payment_methods
+from statements import SenderDep
 from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewaysDep, ServiceRoute, SettingsDep, VisibleToDep
@@ -106,7 +106,7 @@ def create_payment_method(
 )
 def list_payment_methods(
     request: Request,
-    reader: ReaderDep,
+    sender: SenderDep,
     user: CurrentUser,
     query: Annotated[schemas.PaymentMethodQuery, Query()],
 ) -> Any:
@@ -114,7 +114,7 @@ def list_payment_methods(
     user_id = user.visible_to("list_payment_methods", query.user_id)
     if user_id is EVERYONE:
         raise InvalidRequest.of("user_id", "missing", "Name the user whose methods to list")
-    rows = crud.list_payment_methods(reader, query, user_id)
+    rows = crud.list_payment_methods(sender, query, user_id)
     return next_page(request, rows, query)
 
 
@@ -125,9 +125,9 @@ def list_payment_methods(
     summary="Get a payment method",
     responses=resource_problems(),
 )
-def get_payment_method(reader: ReaderDep, visible_to: VisibleToDep, method_id: Id) -> Any:
+def get_payment_method(sender: SenderDep, visible_to: VisibleToDep, method_id: Id) -> Any:
     """An active method, as it is shown to shoppers: never more than brand, last four and expiry."""
-    return crud.show_payment_method(reader, method_id, visible_to)
+    return crud.show_payment_method(sender, method_id, visible_to)
 
 
 @router.patch(

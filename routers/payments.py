@@ -25,8 +25,8 @@ from errors import (
     PaymentInProgress,
     PaymentMethodNotFound,
 )
-from reads import ReaderDep
 from services import payments, refunds, reviews
+from statements import SenderDep
 from web.pagination import Id, next_page
 from web.problems import problems, resource_problems
 from web.route import CallContextDep, GatewayAccessDep, ServiceRoute, SettingsDep, VisibleToDep
@@ -106,7 +106,7 @@ def pay_order(
 def list_order_payments(
     request: Request,
     session: SessionDep,
-    reader: ReaderDep,
+    sender: SenderDep,
     visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
@@ -114,7 +114,7 @@ def list_order_payments(
     """Newest first: every attempt, the declined ones too."""
     order = crud.require_order(session, order_id, visible_to)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
-    rows = crud.list_payments(reader, of_order, visible_to)
+    rows = crud.list_payments(sender, of_order, visible_to)
     return next_page(request, rows, query)
 
 
@@ -127,12 +127,12 @@ def list_order_payments(
 )
 def list_payments(
     request: Request,
-    reader: ReaderDep,
+    sender: SenderDep,
     user: CurrentUser,
     query: Annotated[schemas.PaymentQuery, Query()],
 ) -> Any:
     """Newest first. One's own; with `orders:manage` or `payments:manage` everyone's."""
-    rows = crud.list_payments(reader, query, user.visible_to("list_payments", query.user_id))
+    rows = crud.list_payments(sender, query, user.visible_to("list_payments", query.user_id))
     return next_page(request, rows, query)
 
 
@@ -143,9 +143,9 @@ def list_payments(
     summary="Get a payment",
     responses=resource_problems(),
 )
-def get_payment(reader: ReaderDep, visible_to: VisibleToDep, payment_id: Id) -> Any:
+def get_payment(sender: SenderDep, visible_to: VisibleToDep, payment_id: Id) -> Any:
     """Ask this again while the status is `pending`; it settles by itself within seconds."""
-    return crud.show_payment(reader, payment_id, visible_to)
+    return crud.show_payment(sender, payment_id, visible_to)
 
 
 @router.post(
@@ -304,14 +304,14 @@ def review_payment(
 def list_refunds(
     request: Request,
     session: SessionDep,
-    reader: ReaderDep,
+    sender: SenderDep,
     visible_to: VisibleToDep,
     payment_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first."""
     payment = crud.require_payment(session, payment_id, visible_to)
-    rows = crud.list_refunds(reader, payment.user_id, payment.id, query)
+    rows = crud.list_refunds(sender, payment.user_id, payment.id, query)
     return next_page(request, rows, query)
 
 
@@ -323,11 +323,11 @@ def list_refunds(
     responses=resource_problems(),
 )
 def get_refund(
-    session: SessionDep, reader: ReaderDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id
+    session: SessionDep, sender: SenderDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id
 ) -> Any:
     """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
     payment = crud.require_payment(session, payment_id, visible_to)
-    return crud.show_refund(reader, payment.user_id, payment.id, refund_id)
+    return crud.show_refund(sender, payment.user_id, payment.id, refund_id)
 
 
 def _check_return_url(settings: Settings, return_url: str | None) -> None:

@@ -14,7 +14,8 @@ from permissions import ORDERS_MANAGE
 from services import payments
 from settlement.context import CallContext, StoredResponse
 from settlement.gateway_calls import GatewayAccess
-from settlement.transitions import ChangedBy, record_order_created, transition_order
+from settlement.transitions import ChangedBy, transition_order
+from statements import PooledSender, Sender, SessionSender
 
 
 def create(
@@ -22,16 +23,32 @@ def create(
 ) -> StoredResponse:
     """Place an order. Raises PaymentMethodNotFound for a method that is not the user's."""
     user_id = context.require_owner("create_order", data.user_id)
+    if context.key is None:
+        return _create(PooledSender.beside(session), context, data, user_id, default_currency)
     with phase(session):
-        order = crud.create_order(
-            session, data, user_id=user_id, currency=data.currency or default_currency
-        )
-        if order is None:
-            raise PaymentMethodNotFound
-        shown = record_order_created(session, ChangedBy.caller(context), order)
-        return context.store_response(
-            session, StoredResponse.resource(201, shown, f"/orders/{order.id}")
-        )
+        response = _create(SessionSender(session), context, data, user_id, default_currency)
+        return context.store_response(session, response)
+
+
+def _create(
+    sender: Sender,
+    context: CallContext,
+    data: schemas.OrderCreate,
+    user_id: str,
+    default_currency: str,
+) -> StoredResponse:
+    order = crud.create_order(
+        sender,
+        data,
+        user_id=user_id,
+        currency=data.currency or default_currency,
+        actor=context.actor,
+        request_id=context.request_id,
+    )
+    if order is None:
+        raise PaymentMethodNotFound
+    shown, order_id = order
+    return StoredResponse.json(201, shown, f"/orders/{order_id}")
 
 
 def set_status(

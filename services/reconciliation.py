@@ -16,6 +16,7 @@ from sqlalchemy import Engine
 from sqlalchemy.orm import Session
 
 import crud
+import invariants
 import leases
 from database import new_session, phase, read_clock
 from domain.states import ChargeStatus, PaymentStatus
@@ -259,7 +260,7 @@ def _settle(
             settle_charge(session, by, order, locked, charge, snapshot.source(locked))
     with phase(session):
         payment = crud.require_payment(session, payment.id, payment.user_id)
-        refunds = crud.list_refunds_of_payments(session, [payment.id])
+        refunds = invariants.list_refunds_of_payments(session, [payment.id])
     if listed is not None and _is_other_charge(payment, listed):
         _look_up_difference(session, gateway, payment, listed)
         charge = listed  # no look-up of ours shows it
@@ -317,11 +318,11 @@ def _compare_page(
     keys = [listed.key for listed in charges if listed.key is not None]
     references = [listed.charge.reference for listed in charges]
     with phase(session):
-        found = crud.list_payments_of_charges(session, gateway.name, keys, references)
+        found = invariants.list_payments_of_charges(session, gateway.name, keys, references)
         by_key = {payment.gateway_key: payment for payment in found}
         by_reference = {payment.gateway_reference: payment for payment in found}
         refunds: dict[int, list[RefundRow]] = {payment.id: [] for payment in found}
-        for refund in crud.list_refunds_of_payments(session, list(refunds)):
+        for refund in invariants.list_refunds_of_payments(session, list(refunds)):
             refunds[refund.payment_id].append(refund)
     for listed in charges:
         payment = by_key.get(listed.key or "") or by_reference.get(listed.charge.reference)
@@ -353,7 +354,7 @@ def _save_disputes(
     """Record disputes that are new or have changed."""
     with phase(session):
         references = [dispute.reference for dispute in disputes]
-        known = crud.list_dispute_statuses(session, gateway.name, references)
+        known = invariants.list_dispute_statuses(session, gateway.name, references)
     news = [dispute for dispute in disputes if known.get(dispute.reference) != dispute.status]
     if not news:
         return
@@ -420,7 +421,7 @@ def _recent_payments(
     after: PaymentRow | None = None
     while True:
         with phase(session):
-            page = crud.list_recent_payments(session, gateway.name, since, after, PAGE_SIZE)
+            page = invariants.list_recent_payments(session, gateway.name, since, after, PAGE_SIZE)
         yield from page
         if len(page) < PAGE_SIZE:
             return

@@ -35,6 +35,11 @@ class StoredResponse:
         return cls(status, resource.model_dump_json().encode(), headers)
 
     @classmethod
+    def json(cls, status: int, text: str, location: str) -> StoredResponse:
+        """A resource that is JSON already."""
+        return cls(status, text.encode(), {"Content-Type": JSON, "Location": location})
+
+    @classmethod
     def problem(cls, error: ServiceError, request_id: str) -> StoredResponse:
         headers = {"Content-Type": PROBLEM_JSON, **error.headers}
         return cls(error.status, error.body(request_id), headers)

@@ -66,12 +66,6 @@ def record_payment_method_event(
     return shown
 
 
-def record_order_created(session: Session, by: ChangedBy, order: Order) -> schemas.Order:
-    shown = schemas.Order.model_validate(order)
-    _add(session, by, "order.created", order, shown)
-    return shown
-
-
 def transition_order(
     session: Session, by: ChangedBy, order: Order, status: OrderStatus
 ) -> schemas.Order:

@@ -54,7 +54,7 @@ SQL_WRITERS = {
     "leases",
     "idempotency_keys",
     "invariants",
-    "reads",
+    "statements",
     "database",
     "gateways.sandbox",
     "proof",

@@ -12,7 +12,7 @@ from fastapi import Path, Request
 from pydantic import BeforeValidator
 
 import schemas
-from reads import Listed
+from statements import Listed
 
 
 def _id(value: Any) -> int:

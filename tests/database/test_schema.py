@@ -22,10 +22,10 @@ from sqlalchemy.orm import Session
 import crud
 import database
 import schemas
-from benchmarks.growth import SessionReader
 from gateways import sandbox
 from models import Base
 from permissions import EVERYONE
+from statements import SessionSender
 from tests.support.paths import ROOT
 from tests.support.processes import HANG
 
@@ -268,23 +268,23 @@ def pages() -> Iterator[Any]:
     orders, payments = schemas.OrderQuery, schemas.PaymentQuery
     yield pytest.param(
         lambda session: crud.list_payment_methods(
-            SessionReader(session), schemas.PaymentMethodQuery(cursor="1000"), "alice"
+            SessionSender(session), schemas.PaymentMethodQuery(cursor="1000"), "alice"
         ),
         id="payment methods of a user",
     )
     yield pytest.param(
-        lambda session: crud.list_order_events(SessionReader(session), "alice", 1, page),
+        lambda session: crud.list_order_events(SessionSender(session), "alice", 1, page),
         id="order events",
     )
     yield pytest.param(
-        lambda session: crud.list_refunds(SessionReader(session), "alice", 1, page), id="refunds"
+        lambda session: crud.list_refunds(SessionSender(session), "alice", 1, page), id="refunds"
     )
     for user, narrowed in itertools.product(
         (EVERYONE, "alice"), ({}, {"status": "paid"}, {"payment_method_id": 1})
     ):
         yield pytest.param(
             lambda session, user=user, narrowed=narrowed: crud.list_orders(
-                SessionReader(session), orders(cursor="1000", **narrowed), user
+                SessionSender(session), orders(cursor="1000", **narrowed), user
             ),
             id=f"orders of {user} {narrowed}",
         )
@@ -293,7 +293,7 @@ def pages() -> Iterator[Any]:
     ):
         yield pytest.param(
             lambda session, user=user, narrowed=narrowed: crud.list_payments(
-                SessionReader(session), payments(cursor="1000", **narrowed), user
+                SessionSender(session), payments(cursor="1000", **narrowed), user
             ),
             id=f"payments of {user} {narrowed}",
         )

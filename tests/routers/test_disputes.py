@@ -17,8 +17,8 @@ from sqlalchemy.orm import Session
 
 import crud
 import schemas
-from benchmarks.growth import SessionReader
 from gateways.sandbox import sign
+from statements import SessionSender
 from tests.support.clients import Api
 from tests.support.factories import pay, place_order, save_card
 
@@ -133,7 +133,7 @@ def test_the_disputes_of_a_payment_that_cannot_be_are_none(
 ) -> None:
     assert listed(manager, payment_id=payment_id) == []
     # The database is not asked: no index helps it with numbers of more than 64 bits.
-    no_database = SessionReader(Session())
+    no_database = SessionSender(Session())
     assert crud.list_disputes(no_database, schemas.DisputeQuery(payment_id=payment_id)) == []
 
 
@@ -210,7 +210,7 @@ def test_a_list_is_read_from_an_index(
         for table in ("disputes", "payments"):
             connection.execute(sa.text(f"ANALYZE {table}"))
         sa.event.listen(connection, "before_cursor_execute", note)
-        crud.list_disputes(SessionReader(Session(connection)), schemas.DisputeQuery(**narrowed))
+        crud.list_disputes(SessionSender(Session(connection)), schemas.DisputeQuery(**narrowed))
         sa.event.remove(connection, "before_cursor_execute", note)
         ((statement, parameters),) = statements
         explained = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {statement}", parameters)

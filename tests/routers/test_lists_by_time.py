@@ -20,9 +20,10 @@ from sqlalchemy.orm import Session
 
 import crud
 import database
+import invariants
 import schemas
-from benchmarks.growth import SessionReader
 from permissions import EVERYONE, VisibleTo
+from statements import SessionSender
 from tests.support.clients import Api
 
 BEGIN = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -101,11 +102,11 @@ def all_pages(read: Callable[..., Sequence[Any]], limit: int) -> list[int]:
 
 
 def orders(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
-    return crud.list_orders(SessionReader(session), schemas.OrderQuery(**query), user)
+    return crud.list_orders(SessionSender(session), schemas.OrderQuery(**query), user)
 
 
 def payments(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
-    return crud.list_payments(SessionReader(session), schemas.PaymentQuery(**query), user)
+    return crud.list_payments(SessionSender(session), schemas.PaymentQuery(**query), user)
 
 
 def all_orders(session: Session) -> Sequence[Any]:
@@ -177,12 +178,12 @@ def test_payments_to_compare_are_all_since_then_and_each_once(
     rows = session.execute(sa.text("SELECT * FROM payments")).all()
     found: list[int] = []
     after = None
-    while page := crud.list_recent_payments(session, "sandbox", since, after, limit):
+    while page := invariants.list_recent_payments(session, "sandbox", since, after, limit):
         found += [row.id for row in page]
         after = page[-1]
     fitting = [row for row in rows if since is None or row.created_at >= since]
     assert found == newest_first(fitting)
-    assert crud.list_recent_payments(session, "stripe", since, None, limit) == []
+    assert invariants.list_recent_payments(session, "stripe", since, None, limit) == []
 
 
 def test_a_cursor_of_another_user_tells_nothing(session: Session) -> None:

@@ -436,7 +436,7 @@ def failing(
             raise error
 
         with monkeypatch.context() as patch:
-            patch.setattr(crud, "require_order", fail)
+            patch.setattr(crud, "show_order", fail)
             return httpx.get(
                 f"{base_url}/orders/1",
                 headers={**alice.headers, "X-Request-Id": "failing", "Origin": "https://x.example"},

@@ -1,7 +1,7 @@
-"""The one way to run a read: one statement, one round trip, no transaction, rows straight to JSON.
+"""Statements that are written out once and sent as they are, and rows that become JSON there.
 
-PostgreSQL writes the JSON, so that nothing of a row is taken apart and put together again here.
-`crud.py` has the statements.
+Reads are sent alone: one round trip, no transaction around it. PostgreSQL writes the JSON, so that
+nothing of a row is taken apart and put together again here. `crud.py` has the statements.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sqlalchemy as sa
 from fastapi import Depends, Request
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 from sqlalchemy.exc import DBAPIError
+from sqlalchemy.orm import Session
 
 import schemas
 from errors import NotFound
@@ -24,42 +25,66 @@ from schemas import MAX_ID
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 
 
-class Read:
-    """A statement that only reads, written out once. Its parameters are its named bindparams."""
+class Statement:
+    """A statement, written out once. Its parameters are its named bindparams."""
 
     __slots__ = ("constants", "sql")
 
-    def __init__(self, statement: sa.Select[Any]) -> None:
-        compiled = statement.compile(dialect=_DIALECT)
-        self.sql = str(compiled)
-        self.constants = {
-            name: value for name, value in compiled.params.items() if value is not None
-        }
+    def __init__(self, statement: sa.Select[Any] | str) -> None:
+        self.constants: dict[str, Any] = {}
+        if isinstance(statement, str):
+            self.sql = statement
+        else:
+            compiled = statement.compile(dialect=_DIALECT)
+            self.sql = str(compiled)
+            values = compiled.params.items()
+            self.constants = {name: value for name, value in values if value is not None}
 
 
-class Reader(Protocol):
-    """Sends statements that only read."""
+class Sender(Protocol):
+    """Sends statements."""
 
-    def rows(self, read: Read, **parameters: Any) -> list[Any]:
-        """The rows that it finds, as tuples."""
+    def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
+        """The rows that it returns, as tuples."""
 
 
-class PooledReader:
-    """Sends each statement alone, on a connection of the pool."""
+class SessionSender:
+    """Sends statements in the transaction of a session."""
+
+    __slots__ = ("_session",)
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
+        connection = self._session.connection()
+        sent = connection.exec_driver_sql(statement.sql, statement.constants | parameters)
+        return [tuple(row) for row in sent]
+
+
+class PooledSender:
+    """Sends each statement alone, on a connection of the pool: it is a transaction of its own."""
 
     __slots__ = ("_engine",)
 
     def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
 
-    def rows(self, read: Read, **parameters: Any) -> list[Any]:
+    @classmethod
+    def beside(cls, session: Session) -> PooledSender:
+        """For one statement that needs no transaction, where a session would begin one."""
+        engine = session.get_bind()
+        assert isinstance(engine, sa.Engine)
+        return cls(engine)
+
+    def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
         pooled = self._engine.raw_connection()
         driver = pooled.driver_connection
         assert driver is not None
         try:
             driver.autocommit = True
             with driver.cursor() as cursor:
-                cursor.execute(read.sql, read.constants | parameters)
+                cursor.execute(statement.sql, statement.constants | parameters)
                 rows: list[Any] = cursor.fetchall()
             driver.autocommit = False
         except psycopg2.Error as error:
@@ -68,7 +93,7 @@ class PooledReader:
                 self._engine.pool._invalidate(pooled, error)
             pooled.invalidate()  # nobody's transaction may run on it as it is
             raise DBAPIError.instance(
-                read.sql,
+                statement.sql,
                 None,
                 error,
                 psycopg2.Error,
@@ -80,9 +105,12 @@ class PooledReader:
         return rows
 
 
+MOMENT = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'  # RFC 3339 in UTC
+
+
 def moment(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
-    """A time as the API shows it: RFC 3339 in UTC."""
-    return sa.func.to_char(sa.func.timezone("UTC", column), 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"')
+    """A time as the API shows it."""
+    return sa.func.to_char(sa.func.timezone("UTC", column), MOMENT)
 
 
 def as_json(query: sa.Select[Any], *beside: str) -> sa.Select[Any]:
@@ -95,20 +123,19 @@ def as_json(query: sa.Select[Any], *beside: str) -> sa.Select[Any]:
     return sa.select(text, *(shown.c[name] for name in beside)).select_from(shown)
 
 
-def _reader(request: Request) -> Reader:
-    reader: Reader = request.app.state.reader
-    return reader
+def _reader(request: Request) -> Sender:
+    sender: Sender = request.app.state.sender
+    return sender
 
 
-ReaderDep = Annotated[Reader, Depends(_reader)]
+SenderDep = Annotated[Sender, Depends(_reader)]
 
 
 # What a resource shows ---------------------------------------------------------------------------
 
 
-def shown(model: type[Any], resource: type[schemas.Out], **special: Any) -> sa.Select[Any]:
-    """The columns of a table that a resource shows, by the names that it gives them."""
-    columns = model.__table__.c
+def shown(columns: Any, resource: type[schemas.Out], **special: Any) -> sa.Select[Any]:
+    """Those of the columns that a resource shows, by the names that it gives them."""
     shown = {
         name: moment(columns[name]) if name.endswith(("_at", "_before")) else columns[name]
         for name in resource.model_fields
@@ -117,8 +144,19 @@ def shown(model: type[Any], resource: type[schemas.Out], **special: Any) -> sa.S
     return sa.select(*[shown[name].label(name) for name in resource.model_fields])
 
 
+def shown_of(table: str, resource: type[schemas.Out]) -> str:
+    """The same as text, of a table whose columns are named as the resource's fields."""
+    columns = (
+        f"to_char({name} AT TIME ZONE 'UTC', '{MOMENT}') AS {name}"
+        if name.endswith("_at")
+        else name
+        for name in resource.model_fields
+    )
+    return f"SELECT {', '.join(columns)} FROM {table}"  # noqa: S608 - names of columns
+
+
 def show(
-    reader: Reader,
+    sender: Sender,
     query: sa.Select[Any],
     table: Any,
     row_id: int,
@@ -129,9 +167,9 @@ def show(
     if not 0 < row_id <= MAX_ID:
         raise NotFound
     if visible_to is EVERYONE:
-        rows = reader.rows(_one(query, table, False), id=row_id, **more)
+        rows = sender.rows(_one(query, table, False), id=row_id, **more)
     else:
-        rows = reader.rows(_one(query, table, True), id=row_id, user_id=visible_to, **more)
+        rows = sender.rows(_one(query, table, True), id=row_id, user_id=visible_to, **more)
     if not rows:
         raise NotFound
     shown: str = rows[0][0]
@@ -139,9 +177,9 @@ def show(
 
 
 @cache
-def _one(query: sa.Select[Any], table: Any, of_user: bool) -> Read:
+def _one(query: sa.Select[Any], table: Any, of_user: bool) -> Statement:
     query = query.where(table.c.id == sa.bindparam("id"))
-    return Read(
+    return Statement(
         as_json(query.where(table.c.user_id == sa.bindparam("user_id")) if of_user else query)
     )
 
@@ -152,12 +190,12 @@ def _one(query: sa.Select[Any], table: Any, of_user: bool) -> Read:
 Listed = tuple[str, int]
 
 
-def page_of(query: sa.Select[Any], key: str, *, cursor: bool) -> Read:
+def page_of(query: sa.Select[Any], key: str, *, cursor: bool) -> Statement:
     """One page, newest first, and one row more when there is a next page (keyset pagination)."""
     column = query.selected_columns[key]
     if cursor:
         query = query.where(column < sa.bindparam("cursor"))
-    return Read(as_json(query.order_by(column.desc()).limit(sa.bindparam("limit")), key))
+    return Statement(as_json(query.order_by(column.desc()).limit(sa.bindparam("limit")), key))
 
 
 def page_by_time(
@@ -168,7 +206,7 @@ def page_by_time(
     of_user: bool,
     cursor: bool,
     before: bool = False,
-) -> Read:
+) -> Statement:
     """One page, newest first: by time, and by id where times are the same.
 
     Ids alone would not do: transactions end in another order than they begin, and clocks are set
@@ -200,7 +238,7 @@ def page_by_time(
         condition = LISTS_BY_ONE_FILTER if filters else LISTS_ALL
         query = query.where(sa.text(f"{table.name}.{condition}"))
     query = query.order_by(time.desc(), key.desc()).limit(sa.bindparam("limit"))
-    return Read(as_json(query, "id"))
+    return Statement(as_json(query, "id"))
 
 
 def given_of(page: schemas.Page, visible_to: VisibleTo = EVERYONE) -> dict[str, Any]:
