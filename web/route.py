@@ -115,7 +115,8 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if context is None:
             result = retry_transaction(session, work)
         else:
-            _check_permission(session, endpoint.__name__, context, arguments)
+            if context.key is not None:
+                _check_permission(session, endpoint.__name__, context, arguments)
             result = idempotency.run(session, context, work)
     finally:
         session.close()
