@@ -30,6 +30,8 @@ from errors import (
 from observability import logs, rejections
 from observability.redaction import redact
 
+log = logs.get_logger()
+
 MAX_BODY: Final = 64 * 1024  # bytes
 
 # Headers that are read here, each by its first value.
@@ -123,7 +125,7 @@ class RequestLayer:
                 scope = {**scope, "method": "GET"}
             await self.app(scope, receive, send)
         except ClientDisconnect:
-            logs.get_logger().info("http.client_disconnected")  # nobody waits for an answer
+            log.info("http.client_disconnected")  # nobody waits for an answer
         except Exception as error:
             problem = self._problem_of(scope, error)
             if problem is None:
@@ -267,7 +269,7 @@ def _log_unhandled(error: Exception) -> None:
     """Where it happened, without the message: that may hold a value of the request."""
     frames = traceback.extract_tb(error.__traceback__)[-12:]
     trace = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
-    logs.get_logger().error("http.unhandled_error", error=type(error).__name__, trace=trace)
+    log.error("http.unhandled_error", error=type(error).__name__, trace=trace)
 
 
 def _rejected(scope: Scope, reason: str, problem: ServiceError) -> ServiceError:
