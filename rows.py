@@ -153,11 +153,3 @@ class KeyRow(NamedTuple):
     body: bytes | None
     is_owned: bool  # somebody works on it right now
     has_expired: bool
-
-
-class KeyResponse(NamedTuple):
-    """The answer that is stored under an Idempotency-Key."""
-
-    status: int
-    headers: dict[str, str] | None
-    body: bytes

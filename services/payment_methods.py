@@ -32,8 +32,9 @@ from gateways.base import (
     SavedMethod,
 )
 from gateways.registry import Gateways
+from idempotency_keys import StoredResponse
 from models import PaymentMethod
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.transitions import ChangedBy, record_payment_method_event
 
 Create = schemas.CardCreate | schemas.PaypalCreate | schemas.BankAccountCreate

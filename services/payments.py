@@ -39,6 +39,7 @@ from gateways.base import (
     NotExecuted,
     Refused,
 )
+from idempotency_keys import StoredResponse
 from models import Order, Payment
 from rows import PaymentMethodRow, PaymentRow
 from settlement import gateway_requests
@@ -48,7 +49,7 @@ from settlement.apply import (
     settle_charge,
     settle_not_executed,
 )
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import charge_response, operation_response

@@ -14,11 +14,12 @@ from errors import (
     PaymentDisputed,
 )
 from gateways.base import NotExecuted, Refused
+from idempotency_keys import StoredResponse
 from models import Order, Payment, Refund
 from services.payments import require_supported_amount
 from settlement import gateway_requests
 from settlement.apply import settle_refund, settle_refund_not_executed
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import refund_not_made_response, refund_response

@@ -24,6 +24,7 @@ from domain.settlement import (
 from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
 from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
 from gateways import base
+from idempotency_keys import StoredResponse
 from models import Order, Payment
 from permissions import EVERYONE
 from rows import PaymentRow
@@ -35,7 +36,7 @@ from settlement.apply import (
     refund_facts,
     settle_refund,
 )
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.transitions import ChangedBy, record_review_ended
 
 CHARGE_STATUS_OF_RESOLUTION: Final[dict[ReviewResolution, ChargeStatus]] = {

@@ -16,8 +16,8 @@ from database import phase
 from errors import GatewayUnavailable, InvalidRequest
 from gateways.base import Gateway, NotExecuted, OutcomeUnknown
 from gateways.registry import Gateways
+from idempotency_keys import StoredResponse
 from observability.logs import get_logger
-from settlement.context import StoredResponse
 
 log = get_logger()
 

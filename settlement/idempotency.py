@@ -39,9 +39,10 @@ from errors import (
     PaymentMethodDeclined,
     ServiceError,
 )
+from idempotency_keys import StoredResponse
 from observability.card_numbers import holds_card_number
-from rows import KeyResponse, KeyRow
-from settlement.context import CallContext, ClaimedKey, StoredResponse
+from rows import KeyRow
+from settlement.context import CallContext, ClaimedKey
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
@@ -128,12 +129,12 @@ def run(
         _release(session, context, key)
         raise
     with phase(session):
-        # The outcome may have become known to another process first, and been told in its words.
+        # Another process may have learned the outcome first, and stored its response.
         user_id = context.principal.user_id
         stored = idempotency_keys.get_stored_response(session, user_id, key.id)
         if stored is None:
             idempotency_keys.release_key(session, user_id, key.id, key.owner)
-    return answer if stored is None else _stored(stored)
+    return answer if stored is None else stored
 
 
 def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | None:
@@ -167,7 +168,7 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
 
 def _replay(session: Session, row: KeyRow) -> StoredResponse:
     if row.status is not None and row.body is not None:
-        answer = _stored(KeyResponse(row.status, row.headers, row.body))
+        answer = StoredResponse.from_row(row.status, row.body, row.headers)
     else:
         assert row.gateway_key is not None
         answer = _present(session, row.gateway_key)
@@ -186,10 +187,6 @@ def _present(session: Session, gateway_key: str) -> StoredResponse:
         order = crud.require_order(session, payment.order_id, payment.user_id)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))
     return StoredResponse.resource(202, schemas.Payment.model_validate(payment))
-
-
-def _stored(row: KeyResponse) -> StoredResponse:
-    return StoredResponse(row.status, bytes(row.body), dict(row.headers or {}))
 
 
 def _release(session: Session, context: CallContext, key: ClaimedKey) -> None:

@@ -7,8 +7,8 @@ from typing import Final
 import schemas
 from domain.states import PaymentOperation
 from errors import GatewayUnavailable, InvalidStatusTransition, PaymentDeclined
+from idempotency_keys import StoredResponse
 from models import Order, Payment, Refund
-from settlement.context import StoredResponse
 
 NOT_CHARGED: Final = "not_charged"  # the failure code of a charge that never happened
 

@@ -26,8 +26,8 @@ from errors import (
     ServiceError,
     UnsupportedMediaType,
 )
+from idempotency_keys import StoredResponse
 from observability.logs import get_logger
-from settlement.context import StoredResponse
 from web.json_body import field_name
 
 log = get_logger()

@@ -25,9 +25,10 @@ from database import POOL_SIZE, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
+from idempotency_keys import StoredResponse
 from permissions import ANYONE, RULES, VisibleTo
 from settlement import idempotency
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
 from web.json_body import StrictRequest
 
