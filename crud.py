@@ -37,7 +37,7 @@ from sqlalchemy.orm import Session
 import schemas
 from database import RowType, age, read_all, read_one, seconds_from_now
 from domain.events import Actor, EventType
-from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, OrderStatus, RefundOrigin
+from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, RefundOrigin
 from errors import NotFound
 from models import (
     LISTS_ALL,
@@ -389,13 +389,6 @@ def list_orders(
         visible_to=visible_to,
         before=query.created_before,
     )
-
-
-def set_order_status(session: Session, order: Order, status: OrderStatus) -> None:
-    """Move a locked order; the event that tells of it has the order's next sequence number."""
-    order.status = status
-    order.last_sequence += 1
-    session.flush()
 
 
 # Payments -----------------------------------------------------------------------------------------

@@ -102,7 +102,6 @@ REFUNDED_TRANSITIONS: Final[dict[tuple[PaymentStatus, PaymentStatus], str]] = {
     ("refunded", "captured"): "the only refund failed late",
     ("partially_refunded", "captured"): "the only refund failed late",
 }
-PAYMENT_TRANSITIONS: Final = CHARGE_TRANSITIONS | REFUNDED_TRANSITIONS
 
 REFUND_TRANSITIONS: Final[dict[tuple[RefundStatus, RefundStatus], str]] = {
     ("pending", "succeeded"): "gateway (the money went back)",

@@ -22,13 +22,12 @@ from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
 from rows import PaymentRow, RefundRow
-from services import payments
 from services.lookups import LookupRules, look_up_everything_open
 from settlement import gateway_requests
 from settlement.apply import settle_charge, settle_dispute
 from settlement.gateway_calls import call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
-from settlement.transitions import ChangedBy
+from settlement.transitions import ChangedBy, lock_payment
 
 log = get_logger()
 
@@ -86,7 +85,8 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
     compared = 0
     for _ in _compare_window(session, gateway, window):
         compared += 1
-        renewed = _renew(session, name, lease)
+        with phase(session):
+            renewed = leases.renew_comparison(session, name, lease, lease=LEASE)
         if renewed is None:
             return compared  # another process has leased it
         lease = renewed
@@ -129,11 +129,6 @@ def schedule_rereads(
         last = page[-1]
 
 
-def _renew(session: Session, name: str, lease: datetime) -> datetime | None:
-    with phase(session):
-        return leases.renew_comparison(session, name, lease, lease=LEASE)
-
-
 def _look_up_difference(
     session: Session, gateway: base.Gateway, payment: PaymentRow, charge: base.Charge
 ) -> None:
@@ -143,8 +138,8 @@ def _look_up_difference(
     """
     if _is_other_charge(payment, charge):
         with phase(session):
-            order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
-            settle_charge(session, ChangedBy.gateway(gateway.name), order, locked, charge, "hint")
+            locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
+            settle_charge(locked, charge, "hint")
     else:
         schedule_lookup_now(session, payment)
 
@@ -161,7 +156,8 @@ def can_compare(gateway: base.Gateway) -> bool:
 def schedule_lookup_now(session: Session, payment: PaymentRow) -> None:
     """Schedule a look-up for now; the payment may have changed since it was read."""
     with phase(session):
-        _, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
+        crud.lock_order(session, payment.user_id, payment.order_id)
+        locked = crud.lock_payment(session, payment.user_id, payment.id)
         if locked.status != "pending" and locked.operation is None:
             leases.schedule_lookup(locked, "now")
             session.flush()
@@ -254,9 +250,8 @@ def _settle(
     charge = known_state(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
     if charge is not None:
         with phase(session):
-            order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
-            by = ChangedBy.gateway(gateway.name)
-            settle_charge(session, by, order, locked, charge, snapshot.source(locked))
+            locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
+            settle_charge(locked, charge, snapshot.source(locked.payment))
     with phase(session):
         payment = crud.require_payment(session, payment.id, payment.user_id)
         refunds = crud.list_refunds_of_payments(session, [payment.id])
@@ -358,9 +353,9 @@ def _save_disputes(
     if not news:
         return
     with phase(session):
-        order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
+        locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
         for dispute in news:
-            settle_dispute(session, ChangedBy.gateway(gateway.name), order, locked, dispute)
+            settle_dispute(locked, dispute)
 
 
 def find_difference(
@@ -452,9 +447,9 @@ def reconcile(
     not_compared: list[str] = []
     with new_session(engine) as session:
         for name, gateway in rules.gateways.by_name.items():
-            told = partial(progress, f"compared with {name}")
+            report = partial(progress, f"compared with {name}")
             try:
-                mismatches += compare(session, gateway, since, settles=True, progress=told)
+                mismatches += compare(session, gateway, since, settles=True, progress=report)
             except base.GatewayError as error:
                 session.rollback()
                 log.warning("reconciliation.not_compared", gateway=name, reason=str(error))

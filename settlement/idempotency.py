@@ -19,26 +19,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import crud
+import errors
 import idempotency_keys
 import schemas
 from database import phase, retry_transaction
-from errors import (
-    AmountExceedsRemaining,
-    CardNumberNotAllowed,
-    DuplicatePaymentMethod,
-    FieldError,
-    GatewayUnavailable,
-    IdempotencyInProgress,
-    IdempotencyKeyInvalid,
-    IdempotencyKeyReused,
-    InvalidStatusTransition,
-    OperationNotSupported,
-    OrderAlreadyPaid,
-    PaymentDeclined,
-    PaymentDisputed,
-    PaymentMethodDeclined,
-    ServiceError,
-)
 from idempotency_keys import StoredResponse
 from observability.card_numbers import holds_card_number
 from rows import KeyRow
@@ -50,16 +34,16 @@ REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
 # The errors that a key keeps, as it keeps every success, and why. A repeat of the request gets the
 # very same response. Any other error releases the key: nothing was done, and the corrected or
 # repeated request may use it. The table in docs/idempotency.md is made from this one.
-STORED_ERRORS: Final[Mapping[type[ServiceError], str]] = {
-    PaymentDeclined: "the gateway was asked; another attempt is another request",
-    PaymentMethodDeclined: "the gateway was asked; another attempt is another request",
-    DuplicatePaymentMethod: "it depends on what was saved when the request came",
-    InvalidStatusTransition: "it depends on the status that the request met",
-    OrderAlreadyPaid: "it depends on the status that the request met",
-    AmountExceedsRemaining: "it depends on what was left when the request came",
-    PaymentDisputed: "it depends on the dispute that the request met",
-    OperationNotSupported: "the gateway, or the status, does not allow it",
-    GatewayUnavailable: "the attempt is over and surely moved no money",
+STORED_ERRORS: Final[Mapping[type[errors.ServiceError], str]] = {
+    errors.PaymentDeclined: "the gateway was asked; another attempt is another request",
+    errors.PaymentMethodDeclined: "the gateway was asked; another attempt is another request",
+    errors.DuplicatePaymentMethod: "it depends on what was saved when the request came",
+    errors.InvalidStatusTransition: "it depends on the status that the request met",
+    errors.OrderAlreadyPaid: "it depends on the status that the request met",
+    errors.AmountExceedsRemaining: "it depends on what was left when the request came",
+    errors.PaymentDisputed: "it depends on the dispute that the request met",
+    errors.OperationNotSupported: "the gateway, or the status, does not allow it",
+    errors.GatewayUnavailable: "the attempt is over and surely moved no money",
 }
 
 
@@ -77,13 +61,13 @@ def read_key(
     if not values:
         return None
     if len(values) > 1 or not _KEY.fullmatch(values[0]) or not values[0].strip():
-        raise IdempotencyKeyInvalid
+        raise errors.IdempotencyKeyInvalid
     if holds_card_number(values[0]):
-        raise CardNumberNotAllowed(
+        raise errors.CardNumberNotAllowed(
             errors=[
-                FieldError(
+                errors.FieldError(
                     field="Idempotency-Key",
-                    code=CardNumberNotAllowed.code,
+                    code=errors.CardNumberNotAllowed.code,
                     message="This holds a card number; use a random key",
                 )
             ]
@@ -117,7 +101,7 @@ def run(
     session.info.pop("committed", None)  # by the claim; the work itself may still be retried
     try:
         answer = retry_transaction(session, work)
-    except ServiceError as error:
+    except errors.ServiceError as error:
         if type(error) not in STORED_ERRORS:
             _release(session, context, key)
             raise
@@ -149,16 +133,16 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
     if claim is None:
         row = idempotency_keys.lock_key(session, user_id, key.value)
         if row is None:  # released between the two statements
-            raise IdempotencyInProgress
+            raise errors.IdempotencyInProgress
         if row.has_expired:
             claim = idempotency_keys.claim_expired_key(session, user_id, row.id, **request)
         else:
             if row.fingerprint not in key.fingerprints:
-                raise IdempotencyKeyReused
+                raise errors.IdempotencyKeyReused
             if row.status is not None:
                 return row
             if row.is_owned:
-                raise IdempotencyInProgress
+                raise errors.IdempotencyInProgress
             if row.gateway_key is not None:
                 return row
             claim = idempotency_keys.take_over_key(session, user_id, row.id, context.key_lease)
@@ -182,7 +166,7 @@ def _present(session: Session, gateway_key: str) -> StoredResponse:
         return StoredResponse.resource(202, schemas.Refund.model_validate(refund))
     payment = crud.get_payment_of_key(session, gateway_key)
     if payment is None:
-        raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
+        raise errors.IdempotencyInProgress  # settled this very moment; the next repeat is answered
     if payment.operation_key == gateway_key and payment.operation == "cancel":
         order = crud.require_order(session, payment.order_id, payment.user_id)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))

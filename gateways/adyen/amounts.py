@@ -12,11 +12,6 @@ from domain.money import EXPONENTS, rescale, unscale
 DECIMALS: Final[Mapping[str, int]] = {"CLP": 2, "CVE": 0, "IDR": 0, "ISK": 2}
 
 
-def to_value(amount: int, currency: str) -> int | None:
-    """Our minor units as Adyen counts them; None for a fraction that it cannot take."""
-    return rescale(amount, currency, _decimals(currency))
-
-
 def read_amount(found: object) -> tuple[int, str] | None:
     """An amount of Adyen's as our minor units and currency; None for what is no such amount."""
     if not isinstance(found, Mapping):
@@ -29,8 +24,8 @@ def read_amount(found: object) -> tuple[int, str] | None:
 
 
 def amount_object(amount: int, currency: str) -> dict[str, Any] | None:
-    """Our minor units as Adyen's object; None as in `to_value`."""
-    value = to_value(amount, currency)
+    """Our minor units as Adyen's object; None for a fraction that it cannot take."""
+    value = rescale(amount, currency, _decimals(currency))
     return None if value is None else {"value": value, "currency": currency}
 
 

@@ -13,16 +13,7 @@ from typing import Any, Final
 
 import stripe
 
-from gateways.base import (
-    Charge,
-    ChargePage,
-    ChargeRequest,
-    Dispute,
-    ListedCharge,
-    OutcomeUnknown,
-    Refund,
-    RefundRequest,
-)
+from gateways import base
 from gateways.stripe import states
 from gateways.stripe.client import Fields, send
 from observability.logs import get_logger
@@ -73,11 +64,13 @@ class ChargeReader:
 
     # One charge ---------------------------------------------------------------------------------
 
-    def read(self, reference: str) -> Charge:
+    def read(self, reference: str) -> base.Charge:
         """A charge with all of its refunds."""
         return self._charge(self._retrieve(reference))
 
-    def find_charge(self, request: ChargeRequest, requested_at: datetime) -> Charge | None:
+    def find_charge(
+        self, request: base.ChargeRequest, requested_at: datetime
+    ) -> base.Charge | None:
         """The charge that a request of ours made, by its metadata."""
         metadata = states.charge_metadata(request)
         for intent in self._candidates(request, requested_at):
@@ -87,7 +80,7 @@ class ChargeReader:
                 return self.read(states.text(intent, "id"))
         return None
 
-    def _candidates(self, request: ChargeRequest, requested_at: datetime) -> Iterator[Fields]:
+    def _candidates(self, request: base.ChargeRequest, requested_at: datetime) -> Iterator[Fields]:
         """Charges among which the request's may be: by customer if it has one, else by search.
 
         The list of a customer is up to date. The search may lag by a minute, and Stripe does not
@@ -102,12 +95,12 @@ class ChargeReader:
             self._stripe.payment_intents.list, {"customer": request.customer, "created": since}
         )
 
-    def find_refund(self, request: RefundRequest) -> Refund | None:
+    def find_refund(self, request: base.RefundRequest) -> base.Refund | None:
         """The refund that a request of ours made."""
         refunds = self._refunds(request.reference)
         return next((found for found in refunds if found.refund_id == request.refund_id), None)
 
-    def _charge(self, intent: Fields) -> Charge:
+    def _charge(self, intent: Fields) -> base.Charge:
         charge = states.charge(intent)
         if charge.refunds is None:  # more than Stripe shows inside a charge
             return replace(charge, refunds=tuple(self._refunds(charge.reference)))
@@ -116,7 +109,7 @@ class ChargeReader:
     def _retrieve(self, reference: str) -> Fields:
         return send(lambda: self._stripe.payment_intents.retrieve(reference, {"expand": EXPAND}))
 
-    def _refunds(self, reference: str) -> Iterator[Refund]:
+    def _refunds(self, reference: str) -> Iterator[base.Refund]:
         for found in self._all(self._stripe.refunds.list, {"payment_intent": reference}):
             yield states.refund(found)
 
@@ -135,7 +128,7 @@ class ChargeReader:
 
     # Charges that have changed --------------------------------------------------------------------
 
-    def list_page(self, since: datetime | None, cursor: str | None) -> ChargePage:
+    def list_page(self, since: datetime | None, cursor: str | None) -> base.ChargePage:
         """Our charges that were made or changed since then. A cursor is `phase:last id`."""
         # The list of all PaymentIntents includes those that were refunded, captured or canceled.
         phases = list(PHASES) if since is not None else [PAYMENTS, "disputes"]
@@ -156,9 +149,9 @@ class ChargeReader:
                 about for event in found if (about := _changed_object(event, since)) is not None
             ]
         charges = (self._listed_charge(entry) for entry in found)
-        return ChargePage(tuple(charge for charge in charges if charge is not None), following)
+        return base.ChargePage(tuple(charge for charge in charges if charge is not None), following)
 
-    def _listed_charge(self, entry: Fields) -> ListedCharge | None:
+    def _listed_charge(self, entry: Fields) -> base.ListedCharge | None:
         """The charge that an entry of a list is or refers to; None unless it is one of ours."""
         intent = entry if entry.get("object") == "payment_intent" else entry.get("payment_intent")
         if isinstance(intent, str):
@@ -167,7 +160,7 @@ class ChargeReader:
         if not isinstance(intent, Mapping) or (key := states.idempotency_key(intent)) is None:
             return None
         payment_id = states.id_in_metadata(intent, "payment_id")
-        return ListedCharge(self._charge(intent), key, payment_id, _disputes(entry))
+        return base.ListedCharge(self._charge(intent), key, payment_id, _disputes(entry))
 
 
 def _start(phase: str, since: datetime) -> datetime:
@@ -188,12 +181,12 @@ def _changed_object(event: Fields, since: datetime) -> Fields | None:
     )
 
 
-def _disputes(entry: Fields) -> tuple[Dispute, ...]:
+def _disputes(entry: Fields) -> tuple[base.Dispute, ...]:
     if entry.get("object") != "dispute":
         return ()
     try:
         return (states.dispute(entry),)
-    except OutcomeUnknown as error:  # the rest of the page is still listed
+    except base.OutcomeUnknown as error:  # the rest of the page is still listed
         log.error("gateway.dispute_unreadable", gateway="stripe", reason=str(error))
         return ()
 
@@ -201,5 +194,5 @@ def _disputes(entry: Fields) -> tuple[Dispute, ...]:
 def _listed(page: Fields) -> list[Fields]:
     data = page.get("data")
     if not isinstance(data, list):
-        raise OutcomeUnknown("an answer without data")
+        raise base.OutcomeUnknown("an answer without data")
     return [found for found in data if isinstance(found, Mapping)]
