@@ -159,7 +159,7 @@ def _charge(entry: Entry, cursor: str | None) -> str:
     row, dispute = entry.charge, entry.dispute
     name = escape(entry.reference)
     reason = f": {row.outcome}" if row.status == "declined" else ""
-    states = [(row.status, (row.status + reason).replace("_", " "))]
+    states: list[tuple[str, str]] = [(row.status, (row.status + reason).replace("_", " "))]
     if dispute is not None:
         states.append((dispute.status, f"dispute {dispute.status}"))
     badges = "".join(f'<span class="state {kind}">{escape(text)}</span>' for kind, text in states)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import sqlalchemy as sa
 
@@ -137,12 +136,12 @@ class SandboxGateway(base.Gateway):
 
     # The shopper's page -------------------------------------------------------------------------
 
-    def action(self, reference: str) -> sa.Row[Any] | None:
+    def action(self, reference: str) -> records.ChargeRow | None:
         """The charge behind a redirect page. Its reference is secret, because it is in the URL."""
         with self.engine.connect() as connection:
             return records.find_charge(connection, reference)
 
-    def answer_action(self, reference: str, *, approve: bool) -> sa.Row[Any] | None:
+    def answer_action(self, reference: str, *, approve: bool) -> records.ChargeRow | None:
         """Approve or decline a charge on the redirect page. Only the first answer counts."""
         with announcing(self.engine) as connection:
             row = records.find_charge(connection, reference, lock=True)
