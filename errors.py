@@ -64,11 +64,7 @@ class ServiceError(Exception):
     default_headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        **members: Any,
+        self, detail: str | None = None, *, headers: Mapping[str, str] | None = None, **members: Any
     ) -> None:
         self.detail = detail or self.explanation()
         self.headers = {**self.default_headers, **(headers or {})}

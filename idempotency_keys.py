@@ -163,11 +163,7 @@ def get_stored_response(session: Session, user_id: str, key_id: int) -> StoredRe
 
 
 def store_response(
-    session: Session,
-    user_id: str,
-    key_id: int,
-    response: StoredResponse,
-    owner: str | None = None,
+    session: Session, user_id: str, key_id: int, response: StoredResponse, owner: str | None = None
 ) -> bool:
     """Store the response. False if the key has one already, or has another owner."""
     query = update(KEYS).where(_is_key(user_id, key_id), KEYS.c.status.is_(None))

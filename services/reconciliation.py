@@ -218,10 +218,7 @@ def _must_be_listed(payment: PaymentRow) -> bool:
 
 
 def _read_ours(
-    session: Session,
-    gateway: base.Gateway,
-    since: datetime | None,
-    progress: Callable[[int], None],
+    session: Session, gateway: base.Gateway, since: datetime | None, progress: Callable[[int], None]
 ) -> Iterator[Mismatch]:
     """Look up each of our payments, for a gateway that cannot list its charges."""
     with phase(session):

@@ -14,12 +14,7 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from domain.settlement import (
-    CHARGE_STATUSES_WITH_MONEY,
-    Decision,
-    decide,
-    decide_not_executed,
-)
+from domain.settlement import CHARGE_STATUSES_WITH_MONEY, Decision, decide, decide_not_executed
 from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
 from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
 from gateways import base

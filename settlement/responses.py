@@ -19,9 +19,7 @@ def charge_response(payment: Payment, request_id: str) -> StoredResponse:
         failure = payment.failure
         if failure["code"] == NOT_CHARGED:
             not_charged = GatewayUnavailable(
-                failure["message"],
-                payment_id=payment.id,
-                retryable=failure.get("retryable", True),
+                failure["message"], payment_id=payment.id, retryable=failure.get("retryable", True)
             )
             return StoredResponse.problem(not_charged, request_id)
         declined = PaymentDeclined(

@@ -130,10 +130,7 @@ class AdyenGateway(base.Gateway):
             "shopperReference": request.customer,
             "shopperInteraction": "ContAuth",  # with a card on file, whoever is there
             "returnUrl": request.return_url,
-            "metadata": {
-                "payment_id": str(request.payment_id),
-                "order_id": str(request.order_id),
-            },
+            "metadata": {"payment_id": str(request.payment_id), "order_id": str(request.order_id)},
             **(OFF_SESSION if request.off_session else ON_SESSION),
             **(CAPTURE_AT_ONCE if request.capture else CAPTURE_LATER),
         }

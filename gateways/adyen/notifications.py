@@ -254,9 +254,7 @@ def _offer_closed(found: Notification) -> GatewayEvent:
 
 
 def _charge_ended(
-    found: Notification,
-    status: Literal["voided", "declined"],
-    decline: Decline | None = None,
+    found: Notification, status: Literal["voided", "declined"], decline: Decline | None = None
 ) -> GatewayEvent:
     if found.amount is None:
         return _needs_review(found)

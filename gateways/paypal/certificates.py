@@ -208,10 +208,7 @@ def _roots(bundle: bytes) -> list[x509.Certificate]:
 
 
 def _issuer(
-    certificate: x509.Certificate,
-    candidates: Sequence[x509.Certificate],
-    depth: int,
-    now: datetime,
+    certificate: x509.Certificate, candidates: Sequence[x509.Certificate], depth: int, now: datetime
 ) -> x509.Certificate | None:
     """The candidate that issued a certificate. `depth`: how many authorities are below it."""
     for candidate in candidates:

@@ -98,12 +98,7 @@ class Client:
         return reply.body
 
     def _send(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: Body | None,
-        token: str,
+        self, method: str, path: str, headers: Mapping[str, str], body: Body | None, token: str
     ) -> Reply:
         authorized = {**headers, "Authorization": f"Bearer {token}"}
         return self.transport.send(method, path, headers=authorized, body=body)

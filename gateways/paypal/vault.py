@@ -68,9 +68,7 @@ def _saved_method(answer: Object) -> SavedMethod:
     wallet = source.get("paypal")
     if not isinstance(wallet, Mapping):
         raise MethodInvalid(
-            "details.token",
-            "token_unknown",
-            "The token is not of a PayPal account.",
+            "details.token", "token_unknown", "The token is not of a PayPal account."
         )
     email, customer = wallet.get("email_address"), answer.get("customer")
     return SavedMethod(

@@ -193,10 +193,7 @@ def new_reference(kind: str) -> str:
 
 
 def _change(
-    connection: sa.Connection,
-    row: ChargeRow,
-    values: Mapping[str, Any],
-    fault: str | None = None,
+    connection: sa.Connection, row: ChargeRow, values: Mapping[str, Any], fault: str | None = None
 ) -> ChargeRow:
     changed = records.update_charge(connection, row.reference, **values)
     _announce(connection, changed, fault)

@@ -14,13 +14,7 @@ from typing import Any
 import sqlalchemy as sa
 
 import wakeup
-from gateways.sandbox.records import (
-    ChargeRow,
-    DisputeRow,
-    RefundRow,
-    charge_state,
-    dispute_state,
-)
+from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow, charge_state, dispute_state
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import account, webhooks
 
@@ -72,11 +66,7 @@ def announce_refund(
 
 
 def announce_dispute(
-    connection: sa.Connection,
-    row: DisputeRow,
-    charge: ChargeRow,
-    *,
-    delay: timedelta | None = None,
+    connection: sa.Connection, row: DisputeRow, charge: ChargeRow, *, delay: timedelta | None = None
 ) -> None:
     event_type = "dispute.opened" if row.status == "open" else "dispute.closed"
     state = asdict(dispute_state(row, charge))

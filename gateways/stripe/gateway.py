@@ -16,11 +16,7 @@ from typing import Final, Literal, TypeVar
 
 import stripe
 from sqlalchemy import Engine
-from stripe.params import (
-    PaymentIntentCreateParams,
-    PaymentMethodCreateParams,
-    RefundCreateParams,
-)
+from stripe.params import PaymentIntentCreateParams, PaymentMethodCreateParams, RefundCreateParams
 
 from config import ConfigurationError, Settings, split_keys
 from domain.states import ChargeStatus
