@@ -28,25 +28,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
+from domain import states
 from domain.money import MAX_AMOUNT
-from domain.states import (
-    CAPTURED_PAYMENT_STATUSES,
-    DEAD_PAYMENT_STATUSES,
-    DISPUTE_STATUSES,
-    ORDER_STATUSES,
-    PAYMENT_OPERATIONS,
-    PAYMENT_STATUSES,
-    REFUND_ORIGINS,
-    REFUND_STATUSES,
-    REVIEW_REASONS,
-    CaptureMethod,
-    OrderStatus,
-    PaymentOperation,
-    PaymentStatus,
-    RefundOrigin,
-    RefundStatus,
-    ReviewReason,
-)
 
 NAMING = {
     "pk": "pk_%(table_name)s",
@@ -174,7 +157,7 @@ class Order(OfUser):
     quantity: Mapped[int]
     total_amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
-    status: Mapped[OrderStatus] = mapped_column(Text, server_default="pending")
+    status: Mapped[states.OrderStatus] = mapped_column(Text, server_default="pending")
     payment_method_id: Mapped[int | None]
     # `metadata` itself is taken by SQLAlchemy's declarative base.
     metadata_: Mapped[dict[str, str]] = mapped_column(
@@ -193,7 +176,7 @@ class Order(OfUser):
         CheckConstraint("quantity >= 1", "quantity"),
         CheckConstraint(f"total_amount BETWEEN 1 AND {MAX_AMOUNT}", "total_amount"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", "currency"),
-        CheckConstraint(one_of("status", ORDER_STATUSES), "status"),
+        CheckConstraint(one_of("status", states.ORDER_STATUSES), "status"),
         Index("ix_orders_created_at_id", "created_at", "id", postgresql_where=text(LISTS_ALL)),
         Index(
             "ix_orders_status_created_at_id",
@@ -262,17 +245,17 @@ class Payment(OfUser):
     # Our idempotency key towards the gateway: the same for every repeat of this attempt.
     gateway_key: Mapped[str] = mapped_column(unique=True)
     gateway_reference: Mapped[str | None]
-    status: Mapped[PaymentStatus] = mapped_column(Text, server_default="pending")
+    status: Mapped[states.PaymentStatus] = mapped_column(Text, server_default="pending")
     amount: Mapped[int]
     amount_captured: Mapped[int] = mapped_column(server_default=text("0"))
     amount_refunded: Mapped[int] = mapped_column(server_default=text("0"))
     currency: Mapped[str] = mapped_column(String(3))
-    capture_method: Mapped[CaptureMethod] = mapped_column(Text)
+    capture_method: Mapped[states.CaptureMethod] = mapped_column(Text)
     capture_before: Mapped[datetime | None]
     next_action: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     needs_review: Mapped[bool] = mapped_column(server_default=text("false"))
-    review_reason: Mapped[ReviewReason | None] = mapped_column(Text)
+    review_reason: Mapped[states.ReviewReason | None] = mapped_column(Text)
     # What the gateway showed then, in short: once accepted, the same is not asked about again.
     review_state: Mapped[str | None]
     reviewed_at: Mapped[datetime | None]  # when a person ended the last review
@@ -280,7 +263,7 @@ class Payment(OfUser):
     return_url: Mapped[str | None]
     off_session: Mapped[bool] = mapped_column(server_default=text("false"))
     # A capture or void that is claimed and not settled: what, how much, and its key.
-    operation: Mapped[PaymentOperation | None] = mapped_column(Text)
+    operation: Mapped[states.PaymentOperation | None] = mapped_column(Text)
     operation_key: Mapped[str | None] = mapped_column(unique=True)
     operation_amount: Mapped[int | None]
     # Pending and succeeded refunds, kept by a trigger on `refunds`.
@@ -306,10 +289,10 @@ class Payment(OfUser):
         CheckConstraint("amount_captured BETWEEN 0 AND amount", "amount_captured"),
         CheckConstraint("amount_refunded BETWEEN 0 AND amount_captured", "amount_refunded"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", "currency"),
-        CheckConstraint(one_of("status", PAYMENT_STATUSES), "status"),
+        CheckConstraint(one_of("status", states.PAYMENT_STATUSES), "status"),
         CheckConstraint(one_of("capture_method", ("automatic", "manual")), "capture_method"),
         CheckConstraint(
-            f"(amount_captured > 0) = ({one_of('status', CAPTURED_PAYMENT_STATUSES)})",
+            f"(amount_captured > 0) = ({one_of('status', states.CAPTURED_PAYMENT_STATUSES)})",
             "captured_has_amount",
         ),
         CheckConstraint(
@@ -319,8 +302,8 @@ class Payment(OfUser):
             "refunded_has_amount",
         ),
         CheckConstraint("refund_reserved BETWEEN 0 AND amount_captured", "refund_reserved"),
-        CheckConstraint(one_of("review_reason", REVIEW_REASONS), "review_reason"),
-        CheckConstraint(one_of("operation", PAYMENT_OPERATIONS), "operation"),
+        CheckConstraint(one_of("review_reason", states.REVIEW_REASONS), "review_reason"),
+        CheckConstraint(one_of("operation", states.PAYMENT_OPERATIONS), "operation"),
         CheckConstraint(
             "(operation IS NULL) = (operation_key IS NULL) "
             "AND (operation IS NULL) = (operation_amount IS NULL)",
@@ -336,7 +319,7 @@ class Payment(OfUser):
             UQ_LIVE_PAYMENT,
             "order_id",
             unique=True,
-            postgresql_where=text(f"NOT ({one_of('status', DEAD_PAYMENT_STATUSES)})"),
+            postgresql_where=text(f"NOT ({one_of('status', states.DEAD_PAYMENT_STATUSES)})"),
         ),
         Index("ix_payments_created_at_id", "created_at", "id", postgresql_where=text(LISTS_ALL)),
         Index(
@@ -399,8 +382,8 @@ class Refund(OfUser):
     gateway_key: Mapped[str] = mapped_column(unique=True)
     gateway_reference: Mapped[str | None]
     gateway: Mapped[str]  # its payment's; a trigger names it where an insert does not
-    origin: Mapped[RefundOrigin] = mapped_column(Text, server_default="service")
-    status: Mapped[RefundStatus] = mapped_column(Text, server_default="pending")
+    origin: Mapped[states.RefundOrigin] = mapped_column(Text, server_default="service")
+    status: Mapped[states.RefundStatus] = mapped_column(Text, server_default="pending")
     amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
     reason: Mapped[str | None] = mapped_column(String(500))
@@ -417,8 +400,8 @@ class Refund(OfUser):
     __table_args__ = (
         ForeignKeyConstraint(["payment_id", "user_id"], ["payments.id", "payments.user_id"]),
         CheckConstraint(f"amount BETWEEN 1 AND {MAX_AMOUNT}", "amount"),
-        CheckConstraint(one_of("status", REFUND_STATUSES), "status"),
-        CheckConstraint(one_of("origin", REFUND_ORIGINS), "origin"),
+        CheckConstraint(one_of("status", states.REFUND_STATUSES), "status"),
+        CheckConstraint(one_of("origin", states.REFUND_ORIGINS), "origin"),
         CheckConstraint("check_at IS NOT NULL OR status <> 'pending'", "open_is_checked"),
         Index("ix_refunds_payment_id_id", "payment_id", text("id DESC")),
         # A refund made outside is written down once, however we hear of it.
@@ -452,7 +435,7 @@ class Dispute(OfUser):
     __table_args__ = (
         ForeignKeyConstraint(["payment_id", "user_id"], ["payments.id", "payments.user_id"]),
         UniqueConstraint("gateway", "gateway_reference"),
-        CheckConstraint(one_of("status", DISPUTE_STATUSES), "status"),
+        CheckConstraint(one_of("status", states.DISPUTE_STATUSES), "status"),
         Index("ix_disputes_created_at_id", "created_at", "id"),
         Index("ix_disputes_status_created_at_id", "status", "created_at", "id"),
         # For the list of the release before this one; the next one drops it.

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 import crud
 import errors
+import fields
 import schemas
 from database import phase
 from domain.masking import mask_email
@@ -180,7 +181,7 @@ def _read(data: Create, user_id: str) -> tuple[base.MethodRequest, str | None]:
         return base.MethodRequest(data.payment_type, user_id, {}, token=details.token), None
     if isinstance(details, schemas.CardByNumber):
         shown: dict[str, Any] = {
-            "brand": schemas.card_brand(details.card_number),
+            "brand": fields.card_brand(details.card_number),
             "last4": details.card_number[-4:],
             "exp_month": details.exp_month,
             "exp_year": details.exp_year,
@@ -261,7 +262,7 @@ def _change_details(method: PaymentMethod, update: schemas.CardUpdate | None) ->
     details = method.details | changes
     if not changes.keys().isdisjoint({"exp_month", "exp_year"}):
         try:
-            schemas.check_expiry(details["exp_month"], details["exp_year"])
+            fields.check_expiry(details["exp_month"], details["exp_year"])
         except PydanticCustomError as error:
             raise errors.InvalidRequest.of(
                 "details.exp_year", error.type, error.message()
