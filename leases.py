@@ -210,27 +210,26 @@ def _array(
     return sa.func.array(names.scalar_subquery(), type_=ARRAY(sa.Text))
 
 
-def find_due_payments(
-    session: Session, lane: Lane, at_gateways: sa.ColumnElement[bool], *, limit: int
+def find_due(
+    session: Session,
+    model: LookedUp,
+    lane: Lane,
+    gateway: str | None,
+    enabled: Sequence[str],
+    *,
+    limit: int,
 ) -> list[Due]:
-    """Payments that are due, the longest due first.
+    """Rows that are due at a gateway, the longest due first; None: at all that are not enabled.
 
-    Those whose outcome is open and those that wait are taken apart, so that ten thousand
+    Payments whose outcome is open and those that wait are found apart, so that ten thousand
     shoppers who are away keep nobody waiting.
     """
-    lane_is = _is_open() if lane == "open" else sa.not_(_is_open())
-    next_lookup_at = PAYMENTS.c.next_lookup_at
-    due = sa.and_(next_lookup_at <= sa.func.now(), lane_is, at_gateways)
-    return _find(session, Payment, due, limit, next_lookup_at)
-
-
-def find_due_refunds(
-    session: Session, at_gateways: sa.ColumnElement[bool], *, limit: int
-) -> list[Due]:
-    """Refunds that are due; see `find_due_payments`."""
-    next_lookup_at = REFUNDS.c.next_lookup_at
-    due = sa.and_(next_lookup_at <= sa.func.now(), at_gateways)
-    return _find(session, Refund, due, limit, next_lookup_at)
+    columns = cast(sa.Table, model.__table__).c
+    at = columns.gateway.not_in(enabled) if gateway is None else columns.gateway == gateway
+    due = sa.and_(columns.next_lookup_at <= sa.func.now(), at)
+    if model is Payment:
+        due = sa.and_(due, _is_open() if lane == "open" else sa.not_(_is_open()))
+    return _find(session, model, due, limit, columns.next_lookup_at)
 
 
 def find_next_unsettled(
@@ -285,16 +284,6 @@ def take(session: Session, due: Due, *, seconds: float) -> Lease | None:
         return None
     status, key, until = row
     return Lease(due.model, due.user_id, due.id, status, key, due.due_at, until)
-
-
-def at_gateway(model: LookedUp, name: str) -> sa.ColumnElement[bool]:
-    """Rows of this gateway."""
-    return model.gateway == name
-
-
-def at_other_gateways(model: LookedUp, names: Sequence[str]) -> sa.ColumnElement[bool]:
-    """Rows of gateways that are none of these: they are switched off."""
-    return model.gateway.not_in(names)
 
 
 def _is_open() -> sa.ColumnElement[bool]:

@@ -113,20 +113,11 @@ def _lease_due(
     """Lease due rows. Open payments and refunds share a lane; chance decides which are leased
     first, so that neither waits for all of the other."""
     taken: list[Lease] = []
-    names = list(rules.gateways.by_name)
+    enabled = list(rules.gateways.by_name)
 
     def take(model: LookedUp, most: int) -> None:
-        at = (
-            leases.at_gateway(model, gateway)
-            if gateway is not None
-            else leases.at_other_gateways(model, names)
-        )
         with phase(session):
-            due = (
-                leases.find_due_payments(session, lane, at, limit=most + SPARE)
-                if model is Payment
-                else leases.find_due_refunds(session, at, limit=most + SPARE)
-            )
+            due = leases.find_due(session, model, lane, gateway, enabled, limit=most + SPARE)
         taken.extend(_take(session, rules, due, most))
 
     if lane == "waiting":
