@@ -87,6 +87,7 @@ class OfUser(Base):
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     user_id: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     @declared_attr.directive
     def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805 - it is one of the class
@@ -108,7 +109,6 @@ class PaymentMethod(OfUser):
     details: Mapped[dict[str, Any]]
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     is_default: Mapped[bool] = mapped_column(server_default=text("false"))
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
@@ -164,7 +164,6 @@ class Order(OfUser):
         "metadata", key="metadata_", server_default=text("'{}'")
     )
     last_sequence: Mapped[int] = mapped_column(server_default=text("0"))
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
@@ -226,7 +225,6 @@ class Event(OfUser):
     actor: Mapped[dict[str, Any]]
     request_id: Mapped[str | None]
     data: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
         UniqueConstraint("order_id", "sequence"),
@@ -276,7 +274,6 @@ class Payment(OfUser):
     lookup_count: Mapped[int] = mapped_column(
         "checks", key="lookup_count", server_default=text("0")
     )
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
@@ -394,7 +391,6 @@ class Refund(OfUser):
     lookup_count: Mapped[int] = mapped_column(
         "checks", key="lookup_count", server_default=text("0")
     )
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
@@ -429,7 +425,6 @@ class Dispute(OfUser):
     currency: Mapped[str] = mapped_column(String(3))
     reason: Mapped[str]
     evidence_due_at: Mapped[datetime | None]  # until when the store may defend itself
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (

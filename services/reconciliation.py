@@ -184,7 +184,12 @@ def compare(
     with phase(session):
         began = read_clock(session)
     seen: set[int] = set()  # our ids, some 60 bytes each
-    for count, one in enumerate(compare_charges(session, gateway, since), 1):
+    charges = (
+        one
+        for page in list_pages(gateway, since)
+        for one in _compare_page(session, gateway, page.charges)
+    )
+    for count, one in enumerate(charges, 1):
         if one.payment is not None:
             seen.add(one.payment.id)
         difference = one.difference
@@ -270,17 +275,6 @@ def _settle(
     return find_difference(payment, refunds, shown)
 
 
-def compare_charges(
-    session: Session, gateway: base.Gateway, since: datetime | None
-) -> Iterator[ComparedCharge]:
-    """Each charge of the gateway's list beside our payment. Disputes are recorded here.
-
-    Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
-    """
-    for page in list_pages(gateway, since):
-        yield from _compare_page(session, gateway, page.charges)
-
-
 def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.ChargePage]:
     """The pages of a gateway's list of what was made or changed since then."""
     if not (gateway.capabilities.lists_charges or gateway.capabilities.lists_disputes):
@@ -306,6 +300,7 @@ def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.C
 def _compare_page(
     session: Session, gateway: base.Gateway, charges: Sequence[base.ListedCharge]
 ) -> Iterator[ComparedCharge]:
+    """Each charge of a page beside our payment. Disputes are recorded here."""
     keys = [listed.key for listed in charges if listed.key is not None]
     references = [listed.charge.reference for listed in charges]
     with phase(session):

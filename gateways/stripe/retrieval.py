@@ -20,9 +20,8 @@ from observability.logs import get_logger
 
 log = get_logger()
 
-CLOCK_SKEW: Final = timedelta(
-    days=1
-)  # generous: a customer's list is short, and must not miss a charge
+# Generous: a customer's list is short, and must not miss a charge.
+CLOCK_SKEW: Final = timedelta(days=1)
 PAGE: Final = 100  # the most that a list of Stripe's answers with
 # The charge behind a PaymentIntent tells when an authorization ends, and what was refunded.
 EXPAND: Final = ["latest_charge.refunds"]
