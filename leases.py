@@ -4,7 +4,7 @@ The only place that turns "soon" or "at expiry" into a time, always by the datab
 row that is taken is leased: for as long as its look-up may last nobody else takes it, and when
 the look-up has ended the next one is set by how many there were.
 
-What is due is found first, whoever it belongs to, and locks nothing. Then each row is taken by
+What is due is found first, of all users, and locks nothing. Then each row is taken by
 its user and id, in a transaction of its own: one transaction is about one user.
 """
 
@@ -157,7 +157,7 @@ class Lease(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """For whom there is something to do now. Gateways may be switched on or off."""
+    """The gateways with work that is due, switched on or not, and whether the sandbox has any."""
 
     lookups: dict[Lane, Sequence[str]]  # gateways
     comparisons: Sequence[str]  # gateways
@@ -295,7 +295,7 @@ def _is_open() -> sa.ColumnElement[bool]:
 
 
 class Window(NamedTuple):
-    """What moved in this time is to be compared, by whoever holds the lease."""
+    """The time whose changes are to be compared, and until when the comparison is leased."""
 
     since: datetime
     until: datetime

@@ -21,7 +21,7 @@ class Party(Enum):
     """Who is meant without a scope. No string, because tokens may name any string as a scope."""
 
     ANYONE = "anyone"  # without a token
-    OWNER = "owner"  # whoever's resource it is
+    OWNER = "owner"  # the user whose resource it is
 
 
 class Everyone(Enum):

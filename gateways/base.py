@@ -448,7 +448,7 @@ class Gateway(ABC):
 
     @abstractmethod
     def charge(self, request: ChargeRequest) -> Charge:
-        """Authorize, and capture unless told not to. Raises NotExecuted or OutcomeUnknown."""
+        """Authorize, and capture if `capture` says so. Raises NotExecuted or OutcomeUnknown."""
 
     def complete(self, request: ChangeRequest) -> Charge:
         """Complete a charge that its shopper has approved. Raises NotExecuted or OutcomeUnknown.

@@ -199,7 +199,7 @@ GUARDS: Final[Mapping[str, Guard]] = {
     "resend-window": Guard(
         "what may never have arrived is sent again for minutes only", _resend_window
     ),
-    "action-expiry": Guard("a shopper who stays away is given up", _action_expiry),
+    "action-expiry": Guard("a payment whose shopper stays away is canceled", _action_expiry),
     "outside-books": Guard("the books are compared", _outside_books),
     "outside-refund-once": Guard(
         "a refund made outside is written down once",

@@ -18,7 +18,7 @@ from gateways.base import NotExecuted
 from gateways.sandbox.dashboard import Dashboard
 
 PAUSE: Final = (0.05, 0.3)  # seconds between two acts
-LAST_ACTS: Final = 30  # when nobody is told of them
+LAST_ACTS: Final = 30  # without a webhook
 MOST_AGAIN: Final = 300  # webhooks that come a second time in the end
 
 CHARGE: Final = """

@@ -73,7 +73,7 @@ class Service:
 
 
 class Roles:
-    """The background roles in a process of their own, which does nothing until it is told to."""
+    """The background roles in a process of their own, which runs them on request."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         with log.open("ab") as errors:

@@ -75,7 +75,7 @@ PATIENCE, PATIENCE_WHEN_BROKEN, PATIENCE_WITHOUT_KILLS = 60.0, 20.0, 10.0
 RECONCILE_AFTER, GATEWAY_TIMEOUT = 1, 2
 
 # Time. While the services are dead, three spans of it pass, with so many passes of the background
-# roles between them. After the first whoever waited for an answer has left, and after the last
+# roles between them. After the first all who waited for an answer have left, and after the last
 # there is something to do for those who are to die while they do what time has made due.
 PASSES: Final = 30
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(weeks=4)

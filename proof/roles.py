@@ -1,4 +1,4 @@
-"""The background roles without a service, as the proof runs them: so many passes at a word.
+"""The background roles without a service, as the proof runs them: so many passes on request.
 
     python -m proof.roles
 

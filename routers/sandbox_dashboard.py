@@ -1,8 +1,8 @@
 """`/sandbox`: the sandbox gateway's own dashboard, a page for people. Never in production.
 
-Whoever uses it acts past the service, as somebody does in a real gateway's dashboard. It needs no
-login, like the page where a shopper approves; so its buttons work from this page only, and no page
-of another site can press them.
+What is done here bypasses the service, as in a real gateway's dashboard. It needs no login, like
+the page where a shopper approves; so its buttons work from this page only, and no page of another
+site can press them.
 """
 
 from __future__ import annotations

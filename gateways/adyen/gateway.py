@@ -141,7 +141,7 @@ class AdyenGateway(base.Gateway):
     def complete(self, request: base.ChangeRequest) -> base.Charge:
         """Send the `redirectResult` that Adyen added to the return URL.
 
-        Raises Refused if it belongs to another payment, which only the answer tells; then this
+        Raises Refused if it belongs to another payment, which only the answer shows; then this
         payment still waits. Raises OutcomeNotShown without one.
         """
         result = request.redirect_params.get("redirectResult")
@@ -242,7 +242,7 @@ class AdyenGateway(base.Gateway):
     ) -> Mapping[str, Any]:
         """Change a payment. Raises NotExecuted while Adyen's reference of it is not known."""
         if references.is_ours(request.reference):
-            raise base.NotExecuted("Adyen has not told its reference of the payment yet")
+            raise base.NotExecuted("Adyen has not sent its reference of the payment yet")
         payment = quote(request.reference, safe="")
         return self._post(f"/payments/{payment}/{what}", body, request.key)
 

@@ -57,7 +57,7 @@ REFUND_REASONS: Final[Mapping[str, RefundReason]] = {
 MAX_METADATA: Final = 500  # characters of a value
 UNCHANGED: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "requires_action"})
 
-# The charge behind a PaymentIntent tells when its authorization expires.
+# The charge behind a PaymentIntent shows when its authorization expires.
 EXPAND: Final = ["latest_charge"]
 
 

@@ -23,7 +23,7 @@ log = get_logger()
 # Generous: a customer's list is short, and must not miss a charge.
 CLOCK_SKEW: Final = timedelta(days=1)
 PAGE: Final = 100  # the most that a list of Stripe's answers with
-# The charge behind a PaymentIntent tells when an authorization ends, and what was refunded.
+# The charge behind a PaymentIntent shows when an authorization ends, and what was refunded.
 EXPAND: Final = ["latest_charge.refunds"]
 
 # Four lists, read one after the other, show what has changed since a time. Each is a phase of a
