@@ -219,7 +219,6 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
     if waits and ages.charge > rules.action_expires_after:
         _void_expired(session, rules, seen, ages)
         return
-    can_retrieve = gateway.capabilities.can_retrieve
     snapshot = RowSnapshot.of_payment(seen)
     may_resend = seen.status == "pending" and rules.may_resend(ages.charge)
     charge_query = gateway_requests.charge_lookup(seen, method, resend=may_resend)
@@ -238,7 +237,7 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
     if charge is None and not not_executed:
         return  # the gateway cannot tell, or not now
     with phase(session):
-        locked = lock_payment(session, RECONCILER, seen, can_retrieve=can_retrieve)
+        locked = lock_payment(session, RECONCILER, seen, gateway)
         payment = locked.payment
         source = snapshot.source(payment)
         not_executed = not_executed and payment.operation_key == seen.operation_key
@@ -263,7 +262,7 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
     if charge is None and answer is not None:
         return
     with phase(session):
-        locked = lock_payment(session, RECONCILER, seen, can_retrieve=can_retrieve)
+        locked = lock_payment(session, RECONCILER, seen, gateway)
         source = snapshot.source(locked.payment)
         if charge is not None:
             apply.settle_charge(locked, charge, source)
@@ -293,8 +292,7 @@ def look_up_refund(session: Session, rules: LookupRules, known: Lease) -> None:
     if answer is UNKNOWN or isinstance(answer, NotExecuted):
         return
     with phase(session):
-        can_retrieve = gateway.capabilities.can_retrieve
-        locked, refund = lock_refund(session, RECONCILER, of, seen.id, can_retrieve=can_retrieve)
+        locked, refund = lock_refund(session, RECONCILER, of, seen.id, gateway)
         source = snapshot.source(refund)
         if answer is not None:
             apply.settle_refund(locked, refund, answer, source)

@@ -79,7 +79,7 @@ def pay(
         return unknown
     with settling(session, unknown) as outcome:
         by = ChangedBy.gateway(gateway.name, context.request_id)
-        locked = _lock(session, by, claim.payment, gateway)
+        locked = lock_payment(session, by, claim.payment, gateway)
         source = claim.snapshot.source(locked.payment)
         if isinstance(charge, base.NotExecuted):
             apply.settle_not_executed(locked, source, refused=isinstance(charge, base.Refused))
@@ -318,7 +318,7 @@ def _call_operation(
 def _settle_operation(
     session: Session, claim: ClaimedOperation, by: ChangedBy, asked: Any, charge: base.Charge | None
 ) -> LockedPayment:
-    locked = _lock(session, by, claim.payment, claim.gateway)
+    locked = lock_payment(session, by, claim.payment, claim.gateway)
     source = claim.snapshot.source(locked.payment)
     not_executed = isinstance(asked, base.NotExecuted)
     if charge is not None:
@@ -377,7 +377,7 @@ def confirm(
         state = _look_up(gateway, charge, access)
         if state is not None:
             with phase(session):
-                locked = _lock(session, by, found, gateway)
+                locked = lock_payment(session, by, found, gateway)
                 payment = locked.payment
                 apply.settle_charge(locked, state, snapshot.source(payment))
                 if state.status == "approved" and payment.status == "pending":
@@ -420,7 +420,7 @@ def complete(
     charge = known_state(asked)
     if charge is not None:  # else a look-up asks again
         with phase(session):
-            locked = _lock(session, by, seen, gateway)
+            locked = lock_payment(session, by, seen, gateway)
             apply.settle_charge(locked, charge, snapshot.source(locked.payment))
     return isinstance(asked, base.NotExecuted)
 
@@ -455,12 +455,6 @@ def _require_allowed_operation(
 _ACTIONS = {"capture": "capture_payment", "void": "void_payment", "cancel": "set_order_status"}
 _PAST_PARTICIPLE = {"capture": "captured", "void": "voided", "cancel": "voided"}
 _ALLOWED_STATUSES = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
-
-
-def _lock(
-    session: Session, by: ChangedBy, known: Payment | PaymentRow, gateway: base.Gateway
-) -> LockedPayment:
-    return lock_payment(session, by, known, can_retrieve=gateway.capabilities.can_retrieve)
 
 
 def _method(session: Session, order: Order, named: int | None) -> PaymentMethodRow:

@@ -206,12 +206,7 @@ def compare(
         # A payment that is newer than the list may not be in it.
         if payment.id in seen or payment.created_at >= began or not _must_be_listed(payment):
             continue
-        difference = {
-            "payment_id": payment.id,
-            "what": "number_of_charges",
-            "ours": payment.status,
-            "theirs": 0,
-        }
+        difference = _mismatch(payment, "number_of_charges", payment.status, 0)
         if settles and payment.gateway_reference is not None:
             difference = _settle(session, gateway, payment, None) or difference
         if not _is_accepted(payment):
@@ -266,12 +261,7 @@ def _settle(
         return None
     shown = charge or listed
     if shown is None:
-        return {
-            "payment_id": payment.id,
-            "what": "not_read",
-            "ours": payment.status,
-            "theirs": None,
-        }
+        return _mismatch(payment, "not_read", payment.status, None)
     return find_difference(payment, refunds, shown)
 
 
@@ -372,10 +362,11 @@ def find_difference(
     else:
         what = next((pair for pair in pairs if pair[2] is not None and pair[1] != pair[2]), None)
     what = what or _find_refund_difference(refunds, charge.refunds)
-    if what is None:
-        return None
-    name, ours, theirs = what
-    return {"payment_id": payment.id, "what": name, "ours": ours, "theirs": theirs}
+    return None if what is None else _mismatch(payment, *what)
+
+
+def _mismatch(payment: PaymentRow, what: str, ours: Any, theirs: Any) -> Mismatch:
+    return {"payment_id": payment.id, "what": what, "ours": ours, "theirs": theirs}
 
 
 def _find_refund_difference(

@@ -71,8 +71,7 @@ def receive(
                 _store(session, name, event, None)
             return  # else not stored: if it is sent again it may be known by then
         # The locks come first: storing the event locks the payment a little, for its foreign key.
-        can_retrieve = gateway.capabilities.can_retrieve
-        locked = lock_payment(session, ChangedBy.gateway(name), found, can_retrieve=can_retrieve)
+        locked = lock_payment(session, ChangedBy.gateway(name), found, gateway)
         if _store(session, name, event, locked.payment):
             _apply(locked, event)
 

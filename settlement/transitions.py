@@ -12,6 +12,7 @@ import schemas
 from database import NOW
 from domain.events import Actor, EventType
 from domain.states import OrderStatus, PaymentStatus, RefundStatus, ReviewReason
+from gateways.base import Gateway
 from models import Dispute, Order, Payment, PaymentMethod, Refund
 from rows import PaymentRow
 from settlement.context import CallContext
@@ -66,9 +67,13 @@ class LockedPayment:
 
 
 def lock_payment(
-    session: Session, by: ChangedBy, known: Payment | PaymentRow, *, can_retrieve: bool = True
+    session: Session, by: ChangedBy, known: Payment | PaymentRow, gateway: Gateway | None = None
 ) -> LockedPayment:
-    """Lock the order, then the payment. Another sequence could deadlock."""
+    """Lock the order, then the payment. Another sequence could deadlock.
+
+    `gateway` is the one that may be asked about what contradicts our row.
+    """
+    can_retrieve = gateway is None or gateway.capabilities.can_retrieve
     order = crud.lock_order(session, known.user_id, known.order_id)
     payment = crud.lock_payment(session, known.user_id, known.id)
     return LockedPayment(session, by, order, payment, can_retrieve)
@@ -79,11 +84,10 @@ def lock_refund(
     by: ChangedBy,
     known: Payment | PaymentRow,
     refund_id: int,
-    *,
-    can_retrieve: bool = True,
+    gateway: Gateway | None = None,
 ) -> tuple[LockedPayment, Refund]:
     """Lock the order, the payment, then this refund of it."""
-    locked = lock_payment(session, by, known, can_retrieve=can_retrieve)
+    locked = lock_payment(session, by, known, gateway)
     refund = crud.lock_refund(session, known.user_id, known.id, refund_id)
     assert refund is not None  # rows of money are never deleted
     return locked, refund

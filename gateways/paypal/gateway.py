@@ -328,7 +328,7 @@ class PayPalGateway(base.Gateway):
         charge. It then remembers the key of this order for hours, and no request is under way for
         so long. https://developer.paypal.com/reference/guidelines/idempotency/
         """
-        self._require_remembered(query, ORDER_KEY_LIFETIME)
+        require_remembered(self._now() - query.requested_at, ORDER_KEY_LIFETIME)
         answer = self.client.post(ORDERS, _fence_body(request), key=request.key)
         return self._charge_of(request, read_order(answer))
 
@@ -384,13 +384,8 @@ class PayPalGateway(base.Gateway):
         query: base.ChargeLookup | base.RefundLookup,
         key_lifetime: timedelta,
     ) -> T | None:
-        self._require_remembered(query, key_lifetime)
-        return replay(call)
-
-    def _require_remembered(
-        self, query: base.ChargeLookup | base.RefundLookup, key_lifetime: timedelta
-    ) -> None:
         require_remembered(self._now() - query.requested_at, key_lifetime)
+        return replay(call)
 
     # Disputes and webhooks ----------------------------------------------------------------------
 

@@ -118,9 +118,8 @@ def update_charge(connection: sa.Connection, reference: str, **values: Any) -> C
 
 
 def require_refund(connection: sa.Connection, reference: str) -> RefundRow:
-    return read(
-        connection, RefundRow, sa.select(*refunds.c).where(refunds.c.reference == reference)
-    )[0]
+    query = sa.select(*refunds.c).where(refunds.c.reference == reference)
+    return read(connection, RefundRow, query)[0]
 
 
 def find_refund_by_id(connection: sa.Connection, charge: str, refund_id: int) -> RefundRow | None:
