@@ -14,7 +14,7 @@ import pytest
 from tests.support.paths import ROOT
 from tests.support.processes import copy_sources, environment
 
-NOT_INSTALLED = {"tests", "benchmarks"}
+NOT_INSTALLED = {"tests", "benchmarks", "docs"}
 ADAPTER = """
 from conformance.targets import StripeTarget
 from gateways.stripe import StripeGateway

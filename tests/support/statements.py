@@ -66,6 +66,11 @@ def _faults(part: str) -> Iterator[str]:
         yield "asks the clock where a row is there already"
 
 
+def _forget_user(connection: sa.Connection) -> None:
+    if not connection.invalidated:  # what was noted went with the connection
+        connection.info.pop("user", None)
+
+
 class Watch:
     """Notes every statement of the product, in whatever engine, that lacks something, and every
     transaction that writes or locks rows of several users."""
@@ -77,7 +82,7 @@ class Watch:
         """To all engines of this process."""
         sa.event.listen(sa.Engine, "before_cursor_execute", self._note)
         for end in ("commit", "rollback"):
-            sa.event.listen(sa.Engine, end, lambda connection: connection.info.pop("user", None))
+            sa.event.listen(sa.Engine, end, _forget_user)
 
     def _note(
         self,
