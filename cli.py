@@ -3,8 +3,6 @@
 python cli.py token --user alice --scope "orders:manage payments:manage webhooks:manage"
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

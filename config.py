@@ -3,8 +3,6 @@
 `.env.example` lists each one with its default; `docs/settings.md` explains them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import ipaddress
 import json

@@ -3,8 +3,6 @@
 No message repeats what was sent.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import date, datetime, timedelta, timezone
 from ipaddress import IPv6Address

@@ -4,8 +4,6 @@ What must never be true of the data is refused here, by CHECKs, foreign keys and
 indexes; which status may follow which is refused by a trigger (see `migrations/`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any

@@ -4,8 +4,6 @@ An action has the name of the endpoint that offers it; an endpoint in no row can
 Services read the same rows, and refuse for themselves what their caller may not do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import Enum

@@ -14,8 +14,6 @@ when that dies, and stops it when the first lock has had no share for a second. 
 its own, so that Ctrl-C reaches the service and not the database under it. For Linux and macOS.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl

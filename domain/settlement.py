@@ -12,8 +12,6 @@ person learned of the state.
 | other charge | review, if it holds money | the same |
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
 

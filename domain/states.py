@@ -3,8 +3,6 @@
 The database enforces the same tables by trigger (see `migrations/`); a test compares the two.
 """
 
-from __future__ import annotations
-
 from typing import Final, Literal, get_args
 
 OrderStatus = Literal[

@@ -15,8 +15,6 @@ Adapters are synchronous. A guard around each limits time and concurrency, repea
 executed, and opens the circuit breaker (see `gateways/guard.py`).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """Counts connections and requests that are rejected before any endpoint, and logs a sample."""
 
-from __future__ import annotations
-
 import time
 from typing import Final
 

@@ -6,8 +6,6 @@ gateway sometimes does not answer, and resends half of what it may resend, as ga
 cannot fence a lost request.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import random

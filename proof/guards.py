@@ -1,7 +1,5 @@
 """Takes one guard away, to see the proof fail: a check that cannot fail proves nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

@@ -3,8 +3,6 @@
 The service learns of it by webhooks, late, twice or not at all, and by comparing the books.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 from collections import Counter

@@ -1,7 +1,5 @@
 """The processes of the proof: services that are killed and started again, and the roles alone."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

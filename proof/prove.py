@@ -1,7 +1,5 @@
 """Runs the proof: starts services on an empty database, kills them, and reads both books."""
 
-from __future__ import annotations
-
 import os
 import random
 import secrets

@@ -1,7 +1,5 @@
 """What a run of the proof did and found, and whether it holds."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import dataclass, field

@@ -6,8 +6,6 @@ Each line of standard input is a number of passes over all roles; then it goes o
 there is something to do, and answers with the number of passes that it made.
 """
 
-from __future__ import annotations
-
 import sys
 
 from proof.fault_injection import prepare

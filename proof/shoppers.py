@@ -5,8 +5,6 @@ does. The answers are kept, to be compared with the books later. A shopper witho
 while leaves, and orders the same cart again later.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 import time

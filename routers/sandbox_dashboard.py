@@ -5,8 +5,6 @@ the page where a shopper approves; so its buttons work from this page only, and 
 site can press them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path

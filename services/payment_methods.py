@@ -1,7 +1,5 @@
 """Saves, changes and removes payment methods: no duplicate, one default, no number stored."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence

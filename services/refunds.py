@@ -1,7 +1,5 @@
 """Refunds: reserve, call, settle. Never more than was captured, however many at a time."""
 
-from __future__ import annotations
-
 from sqlalchemy.orm import Session
 
 import crud

@@ -4,8 +4,6 @@ The statement is applied by the same rules as a gateway's answer. What cannot fo
 payment's state is refused.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Final
 

@@ -4,8 +4,6 @@ An event is a hint: it goes through the same decision as an answer. One that arr
 before the answer to its request moves nothing back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial

@@ -4,8 +4,6 @@ The request, a webhook, a look-up and a person end here alike. The caller holds 
 is one transaction.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """Calls a gateway between two transactions. What is not a proven outcome is UNKNOWN."""
 
-from __future__ import annotations
-
 import enum
 import time
 from collections.abc import Callable, Iterator

@@ -6,8 +6,6 @@ to its claim there; whichever process settles the claim stores the response.
 docs/idempotency.md explains it to clients.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

@@ -1,7 +1,5 @@
 """The responses of money requests: while the outcome is open, and once it is known."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import schemas

@@ -1,7 +1,5 @@
 """Which problems an operation can answer with, for the OpenAPI document."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import errors

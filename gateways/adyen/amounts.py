@@ -1,7 +1,5 @@
 """Amounts as Adyen writes them: `{"value": 1099, "currency": "USD"}`, in decimals of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

@@ -3,8 +3,6 @@
 `responses.py` reads the answers, `notifications.py` the outcomes that Adyen reports later.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone

@@ -4,8 +4,6 @@ Only the eight signed fields decide about money. An attacker could change the ot
 `additionalData`); they only choose a decline code.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import hmac

@@ -1,7 +1,5 @@
 """Fetches the certificates that sign PayPal's webhooks, and verifies their chain to a root."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import ssl

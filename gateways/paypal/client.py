@@ -3,8 +3,6 @@
 `states.py` reads the answers.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 import time

@@ -3,8 +3,6 @@
 https://developer.paypal.com/docs/api/payment-tokens/v3/
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Final

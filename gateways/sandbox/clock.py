@@ -1,7 +1,5 @@
 """The sandbox's clock: authorizations expire, refunds fail, disputes close."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 

@@ -1,7 +1,5 @@
 """Verifies a sandbox webhook, then reads it strictly."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone

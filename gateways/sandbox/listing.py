@@ -1,7 +1,5 @@
 """Lists the sandbox's charges with their refunds and disputes, in pages."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Each function writes within the caller's transaction, and writes the webhook for it.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Mapping
 from datetime import timedelta

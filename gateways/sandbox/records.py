@@ -1,7 +1,5 @@
 """The sandbox's rows as they are read, and statements for single ones."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple, TypeVar

@@ -1,7 +1,5 @@
 """The sandbox's webhooks: stored with the change that they report, signed on delivery."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time

@@ -3,8 +3,6 @@
 Nothing here changes anything at Stripe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
