@@ -3,8 +3,6 @@
 python cli.py token --user alice --scope "orders:manage payments:manage webhooks:manage"
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re
@@ -25,25 +23,11 @@ from domain.states import ReviewResolution
 from errors import ServiceError
 from gateways.registry import Gateways
 from observability import logs
+from proof.guards import GUARDS
 from services import audit as invariant_checks
 from services import reconciliation, reviews
 from services.lookups import LookupRules
 from settlement.transitions import ChangedBy
-
-# The guards of proof/guards.py, which a test compares with these.
-GUARD_NAMES = [
-    "unique-live-payment",
-    "claim-before-call",
-    "stored-key",
-    "unknown-is-open",
-    "idempotency",
-    "refund-reservation",
-    "reconciler",
-    "resend-window",
-    "action-expiry",
-    "outside-books",
-    "outside-refund-once",
-]
 
 
 def token(arguments: argparse.Namespace) -> int:
@@ -223,7 +207,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--break",
         dest="broken",
-        choices=GUARD_NAMES,
+        choices=list(GUARDS),
         help="take one guard away: the proof must fail",
     )
     command.set_defaults(run=prove)

@@ -3,8 +3,6 @@
 `.env.example` lists each one with its default; `docs/settings.md` explains them.
 """
 
-from __future__ import annotations
-
 import fcntl
 import ipaddress
 import json
@@ -316,8 +314,9 @@ def _unsafe_addresses(settings: Settings) -> Iterator[str]:
         if url is not None and not _is_https(url):
             yield f"{name} must be an https URL"
     if settings.jwks_url is not None:
-        for name in ("JWT_ISSUER", "JWT_AUDIENCE"):
-            if not getattr(settings, name.lower()):
+        named = {"JWT_ISSUER": settings.jwt_issuer, "JWT_AUDIENCE": settings.jwt_audience}
+        for name, value in named.items():
+            if not value:
                 yield f"{name} is not set; without it JWKS_URL lets in tokens made for others"
     if any(_leads_back(host) for host in settings.paypal_cert_hosts):
         yield "PAYPAL_CERT_HOSTS must not name loopback or link-local hosts"
@@ -369,7 +368,8 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
             address = ipaddress.ip_address(socket.inet_aton(text))
         except (OSError, ValueError):
             return None
-    return getattr(address, "ipv4_mapped", None) or address
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return mapped or address
 
 
 def configuration_warnings(settings: Settings, host: str) -> list[str]:

@@ -1,7 +1,7 @@
 """The repository: every resource's rows, by small functions that flush and never commit.
 
 `get_x` returns a row or None, `require_x` a row or raises NotFound, `lock_x` holds the row until
-the transaction ends. Whoever locks or changes a row names its user: one transaction is about one
+the transaction ends. What locks or changes a row names its user: one transaction is about one
 user, and a row that is found without its user is read first. `tests/test_statements.py` sees to it.
 """
 
@@ -35,7 +35,7 @@ from sqlalchemy.orm import Session
 import schemas
 from database import age, read_all, read_one, seconds_from_now
 from domain.events import Actor, EventType
-from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, OrderStatus, RefundOrigin
+from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, RefundOrigin
 from errors import NotFound
 from models import (
     OPEN_PAYMENT,
@@ -202,7 +202,7 @@ def get_charged_payment_method(session: Session, payment: Payment | PaymentRow) 
 
 
 def get_gateway_customer(session: Session, user_id: str, gateway: str) -> str | None:
-    """What this gateway calls this user, by the latest method that it told us of."""
+    """The gateway's own id of this user, from the latest method that has one."""
     return session.scalar(
         select(METHOD_COLUMNS.gateway_customer)
         .where(
@@ -404,13 +404,6 @@ def _orders(given: frozenset[str]) -> Statement:
         cursor="cursor" in given,
         before="created_before" in given,
     )
-
-
-def set_order_status(session: Session, order: Order, status: OrderStatus) -> None:
-    """Move a locked order; the event that tells of it has the order's next sequence number."""
-    order.status = status
-    order.last_sequence += 1
-    session.flush()
 
 
 # Payments -----------------------------------------------------------------------------------------
@@ -808,10 +801,10 @@ def add_event(
     data: dict[str, Any],
     order: Order | None = None,
 ) -> None:
-    """Write an event into the transaction of the change it tells of.
+    """Write an event into the transaction of the change that it reports.
 
-    With an order, which the caller has locked, its sequence is the order's `last_sequence`: the
-    change that it tells of has counted it up, and so the two are one UPDATE.
+    With a locked order its sequence is the order's `last_sequence`, which the change has counted up
+    already, so that both are one UPDATE.
     """
     session.execute(
         insert(Event).values(

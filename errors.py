@@ -40,7 +40,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, TypedDict
+from typing import Any, ClassVar, Final, TypedDict
+
+RETRY_AFTER: Final = {"Retry-After": "1"}  # seconds
 
 
 class FieldError(TypedDict):
@@ -59,16 +61,13 @@ class ServiceError(Exception):
     what_to_do: ClassVar[str]  # what the reader should do next
     retryable: ClassVar[bool] = False  # the very same request may succeed later
     example: ClassVar[Mapping[str, Any]] = {}  # the members that this problem adds
+    default_headers: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
-        self,
-        detail: str | None = None,
-        *,
-        headers: Mapping[str, str] | None = None,
-        **members: Any,
+        self, detail: str | None = None, *, headers: Mapping[str, str] | None = None, **members: Any
     ) -> None:
         self.detail = detail or self.explanation()
-        self.headers = dict(headers or {})
+        self.headers = {**self.default_headers, **(headers or {})}
         self.members = members
         super().__init__(self.detail)
 
@@ -222,9 +221,7 @@ class Unauthenticated(ServiceError):
         "Send `Authorization: Bearer <JWT>` with a fresh token; in development "
         "`python cli.py token --user alice` prints one."
     )
-
-    def __init__(self, detail: str | None = None) -> None:
-        super().__init__(detail, headers={"WWW-Authenticate": "Bearer"})
+    default_headers: ClassVar[Mapping[str, str]] = {"WWW-Authenticate": "Bearer"}
 
 
 class PaymentDeclined(ServiceError):
@@ -405,9 +402,7 @@ class IdempotencyInProgress(ServiceError):
     code = "idempotency_in_progress"
     what_to_do = "Wait as long as Retry-After says and send the same request again."
     retryable = True
-
-    def __init__(self, detail: str | None = None) -> None:
-        super().__init__(detail, headers={"Retry-After": "1"})
+    default_headers = RETRY_AFTER
 
 
 class BodyTooLarge(ServiceError):
@@ -504,9 +499,7 @@ class Overloaded(ServiceError):
     code = "overloaded"
     what_to_do = "Wait as long as Retry-After says and send the request again."
     retryable = True
-
-    def __init__(self, detail: str | None = None) -> None:
-        super().__init__(detail, headers={"Retry-After": "1"})
+    default_headers = RETRY_AFTER
 
 
 class DatabaseUnavailable(ServiceError):
@@ -519,9 +512,7 @@ class DatabaseUnavailable(ServiceError):
     code = "database_unavailable"
     what_to_do = "Wait as long as Retry-After says and repeat it with the same Idempotency-Key."
     retryable = True
-
-    def __init__(self, detail: str | None = None) -> None:
-        super().__init__(detail, headers={"Retry-After": "1"})
+    default_headers = RETRY_AFTER
 
 
 def catalog() -> dict[str, type[ServiceError]]:

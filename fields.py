@@ -3,8 +3,6 @@
 No message repeats what was sent.
 """
 
-from __future__ import annotations
-
 import re
 from datetime import date, datetime, timedelta, timezone
 from ipaddress import IPv6Address
@@ -39,6 +37,15 @@ def invalid_value(code: str, message: str, field: str | None = None) -> Pydantic
     `field` names the field of a rule that is about more than one.
     """
     return PydanticCustomError(code, message, {"field": field} if field else None)
+
+
+def _matching(pattern: str, code: str, message: str) -> AfterValidator:
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value, re.ASCII):
+            raise invalid_value(code, message)
+        return value
+
+    return AfterValidator(check)
 
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -151,19 +158,17 @@ def _integer(value: Any) -> Any:
 QueryInteger = Annotated[int, BeforeValidator(_integer)]
 
 
-def _cursor(pattern: str) -> AfterValidator:
-    def check(value: str) -> str:
-        if not re.fullmatch(pattern, value, re.ASCII):
-            raise invalid_value("cursor", "Use the cursor of a `Link` header, unchanged")
-        return value
-
-    return AfterValidator(check)
-
-
+_UNCHANGED = "Use the cursor of a `Link` header, unchanged"
 _ID, _CHARGE = "[1-9][0-9]{0,18}", "ch_[0-9a-f]{1,37}"
-Cursor = Annotated[str, _cursor(_ID), WithJsonSchema({"type": "string", "pattern": f"^{_ID}$"})]
+Cursor = Annotated[
+    str,
+    _matching(_ID, "cursor", _UNCHANGED),
+    WithJsonSchema({"type": "string", "pattern": f"^{_ID}$"}),
+]
 SandboxCursor = Annotated[
-    str, _cursor(_CHARGE), WithJsonSchema({"type": "string", "pattern": f"^{_CHARGE}$"})
+    str,
+    _matching(_CHARGE, "cursor", _UNCHANGED),
+    WithJsonSchema({"type": "string", "pattern": f"^{_CHARGE}$"}),
 ]
 
 
@@ -205,12 +210,6 @@ def card_brand(card_number: str) -> str:
         return "other"
 
 
-def _cvc(value: str) -> str:
-    if not re.fullmatch(r"[0-9]{3,4}", value, re.ASCII):
-        raise invalid_value("cvc_digits", "Send the 3 or 4 digits of the security code")
-    return value
-
-
 def _email(value: str) -> str:
     try:
         # Offline: the gateway finds out whether the domain takes mail.
@@ -236,15 +235,9 @@ def check_expiry(month: int, year: int) -> None:
         raise invalid_value("card_expired", "The card has expired; send an expiry that is not past")
 
 
-def _country(value: str) -> str:
-    if not re.fullmatch(r"[A-Z]{2}", value, re.ASCII):
-        raise invalid_value("country", "Use two capital letters as in ISO 3166-1, such as DE")
-    return value
-
-
 Country = Annotated[
     Text,
-    AfterValidator(_country),
+    _matching("[A-Z]{2}", "country", "Use two capital letters as in ISO 3166-1, such as DE"),
     WithJsonSchema({"type": "string", "pattern": "^[A-Z]{2}$", "examples": ["DE"]}),
 ]
 CardNumber = Annotated[
@@ -256,7 +249,7 @@ CardNumber = Annotated[
 Cvc = Annotated[
     Text,
     StringConstraints(max_length=8),
-    AfterValidator(_cvc),
+    _matching("[0-9]{3,4}", "cvc_digits", "Send the 3 or 4 digits of the security code"),
     Field(json_schema_extra={"pattern": "^[0-9]{3,4}$"}),
 ]
 Email = Annotated[

@@ -1,19 +1,21 @@
-"""The rows of Idempotency-Keys: who works on a request, and the answer that its repeats get."""
+"""The rows of Idempotency-Keys: who works on a request, and the response that its repeats get."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple, cast
 
+from pydantic import BaseModel
 from sqlalchemy import ColumnElement, Table, and_, delete, func, or_, select, update
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session
 
 from database import NOW, Old, find_old, read_all, read_one, seconds_from_now
+from errors import ServiceError
 from models import IdempotencyKey
-from rows import KeyResponse, KeyRow
+from rows import KeyRow
 
 KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
 
@@ -24,6 +26,40 @@ HAS_EXPIRED = and_(
     KEYS.c.created_at < func.now() - KEY_TTL,
     or_(KEYS.c.status.is_not(None), KEYS.c.gateway_key.is_(None)),
 )
+
+
+JSON = "application/json"
+PROBLEM_JSON = "application/problem+json"  # RFC 9457
+
+
+@dataclass(frozen=True, slots=True)
+class StoredResponse:
+    """A finished response, rendered inside the transaction whose outcome it reports."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, status: int, body: bytes, headers: dict[str, str] | None) -> StoredResponse:
+        return cls(status, bytes(body), headers or {})
+
+    @classmethod
+    def resource(
+        cls, status: int, resource: BaseModel, location: str | None = None
+    ) -> StoredResponse:
+        headers = {"Content-Type": JSON} | ({"Location": location} if location else {})
+        return cls(status, resource.model_dump_json().encode(), headers)
+
+    @classmethod
+    def json(cls, status: int, text: str, location: str) -> StoredResponse:
+        """A resource that is JSON already."""
+        return cls(status, text.encode(), {"Content-Type": JSON, "Location": location})
+
+    @classmethod
+    def problem(cls, error: ServiceError, request_id: str) -> StoredResponse:
+        headers = {"Content-Type": PROBLEM_JSON, **error.headers}
+        return cls(error.status, error.body(request_id), headers)
 
 
 class KeyClaim(NamedTuple):
@@ -123,31 +159,23 @@ def list_waiting_keys(session: Session, gateway_key: str) -> list[WaitingKey]:
     return read_all(session, WaitingKey, query)
 
 
-def get_stored_response(session: Session, user_id: str, key_id: int) -> KeyResponse | None:
-    """The answer that is stored under a key, or None."""
-    query = select(KEYS.c.status, KEYS.c.headers, KEYS.c.body).where(
+def get_stored_response(session: Session, user_id: str, key_id: int) -> StoredResponse | None:
+    query = select(KEYS.c.status, KEYS.c.body, KEYS.c.headers).where(
         _is_key(user_id, key_id), KEYS.c.status.is_not(None)
     )
-    return read_one(session, KeyResponse, query)
+    row = session.execute(query).one_or_none()
+    return None if row is None else StoredResponse.from_row(*row)
 
 
 def store_response(
-    session: Session,
-    user_id: str,
-    key_id: int,
-    *,
-    status: int,
-    headers: Mapping[str, str],
-    body: bytes,
-    owner: str | None = None,
+    session: Session, user_id: str, key_id: int, response: StoredResponse, owner: str | None = None
 ) -> bool:
-    """Keep the answer. False when it has one already, or when the key has another owner."""
+    """Store the response. False if the key has one already, or has another owner."""
     query = update(KEYS).where(_is_key(user_id, key_id), KEYS.c.status.is_(None))
     if owner is not None:
         query = query.where(KEYS.c.owner == owner)
-    stored = session.execute(
-        query.values(status=status, headers=dict(headers), body=body).returning(KEYS.c.id)
-    )
+    values = {"status": response.status, "headers": response.headers, "body": response.body}
+    stored = session.execute(query.values(values).returning(KEYS.c.id))
     return stored.one_or_none() is not None
 
 

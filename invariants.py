@@ -61,18 +61,18 @@ OF_ORDERS: Final[Mapping[str, str]] = {
         SELECT o.id FROM orders o LEFT JOIN LATERAL (
             SELECT e.data ->> 'status' AS status FROM events e
             WHERE e.user_id = o.user_id AND e.order_id = o.id AND e.type LIKE 'order.%'
-            ORDER BY e.sequence DESC LIMIT 1) told ON true
-        WHERE o.id > :after AND o.id <= :until AND o.status IS DISTINCT FROM told.status""",
-    # No event tells of a payment as refunded: its refunds have their own. Those that tell of
-    # something else than its status, such as a review, show it as it was.
+            ORDER BY e.sequence DESC LIMIT 1) latest ON true
+        WHERE o.id > :after AND o.id <= :until AND o.status IS DISTINCT FROM latest.status""",
+    # No event shows a payment as refunded: its refunds have their own. Those of something else than
+    # its status, such as a review, show it as it was.
     "payment_is_what_its_events_say": """
         SELECT p.id FROM payments p LEFT JOIN LATERAL (
             SELECT e.data ->> 'status' AS status FROM events e
             WHERE e.user_id = p.user_id AND e.order_id = p.order_id
             AND (e.data ->> 'id')::bigint = p.id AND e.type LIKE 'payment.%'
-            ORDER BY e.sequence DESC LIMIT 1) told ON true
+            ORDER BY e.sequence DESC LIMIT 1) latest ON true
         WHERE p.order_id > :after AND p.order_id <= :until
-        AND regexp_replace(coalesce(told.status, 'pending'), '^.*refunded$', 'captured')
+        AND regexp_replace(coalesce(latest.status, 'pending'), '^.*refunded$', 'captured')
             <> regexp_replace(p.status, '^.*refunded$', 'captured')""",
     "events_have_no_gaps": """
         SELECT o.id FROM orders o LEFT JOIN events e
@@ -108,8 +108,8 @@ OF_REFUNDS: Final[Mapping[str, str]] = {
             SELECT e.data ->> 'status' AS status FROM events e
             WHERE e.user_id = p.user_id AND e.order_id = p.order_id
             AND (e.data ->> 'id')::bigint = r.id AND e.type LIKE 'refund.%'
-            ORDER BY e.sequence DESC LIMIT 1) told ON true
-        WHERE r.id > :after AND r.id <= :until AND r.status IS DISTINCT FROM told.status""",
+            ORDER BY e.sequence DESC LIMIT 1) latest ON true
+        WHERE r.id > :after AND r.id <= :until AND r.status IS DISTINCT FROM latest.status"""
 }
 OF_USERS: Final[Mapping[str, str]] = {
     "one_default_method_per_user": """

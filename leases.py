@@ -4,7 +4,7 @@ The only place that turns "soon" or "at expiry" into a time, always by the datab
 row that is taken is leased: for as long as its look-up may last nobody else takes it, and when
 the look-up has ended the next one is set by how many there were.
 
-What is due is found first, whoever it belongs to, and locks nothing. Then each row is taken by
+What is due is found first, of all users, and locks nothing. Then each row is taken by
 its user and id, in a transaction of its own: one transaction is about one user.
 """
 
@@ -15,26 +15,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, cast
 
-from sqlalchemy import (
-    ColumnElement,
-    CompoundSelect,
-    Float,
-    Select,
-    Table,
-    Text,
-    and_,
-    case,
-    false,
-    func,
-    not_,
-    null,
-    or_,
-    select,
-    true,
-    tuple_,
-    union,
-    update,
-)
+import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.orm import Session, object_session
@@ -64,10 +45,10 @@ REVIEW_PAUSE: Final = 3600  # of what a person has been asked about
 HOLD_OR_HELD_MONEY: Final = ("authorized", *CAPTURED_PAYMENT_STATUSES)
 MAX_DOUBLINGS: Final = 20  # the power of two stays a number however often it is asked
 
-COMPARISONS = cast(Table, Comparison.__table__)
-PAYMENTS = cast(Table, Payment.__table__)
-REFUNDS = cast(Table, Refund.__table__)
-GATEWAY_EVENTS = cast(Table, GatewayEvent.__table__)
+COMPARISONS = cast(sa.Table, Comparison.__table__)
+PAYMENTS = cast(sa.Table, Payment.__table__)
+REFUNDS = cast(sa.Table, Refund.__table__)
+GATEWAY_EVENTS = cast(sa.Table, GatewayEvent.__table__)
 
 
 # When next --------------------------------------------------------------------------------------
@@ -75,7 +56,7 @@ GATEWAY_EVENTS = cast(Table, GatewayEvent.__table__)
 
 def schedule_first_lookup(session: Session, row: Payment | Refund, seconds: float) -> None:
     """A request is about to be sent: look up what became of it in so many seconds."""
-    row.requested_at = func.now()
+    row.requested_at = sa.func.now()
     row.next_lookup_at = seconds_from_now(seconds)
     row.lookup_count = 0
     session.flush()
@@ -90,7 +71,7 @@ def schedule_lookup(row: Payment | Refund, lookup: NextLookup) -> None:
     if lookup == "never":
         row.next_lookup_at = None
     elif lookup == "now":
-        row.next_lookup_at = func.now()
+        row.next_lookup_at = sa.func.now()
         wake_after_commit(_session_of(row))
     elif lookup == "soon":
         row.next_lookup_at = seconds_from_now(FIRST_PAUSE)
@@ -123,26 +104,30 @@ def finish_lookup(session: Session, lease: Lease) -> None:
 
     Leaves a row alone whose next look-up somebody has set meanwhile.
     """
-    table = cast(Table, lease.model.__table__)
+    table = cast(sa.Table, lease.model.__table__)
     columns = table.c
     longest: Any = MAX_PAUSE
     if lease.model is Payment:
-        longest = case(
+        longest = sa.case(
             (columns.needs_review, REVIEW_PAUSE), (_is_open(), MAX_PAUSE), else_=WAITING_PAUSE
         )
-    pause = func.least(func.power(2, func.least(columns.lookup_count - 1, MAX_DOUBLINGS)), longest)
+    pause = sa.func.least(
+        sa.func.power(2, sa.func.least(columns.lookup_count - 1, MAX_DOUBLINGS)), longest
+    )
     # In seconds since 1970: an interval that is made of columns may not be added to now() in an
     # UPDATE of a distributed table.
-    next_at = func.to_timestamp(func.extract("epoch", NOW).cast(Float) + pause)
+    next_at = sa.func.to_timestamp(sa.func.extract("epoch", NOW).cast(sa.Float) + pause)
     session.execute(
-        update(table)
+        sa.update(table)
         .where(
             columns.user_id == lease.user_id,
             columns.id == lease.id,
             columns.next_lookup_at == lease.until,
         )
         # One that was looked up before its time keeps its time.
-        .values(next_lookup_at=func.greatest(lease.due_at, next_at), updated_at=columns.updated_at)
+        .values(
+            next_lookup_at=sa.func.greatest(lease.due_at, next_at), updated_at=columns.updated_at
+        )
     )
 
 
@@ -172,91 +157,96 @@ class Lease(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class DueWork:
-    """For whom there is something to do now. Gateways may be switched on or off."""
+    """The gateways with work that is due, switched on or not, and whether the sandbox has any."""
 
     lookups: dict[Lane, Sequence[str]]  # gateways
     comparisons: Sequence[str]  # gateways
     sandbox: bool
 
 
-def find_due_work(session: Session, sandbox: ColumnElement[bool] | None) -> DueWork:
+def find_due_work(session: Session, sandbox: sa.ColumnElement[bool] | None) -> DueWork:
     """Find out what is due, with one statement that costs the same whatever the tables hold.
 
     `sandbox`: whether the sandbox gateway has something to do; None where it is switched off.
     """
     payments = _due_gateways("open_payments", PAYMENTS, _is_open())
-    refunds = _due_gateways("open_refunds", REFUNDS, true())
-    waiting = _due_gateways("waiting_payments", PAYMENTS, not_(_is_open()))
-    comparisons = select(COMPARISONS.c.gateway).where(COMPARISONS.c.next_at <= func.now())
+    refunds = _due_gateways("open_refunds", REFUNDS, sa.true())
+    waiting = _due_gateways("waiting_payments", PAYMENTS, sa.not_(_is_open()))
+    comparisons = sa.select(COMPARISONS.c.gateway).where(COMPARISONS.c.next_at <= sa.func.now())
     row = session.execute(
-        select(
-            _array(union(payments, refunds)).label("open"),
+        sa.select(
+            _array(sa.union(payments, refunds)).label("open"),
             _array(waiting).label("waiting"),
             _array(comparisons).label("comparisons"),
-            (false() if sandbox is None else sandbox).label("sandbox"),
+            (sa.false() if sandbox is None else sandbox).label("sandbox"),
         )
     ).one()
     return DueWork({"open": row.open, "waiting": row.waiting}, row.comparisons, row.sandbox)
 
 
-def _due_gateways(name: str, table: Table, lane_is: ColumnElement[bool]) -> Select[tuple[str]]:
+def _due_gateways(
+    name: str, table: sa.Table, lane_is: sa.ColumnElement[bool]
+) -> sa.Select[tuple[str]]:
     """The gateways whose earliest look-up is due; from gateway to gateway, as the index has them.
 
     The earliest is the first entry of an index. A plan for "any that is due" would depend on how
     many the statistics expect, and might read the whole table to find none.
     """
     gateway, next_lookup_at = table.c.gateway, table.c.next_lookup_at
-    scheduled = and_(next_lookup_at.is_not(None), lane_is)
-    first = select(func.min(gateway).label("gateway")).where(scheduled)
+    scheduled = sa.and_(next_lookup_at.is_not(None), lane_is)
+    first = sa.select(sa.func.min(gateway).label("gateway")).where(scheduled)
     each = first.cte(name, recursive=True)
-    following = select(func.min(gateway)).where(scheduled, gateway > each.c.gateway)
-    every = each.union_all(select(following.scalar_subquery()).where(each.c.gateway.is_not(None)))
-    earliest = select(func.min(next_lookup_at)).where(lane_is, gateway == every.c.gateway)
-    return select(every.c.gateway).where(earliest.scalar_subquery() <= func.now())
+    following = sa.select(sa.func.min(gateway)).where(scheduled, gateway > each.c.gateway)
+    every = each.union_all(
+        sa.select(following.scalar_subquery()).where(each.c.gateway.is_not(None))
+    )
+    earliest = sa.select(sa.func.min(next_lookup_at)).where(lane_is, gateway == every.c.gateway)
+    return sa.select(every.c.gateway).where(earliest.scalar_subquery() <= sa.func.now())
 
 
-def _array(names: Select[tuple[str]] | CompoundSelect[tuple[str]]) -> ColumnElement[Sequence[str]]:
-    return func.array(names.scalar_subquery(), type_=ARRAY(Text))
+def _array(
+    names: sa.Select[tuple[str]] | sa.CompoundSelect[tuple[str]],
+) -> sa.ColumnElement[Sequence[str]]:
+    return sa.func.array(names.scalar_subquery(), type_=ARRAY(sa.Text))
 
 
-def find_due_payments(
-    session: Session, lane: Lane, at_gateways: ColumnElement[bool], *, limit: int
+def find_due(
+    session: Session,
+    model: LookedUp,
+    lane: Lane,
+    gateway: str | None,
+    enabled: Sequence[str],
+    *,
+    limit: int,
 ) -> list[Due]:
-    """Payments that are due, the longest due first.
+    """Rows that are due at a gateway, the longest due first; None: at all that are not enabled.
 
-    Those whose outcome is open and those that wait are taken apart, so that ten thousand
+    Payments whose outcome is open and those that wait are found apart, so that ten thousand
     shoppers who are away keep nobody waiting.
     """
-    lane_is = _is_open() if lane == "open" else not_(_is_open())
-    next_lookup_at = PAYMENTS.c.next_lookup_at
-    due = and_(next_lookup_at <= func.now(), lane_is, at_gateways)
-    return _find(session, Payment, due, limit, next_lookup_at)
-
-
-def find_due_refunds(
-    session: Session, at_gateways: ColumnElement[bool], *, limit: int
-) -> list[Due]:
-    """Refunds that are due; see `find_due_payments`."""
-    next_lookup_at = REFUNDS.c.next_lookup_at
-    due = and_(next_lookup_at <= func.now(), at_gateways)
-    return _find(session, Refund, due, limit, next_lookup_at)
+    columns = cast(sa.Table, model.__table__).c
+    at = columns.gateway.not_in(enabled) if gateway is None else columns.gateway == gateway
+    due = sa.and_(columns.next_lookup_at <= sa.func.now(), at)
+    if model is Payment:
+        due = sa.and_(due, _is_open() if lane == "open" else sa.not_(_is_open()))
+    return _find(session, model, due, limit, columns.next_lookup_at)
 
 
 def find_next_unsettled(
     session: Session, model: LookedUp, after_id: int, *, limit: int
 ) -> list[Due]:
     """The next rows by id that their gateways may know more about, due or not."""
-    columns = cast(Table, model.__table__).c
-    unsettled = and_(columns.next_lookup_at.is_not(None), columns.id > after_id)
+    columns = cast(sa.Table, model.__table__).c
+    unsettled = sa.and_(columns.next_lookup_at.is_not(None), columns.id > after_id)
     return _find(session, model, unsettled, limit, columns.id)
 
 
 def _find(
-    session: Session, model: LookedUp, which: ColumnElement[bool], limit: int, order_by: Any
+    session: Session, model: LookedUp, which: sa.ColumnElement[bool], limit: int, order_by: Any
 ) -> list[Due]:
-    columns = cast(Table, model.__table__).c
+    columns = cast(sa.Table, model.__table__).c
     found = session.execute(
-        select(columns.user_id, columns.id, columns.next_lookup_at)
+        sa.select(columns.user_id, columns.id, columns.next_lookup_at)
         .where(which)
         .order_by(order_by)
         .limit(limit)
@@ -270,18 +260,18 @@ def take(session: Session, due: Due, *, seconds: float) -> Lease | None:
     None if somebody else has it: they are not waited for (SKIP LOCKED), so any number of workers
     may do this at once.
     """
-    table = cast(Table, due.model.__table__)
+    table = cast(sa.Table, due.model.__table__)
     columns = table.c
-    is_it = and_(columns.user_id == due.user_id, columns.id == due.id)
+    is_it = sa.and_(columns.user_id == due.user_id, columns.id == due.id)
     free = (
-        select(columns.id)
+        sa.select(columns.id)
         .where(is_it, columns.next_lookup_at == due.due_at)
         .with_for_update(skip_locked=True)
         .scalar_subquery()
     )
-    operation_key = columns.operation_key if due.model is Payment else null()
+    operation_key = columns.operation_key if due.model is Payment else sa.null()
     row = session.execute(
-        update(table)
+        sa.update(table)
         .where(columns.user_id == due.user_id, columns.id == free)
         .values(
             lookup_count=columns.lookup_count + 1,
@@ -296,26 +286,16 @@ def take(session: Session, due: Due, *, seconds: float) -> Lease | None:
     return Lease(due.model, due.user_id, due.id, status, key, due.due_at, until)
 
 
-def at_gateway(model: LookedUp, name: str) -> ColumnElement[bool]:
-    """Rows of this gateway."""
-    return model.gateway == name
-
-
-def at_other_gateways(model: LookedUp, names: Sequence[str]) -> ColumnElement[bool]:
-    """Rows of gateways that are none of these: they are switched off."""
-    return model.gateway.not_in(names)
-
-
-def _is_open() -> ColumnElement[bool]:
+def _is_open() -> sa.ColumnElement[bool]:
     """Payments whose outcome is not known; as in the partial indexes for look-ups."""
-    return or_(PAYMENTS.c.status == "pending", PAYMENTS.c.operation.is_not(None))
+    return sa.or_(PAYMENTS.c.status == "pending", PAYMENTS.c.operation.is_not(None))
 
 
 # Comparisons --------------------------------------------------------------------------------------
 
 
 class Window(NamedTuple):
-    """What moved in this time is to be compared, by whoever holds the lease."""
+    """The time whose changes are to be compared, and until when the comparison is leased."""
 
     since: datetime
     until: datetime
@@ -331,16 +311,16 @@ def claim_comparison(
     """
     session.execute(
         upsert(Comparison)
-        .values(gateway=gateway, compared_until=func.now() - first_window, next_at=func.now())
+        .values(gateway=gateway, compared_until=sa.func.now() - first_window, next_at=sa.func.now())
         .on_conflict_do_nothing()
     )
     return read_one(
         session,
         Window,
-        update(COMPARISONS)
-        .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at <= func.now())
+        sa.update(COMPARISONS)
+        .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at <= sa.func.now())
         .values(next_at=seconds_from_now(lease))
-        .returning(COMPARISONS.c.compared_until, func.now(), COMPARISONS.c.next_at),
+        .returning(COMPARISONS.c.compared_until, sa.func.now(), COMPARISONS.c.next_at),
     )
 
 
@@ -349,7 +329,7 @@ def renew_comparison(
 ) -> datetime | None:
     """Hold on to a comparison that takes long; None if somebody else has it by now."""
     return session.execute(
-        update(COMPARISONS)
+        sa.update(COMPARISONS)
         .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at == leased_until)
         .values(next_at=seconds_from_now(lease))
         .returning(COMPARISONS.c.next_at)
@@ -361,7 +341,7 @@ def finish_comparison(
 ) -> None:
     """All until then has been compared; the next window is due in so many seconds."""
     session.execute(
-        update(COMPARISONS)
+        sa.update(COMPARISONS)
         .where(COMPARISONS.c.gateway == gateway, COMPARISONS.c.next_at == leased_until)
         .values(compared_until=until, next_at=seconds_from_now(next_in))
     )
@@ -389,11 +369,11 @@ def list_aged_payments(
     columns = PAYMENTS.c
     begin = (since, 0) if after is None else (after.created_at, after.id)
     query = (
-        select(columns.created_at, columns.id, columns.user_id, _is_settled())
+        sa.select(columns.created_at, columns.id, columns.user_id, _is_settled())
         .where(
             columns.gateway == gateway,
             columns.created_at >= begin[0],  # for the index
-            tuple_(columns.created_at, columns.id) > tuple_(*begin),
+            sa.tuple_(columns.created_at, columns.id) > sa.tuple_(*begin),
             columns.created_at < until,
         )
         .order_by(columns.created_at, columns.id)
@@ -406,21 +386,21 @@ def schedule_reread(session: Session, user_id: str, payment_id: int) -> None:
     """Have a payment looked up now, unless that is due anyway."""
     columns = PAYMENTS.c
     taken = session.execute(
-        update(PAYMENTS)
+        sa.update(PAYMENTS)
         .where(columns.user_id == user_id, columns.id == payment_id, _is_settled())
-        .values(next_lookup_at=func.now(), lookup_count=0, updated_at=columns.updated_at)
+        .values(next_lookup_at=sa.func.now(), lookup_count=0, updated_at=columns.updated_at)
         .returning(columns.id)
     )
     if taken.first() is not None:
         wake_after_commit(session)
 
 
-def _is_settled() -> ColumnElement[bool]:
+def _is_settled() -> sa.ColumnElement[bool]:
     columns = PAYMENTS.c
-    return and_(
+    return sa.and_(
         columns.status.in_(HOLD_OR_HELD_MONEY),
         columns.operation.is_(None),
-        or_(columns.next_lookup_at.is_(None), columns.next_lookup_at > func.now()),
+        sa.or_(columns.next_lookup_at.is_(None), columns.next_lookup_at > sa.func.now()),
     )
 
 
@@ -433,5 +413,5 @@ def find_old_gateway_events(session: Session, days: int, limit: int) -> list[Old
     Each was applied in the transaction that stored it. An event that did come again would be
     applied again, and, as a hint, move nothing back.
     """
-    is_old = GATEWAY_EVENTS.c.created_at < func.now() - func.make_interval(0, 0, 0, days)
+    is_old = GATEWAY_EVENTS.c.created_at < sa.func.now() - sa.func.make_interval(0, 0, 0, days)
     return find_old(session, GATEWAY_EVENTS, is_old, limit)

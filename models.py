@@ -4,8 +4,6 @@ What must never be true of the data is refused here, by CHECKs, foreign keys and
 indexes; which status may follow which is refused by a trigger (see `migrations/`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
@@ -28,25 +26,8 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, declared_attr, mapped_column
 
+from domain import states
 from domain.money import MAX_AMOUNT
-from domain.states import (
-    CAPTURED_PAYMENT_STATUSES,
-    DEAD_PAYMENT_STATUSES,
-    DISPUTE_STATUSES,
-    ORDER_STATUSES,
-    PAYMENT_OPERATIONS,
-    PAYMENT_STATUSES,
-    REFUND_ORIGINS,
-    REFUND_STATUSES,
-    REVIEW_REASONS,
-    CaptureMethod,
-    OrderStatus,
-    PaymentOperation,
-    PaymentStatus,
-    RefundOrigin,
-    RefundStatus,
-    ReviewReason,
-)
 
 NAMING = {
     "pk": "pk_%(table_name)s",
@@ -104,6 +85,7 @@ class OfUser(Base):
 
     id: Mapped[int] = mapped_column(Identity(always=True), primary_key=True)
     user_id: Mapped[str] = mapped_column(String(255))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     @declared_attr.directive
     def __mapper_args__(cls) -> dict[str, Any]:  # noqa: N805 - it is one of the class
@@ -125,7 +107,6 @@ class PaymentMethod(OfUser):
     details: Mapped[dict[str, Any]]
     is_active: Mapped[bool] = mapped_column(server_default=text("true"))
     is_default: Mapped[bool] = mapped_column(server_default=text("false"))
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
@@ -174,14 +155,13 @@ class Order(OfUser):
     quantity: Mapped[int]
     total_amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
-    status: Mapped[OrderStatus] = mapped_column(Text, server_default="pending")
+    status: Mapped[states.OrderStatus] = mapped_column(Text, server_default="pending")
     payment_method_id: Mapped[int | None]
     # `metadata` itself is taken by SQLAlchemy's declarative base.
     metadata_: Mapped[dict[str, str]] = mapped_column(
         "metadata", key="metadata_", server_default=text("'{}'")
     )
     last_sequence: Mapped[int] = mapped_column(server_default=text("0"))
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
@@ -193,7 +173,7 @@ class Order(OfUser):
         CheckConstraint("quantity >= 1", "quantity"),
         CheckConstraint(f"total_amount BETWEEN 1 AND {MAX_AMOUNT}", "total_amount"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", "currency"),
-        CheckConstraint(one_of("status", ORDER_STATUSES), "status"),
+        CheckConstraint(one_of("status", states.ORDER_STATUSES), "status"),
         Index("ix_orders_created_at_id", "created_at", "id", postgresql_where=text(LISTS_ALL)),
         Index(
             "ix_orders_status_created_at_id",
@@ -243,7 +223,6 @@ class Event(OfUser):
     actor: Mapped[dict[str, Any]]
     request_id: Mapped[str | None]
     data: Mapped[dict[str, Any]]
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
     __table_args__ = (
         UniqueConstraint("order_id", "sequence"),
@@ -262,17 +241,17 @@ class Payment(OfUser):
     # Our idempotency key towards the gateway: the same for every repeat of this attempt.
     gateway_key: Mapped[str] = mapped_column(unique=True)
     gateway_reference: Mapped[str | None]
-    status: Mapped[PaymentStatus] = mapped_column(Text, server_default="pending")
+    status: Mapped[states.PaymentStatus] = mapped_column(Text, server_default="pending")
     amount: Mapped[int]
     amount_captured: Mapped[int] = mapped_column(server_default=text("0"))
     amount_refunded: Mapped[int] = mapped_column(server_default=text("0"))
     currency: Mapped[str] = mapped_column(String(3))
-    capture_method: Mapped[CaptureMethod] = mapped_column(Text)
+    capture_method: Mapped[states.CaptureMethod] = mapped_column(Text)
     capture_before: Mapped[datetime | None]
     next_action: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     failure: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     needs_review: Mapped[bool] = mapped_column(server_default=text("false"))
-    review_reason: Mapped[ReviewReason | None] = mapped_column(Text)
+    review_reason: Mapped[states.ReviewReason | None] = mapped_column(Text)
     # What the gateway showed then, in short: once accepted, the same is not asked about again.
     review_state: Mapped[str | None]
     reviewed_at: Mapped[datetime | None]  # when a person ended the last review
@@ -280,7 +259,7 @@ class Payment(OfUser):
     return_url: Mapped[str | None]
     off_session: Mapped[bool] = mapped_column(server_default=text("false"))
     # A capture or void that is claimed and not settled: what, how much, and its key.
-    operation: Mapped[PaymentOperation | None] = mapped_column(Text)
+    operation: Mapped[states.PaymentOperation | None] = mapped_column(Text)
     operation_key: Mapped[str | None] = mapped_column(unique=True)
     operation_amount: Mapped[int | None]
     # Pending and succeeded refunds, kept by a trigger on `refunds`.
@@ -293,7 +272,6 @@ class Payment(OfUser):
     lookup_count: Mapped[int] = mapped_column(
         "checks", key="lookup_count", server_default=text("0")
     )
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
@@ -306,10 +284,10 @@ class Payment(OfUser):
         CheckConstraint("amount_captured BETWEEN 0 AND amount", "amount_captured"),
         CheckConstraint("amount_refunded BETWEEN 0 AND amount_captured", "amount_refunded"),
         CheckConstraint("currency ~ '^[A-Z]{3}$'", "currency"),
-        CheckConstraint(one_of("status", PAYMENT_STATUSES), "status"),
+        CheckConstraint(one_of("status", states.PAYMENT_STATUSES), "status"),
         CheckConstraint(one_of("capture_method", ("automatic", "manual")), "capture_method"),
         CheckConstraint(
-            f"(amount_captured > 0) = ({one_of('status', CAPTURED_PAYMENT_STATUSES)})",
+            f"(amount_captured > 0) = ({one_of('status', states.CAPTURED_PAYMENT_STATUSES)})",
             "captured_has_amount",
         ),
         CheckConstraint(
@@ -319,8 +297,8 @@ class Payment(OfUser):
             "refunded_has_amount",
         ),
         CheckConstraint("refund_reserved BETWEEN 0 AND amount_captured", "refund_reserved"),
-        CheckConstraint(one_of("review_reason", REVIEW_REASONS), "review_reason"),
-        CheckConstraint(one_of("operation", PAYMENT_OPERATIONS), "operation"),
+        CheckConstraint(one_of("review_reason", states.REVIEW_REASONS), "review_reason"),
+        CheckConstraint(one_of("operation", states.PAYMENT_OPERATIONS), "operation"),
         CheckConstraint(
             "(operation IS NULL) = (operation_key IS NULL) "
             "AND (operation IS NULL) = (operation_amount IS NULL)",
@@ -336,7 +314,7 @@ class Payment(OfUser):
             UQ_LIVE_PAYMENT,
             "order_id",
             unique=True,
-            postgresql_where=text(f"NOT ({one_of('status', DEAD_PAYMENT_STATUSES)})"),
+            postgresql_where=text(f"NOT ({one_of('status', states.DEAD_PAYMENT_STATUSES)})"),
         ),
         Index("ix_payments_created_at_id", "created_at", "id", postgresql_where=text(LISTS_ALL)),
         Index(
@@ -381,9 +359,7 @@ class Payment(OfUser):
         Index("ix_payments_gateway_created_at", "gateway", "created_at"),
         # For going through them by id, `id > …`, and not for what is due.
         Index(
-            "ix_payments_unsettled",
-            "id",
-            postgresql_where=text("check_at IS NOT NULL AND id <> 0"),
+            "ix_payments_unsettled", "id", postgresql_where=text("check_at IS NOT NULL AND id <> 0")
         ),
         Index("uq_payments_gateway_reference", "gateway", "gateway_reference", unique=True),
     )
@@ -401,8 +377,8 @@ class Refund(OfUser):
     gateway_key: Mapped[str] = mapped_column(unique=True)
     gateway_reference: Mapped[str | None]
     gateway: Mapped[str]  # its payment's; a trigger names it where an insert does not
-    origin: Mapped[RefundOrigin] = mapped_column(Text, server_default="service")
-    status: Mapped[RefundStatus] = mapped_column(Text, server_default="pending")
+    origin: Mapped[states.RefundOrigin] = mapped_column(Text, server_default="service")
+    status: Mapped[states.RefundStatus] = mapped_column(Text, server_default="pending")
     amount: Mapped[int]
     currency: Mapped[str] = mapped_column(String(3))
     reason: Mapped[str | None] = mapped_column(String(500))
@@ -413,23 +389,17 @@ class Refund(OfUser):
     lookup_count: Mapped[int] = mapped_column(
         "checks", key="lookup_count", server_default=text("0")
     )
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
         ForeignKeyConstraint(["payment_id", "user_id"], ["payments.id", "payments.user_id"]),
         CheckConstraint(f"amount BETWEEN 1 AND {MAX_AMOUNT}", "amount"),
-        CheckConstraint(one_of("status", REFUND_STATUSES), "status"),
-        CheckConstraint(one_of("origin", REFUND_ORIGINS), "origin"),
+        CheckConstraint(one_of("status", states.REFUND_STATUSES), "status"),
+        CheckConstraint(one_of("origin", states.REFUND_ORIGINS), "origin"),
         CheckConstraint("check_at IS NOT NULL OR status <> 'pending'", "open_is_checked"),
         Index("ix_refunds_payment_id_id", "payment_id", text("id DESC")),
         # A refund made outside is written down once, however we hear of it.
-        Index(
-            UQ_REFUND_REFERENCE,
-            "payment_id",
-            "gateway_reference",
-            unique=True,
-        ),
+        Index(UQ_REFUND_REFERENCE, "payment_id", "gateway_reference", unique=True),
         Index(
             "ix_refunds_lookup",
             "gateway",
@@ -453,13 +423,12 @@ class Dispute(OfUser):
     currency: Mapped[str] = mapped_column(String(3))
     reason: Mapped[str]
     evidence_due_at: Mapped[datetime | None]  # until when the store may defend itself
-    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now(), onupdate=func.now())
 
     __table_args__ = (
         ForeignKeyConstraint(["payment_id", "user_id"], ["payments.id", "payments.user_id"]),
         UniqueConstraint("gateway", "gateway_reference"),
-        CheckConstraint(one_of("status", DISPUTE_STATUSES), "status"),
+        CheckConstraint(one_of("status", states.DISPUTE_STATUSES), "status"),
         Index("ix_disputes_created_at_id", "created_at", "id"),
         Index("ix_disputes_status_created_at_id", "status", "created_at", "id"),
         # For the list of the release before this one; the next one drops it.

@@ -4,8 +4,6 @@ An action has the name of the endpoint that offers it; an endpoint in no row can
 Services read the same rows, and refuse for themselves what their caller may not do.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
@@ -21,7 +19,7 @@ class Party(Enum):
     """Who is meant without a scope. No string, because tokens may name any string as a scope."""
 
     ANYONE = "anyone"  # without a token
-    OWNER = "owner"  # whoever's resource it is
+    OWNER = "owner"  # the user whose resource it is
 
 
 class Everyone(Enum):

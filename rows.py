@@ -9,15 +9,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from domain.states import (
-    CaptureMethod,
-    OrderStatus,
-    PaymentOperation,
-    PaymentStatus,
-    RefundOrigin,
-    RefundStatus,
-    ReviewReason,
-)
+from domain import states
 
 
 class PaymentMethodRow(NamedTuple):
@@ -41,7 +33,7 @@ class OrderRow(NamedTuple):
     quantity: int
     total_amount: int
     currency: str
-    status: OrderStatus
+    status: states.OrderStatus
     payment_method_id: int | None
     metadata_: dict[str, str]
     created_at: datetime
@@ -56,21 +48,21 @@ class PaymentRow(NamedTuple):
     gateway: str
     gateway_key: str
     gateway_reference: str | None
-    status: PaymentStatus
+    status: states.PaymentStatus
     amount: int
     amount_captured: int
     amount_refunded: int
     currency: str
-    capture_method: CaptureMethod
+    capture_method: states.CaptureMethod
     capture_before: datetime | None
     next_action: dict[str, Any] | None
     failure: dict[str, Any] | None
     needs_review: bool
-    review_reason: ReviewReason | None
+    review_reason: states.ReviewReason | None
     review_state: str | None
     return_url: str | None
     off_session: bool
-    operation: PaymentOperation | None
+    operation: states.PaymentOperation | None
     operation_key: str | None
     operation_amount: int | None
     refund_reserved: int
@@ -97,8 +89,8 @@ class RefundRow(NamedTuple):
     gateway: str
     gateway_key: str
     gateway_reference: str | None
-    origin: RefundOrigin
-    status: RefundStatus
+    origin: states.RefundOrigin
+    status: states.RefundStatus
     amount: int
     currency: str
     reason: str | None
@@ -126,11 +118,3 @@ class KeyRow(NamedTuple):
     body: bytes | None
     is_owned: bool  # somebody works on it right now
     has_expired: bool
-
-
-class KeyResponse(NamedTuple):
-    """The answer that is stored under an Idempotency-Key."""
-
-    status: int
-    headers: dict[str, str] | None
-    body: bytes

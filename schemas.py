@@ -19,46 +19,10 @@ from pydantic import (
     model_validator,
 )
 
-from domain.states import (
-    CaptureMethod,
-    DisputeStatus,
-    OrderStatus,
-    PaymentStatus,
-    RefundOrigin,
-    RefundStatus,
-    ReviewReason,
-    ReviewResolution,
-)
-from fields import MAX_ID as MAX_ID
-from fields import (
-    MAX_QUANTITY,
-    Amount,
-    CardNumber,
-    Country,
-    Currency,
-    Cursor,
-    Cvc,
-    Email,
-    ExpiryMonth,
-    ExpiryYear,
-    Iban,
-    Metadata,
-    MinorUnits,
-    Moment,
-    Name,
-    Note,
-    QueryFlag,
-    QueryInteger,
-    RefundId,
-    ReturnedValues,
-    ReturnUrl,
-    SandboxCursor,
-    Timestamp,
-    TypedName,
-    invalid_value,
-)
-from fields import card_brand as card_brand
-from fields import check_expiry as check_expiry
+import fields
+from domain import states
+
+MAX_ID = fields.MAX_ID
 
 
 class In(BaseModel):
@@ -79,37 +43,39 @@ PaymentType = Literal["card", "paypal", "bank_account"]
 
 
 class CardByNumber(In):
-    card_number: CardNumber = Field(
+    card_number: fields.CardNumber = Field(
         repr=False,
         description="12 to 19 digits; spaces and dashes are allowed. Never stored.",
         examples=["4242 4242 4242 4242"],
     )
-    exp_month: ExpiryMonth = Field(examples=[12])
-    exp_year: ExpiryYear = Field(description="Four digits.", examples=[2030])
-    cvc: Cvc | None = Field(default=None, repr=False, description="3 or 4 digits. Never stored.")
-    cardholder_name: TypedName | None = None
+    exp_month: fields.ExpiryMonth = Field(examples=[12])
+    exp_year: fields.ExpiryYear = Field(description="Four digits.", examples=[2030])
+    cvc: fields.Cvc | None = Field(
+        default=None, repr=False, description="3 or 4 digits. Never stored."
+    )
+    cardholder_name: fields.TypedName | None = None
 
     @field_validator("exp_year")
     @classmethod
     def _not_expired(cls, year: int, info: ValidationInfo) -> int:
         if "exp_month" in info.data:  # else it has an error of its own
-            check_expiry(info.data["exp_month"], year)
+            fields.check_expiry(info.data["exp_month"], year)
         return year
 
 
 class ByToken(In):
-    token: Name = Field(
+    token: fields.Name = Field(
         repr=False, description="The gateway's own token.", examples=["tok_success"]
     )
 
 
 class PaypalByEmail(In):
-    email: Email = Field(repr=False)
+    email: fields.Email = Field(repr=False)
 
 
 class BankAccountDetails(In):
-    iban: Iban = Field(repr=False, examples=["DE89 3704 0044 0532 0130 00"])
-    account_holder: TypedName
+    iban: fields.Iban = Field(repr=False, examples=["DE89 3704 0044 0532 0130 00"])
+    account_holder: fields.TypedName
 
 
 def _by(details: Any) -> str:
@@ -128,21 +94,21 @@ PaypalDetails = Annotated[
 
 
 class _PaymentMethodCreate(In):
-    gateway: Name | None = Field(
+    gateway: fields.Name | None = Field(
         default=None, description="By default the first gateway that takes this type."
     )
-    currency: Currency | None = Field(
+    currency: fields.Currency | None = Field(
         default=None,
         description="What it will mostly pay in; helps to choose the gateway when none is named.",
     )
-    country: Country | None = Field(
+    country: fields.Country | None = Field(
         default=None,
         description="The shopper's country, ISO 3166-1 alpha-2; helps to choose the gateway.",
     )
     is_default: bool | None = Field(
         default=None, description="The first method becomes the default anyway."
     )
-    user_id: Name | None = Field(
+    user_id: fields.Name | None = Field(
         default=None, description="For whom; another user needs the scope `orders:manage`."
     )
 
@@ -154,7 +120,7 @@ class CardCreate(_PaymentMethodCreate):
     @model_validator(mode="after")
     def _token_names_its_gateway(self) -> CardCreate:
         if isinstance(self.details, ByToken) and self.gateway is None:
-            raise invalid_value(
+            raise fields.invalid_value(
                 "gateway_missing", "A token belongs to a gateway; name it in `gateway`", "gateway"
             )
         return self
@@ -189,9 +155,9 @@ PaymentMethodCreate = Annotated[
 
 
 class CardUpdate(In):
-    exp_month: ExpiryMonth | None = None
-    exp_year: ExpiryYear | None = None
-    cardholder_name: TypedName | None = None
+    exp_month: fields.ExpiryMonth | None = None
+    exp_year: fields.ExpiryYear | None = None
+    cardholder_name: fields.TypedName | None = None
 
 
 class PaymentMethodUpdate(In):
@@ -207,29 +173,29 @@ class PaymentMethod(Out):
     details: dict[str, Any]
     is_active: bool
     is_default: bool
-    created_at: Timestamp
-    updated_at: Timestamp
+    created_at: fields.Timestamp
+    updated_at: fields.Timestamp
 
 
 # Orders -----------------------------------------------------------------------------------------
 
 
 class OrderCreate(In):
-    product_id: Name
-    quantity: Annotated[int, Field(ge=1, le=MAX_QUANTITY)]
-    total_amount: Amount
-    currency: Currency | None = Field(
+    product_id: fields.Name
+    quantity: Annotated[int, Field(ge=1, le=fields.MAX_QUANTITY)]
+    total_amount: fields.Amount
+    currency: fields.Currency | None = Field(
         default=None, description="ISO 4217, upper case; DEFAULT_CURRENCY (USD) by default."
     )
     payment_method_id: int | None = None
-    metadata: Metadata = Field(default_factory=dict)
-    user_id: Name | None = Field(
+    metadata: fields.Metadata = Field(default_factory=dict)
+    user_id: fields.Name | None = Field(
         default=None, description="For whom; another user needs the scope `orders:manage`."
     )
 
 
 class OrderStatusUpdate(In):
-    status: OrderStatus
+    status: states.OrderStatus
 
 
 class Order(Out):
@@ -237,14 +203,14 @@ class Order(Out):
     user_id: str
     product_id: str
     quantity: int
-    total_amount: MinorUnits
+    total_amount: fields.MinorUnits
     currency: str
-    status: OrderStatus
+    status: states.OrderStatus
     payment_method_id: int | None
     # SQLAlchemy's declarative classes cannot have an attribute named `metadata`.
     metadata: dict[str, str] = Field(validation_alias="metadata_")
-    created_at: Timestamp
-    updated_at: Timestamp
+    created_at: fields.Timestamp
+    updated_at: fields.Timestamp
 
 
 class Actor(Out):
@@ -255,7 +221,7 @@ class Actor(Out):
 class Event(Out):
     id: int
     type: str
-    created_at: Timestamp
+    created_at: fields.Timestamp
     user_id: str
     order_id: int | None
     actor: Actor
@@ -271,23 +237,23 @@ class PaymentCreate(In):
     payment_method_id: int | None = Field(
         default=None, description="By default the order's, or else the user's default method."
     )
-    capture_method: CaptureMethod = Field(
+    capture_method: states.CaptureMethod = Field(
         default="automatic", description="`manual`: authorize now, capture later."
     )
-    return_url: ReturnUrl | None = Field(
+    return_url: fields.ReturnUrl | None = Field(
         default=None, description="Where the shopper's browser goes after a redirect."
     )
 
 
 class PaymentConfirm(In):
-    returned: ReturnedValues = Field(
+    returned: fields.ReturnedValues = Field(
         default_factory=dict,
         description="The query parameters that the gateway added to the return URL.",
     )
 
 
 class CaptureCreate(In):
-    amount: Amount | None = Field(
+    amount: fields.Amount | None = Field(
         default=None, description="All of it by default; the rest is released."
     )
 
@@ -297,8 +263,8 @@ class VoidCreate(In):
 
 
 class RefundCreate(In):
-    amount: Amount | None = Field(default=None, description="What is left, by default.")
-    reason: Note | None = None
+    amount: fields.Amount | None = Field(default=None, description="What is left, by default.")
+    reason: fields.Note | None = None
     allow_disputed: bool = Field(
         default=False,
         description="Refund although a dispute is open or lost: the shopper may get it twice.",
@@ -308,19 +274,19 @@ class RefundCreate(In):
 class ReviewCreate(In):
     """What a person found in the gateway's books."""
 
-    resolution: ReviewResolution = Field(
+    resolution: states.ReviewResolution = Field(
         description="What the gateway's books show; `accepted` keeps the payment as it is."
     )
-    amount: Amount | None = Field(
+    amount: fields.Amount | None = Field(
         default=None, description="What was captured: all of it, by default."
     )
-    gateway_reference: TypedName | None = Field(
+    gateway_reference: fields.TypedName | None = Field(
         default=None, description="The gateway's id of the charge, if we do not know it."
     )
-    refund_id: RefundId | None = Field(
+    refund_id: fields.RefundId | None = Field(
         default=None, description="With `refunded` or `not_refunded`: which refund."
     )
-    note: Note = Field(
+    note: fields.Note = Field(
         description="Where you looked and what you saw; kept in the payment's history."
     )
 
@@ -343,34 +309,34 @@ class Payment(Out):
     payment_method_id: int
     gateway: str
     gateway_reference: str | None
-    status: PaymentStatus
-    amount: MinorUnits
-    amount_captured: MinorUnits
-    amount_refunded: MinorUnits
+    status: states.PaymentStatus
+    amount: fields.MinorUnits
+    amount_captured: fields.MinorUnits
+    amount_refunded: fields.MinorUnits
     currency: str
-    capture_method: CaptureMethod
-    capture_before: Timestamp | None
+    capture_method: states.CaptureMethod
+    capture_before: fields.Timestamp | None
     next_action: NextAction | None
     failure: Failure | None
     needs_review: bool
-    review_reason: ReviewReason | None = Field(description="Why a person must look at it.")
-    created_at: Timestamp
-    updated_at: Timestamp
+    review_reason: states.ReviewReason | None = Field(description="Why a person must look at it.")
+    created_at: fields.Timestamp
+    updated_at: fields.Timestamp
 
 
 class Refund(Out):
     id: int
     payment_id: int
-    amount: MinorUnits
+    amount: fields.MinorUnits
     currency: str
-    status: RefundStatus
+    status: states.RefundStatus
     reason: str | None
-    origin: RefundOrigin = Field(
+    origin: states.RefundOrigin = Field(
         description="`gateway`: it was made outside, in the gateway's own dashboard."
     )
     gateway_reference: str | None
-    created_at: Timestamp
-    updated_at: Timestamp
+    created_at: fields.Timestamp
+    updated_at: fields.Timestamp
 
 
 class Dispute(Out):
@@ -378,9 +344,9 @@ class Dispute(Out):
 
     id: int
     payment_id: int
-    amount: MinorUnits
+    amount: fields.MinorUnits
     currency: str
-    status: DisputeStatus
+    status: states.DisputeStatus
     reason: str
 
 
@@ -388,17 +354,17 @@ class DisputeDetails(Dispute):
     order_id: int
     gateway: str
     gateway_reference: str
-    evidence_due_at: Timestamp | None = Field(
+    evidence_due_at: fields.Timestamp | None = Field(
         description="Until when the gateway takes evidence against it; null: it did not say."
     )
-    created_at: Timestamp
-    updated_at: Timestamp
+    created_at: fields.Timestamp
+    updated_at: fields.Timestamp
 
 
 class SandboxRefund(Out):
     reference: str
-    amount: MinorUnits
-    status: RefundStatus
+    amount: fields.MinorUnits
+    status: states.RefundStatus
 
 
 class SandboxCharge(Out):
@@ -406,13 +372,13 @@ class SandboxCharge(Out):
     order_id: int
     payment_id: int
     idempotency_key: str
-    amount: MinorUnits
+    amount: fields.MinorUnits
     currency: str
     status: Literal["requires_action", "authorized", "captured", "voided", "declined"]
-    amount_captured: MinorUnits
-    amount_refunded: MinorUnits
+    amount_captured: fields.MinorUnits
+    amount_refunded: fields.MinorUnits
     refunds: list[SandboxRefund]
-    created_at: Timestamp
+    created_at: fields.Timestamp
 
 
 # Lists ------------------------------------------------------------------------------------------
@@ -423,27 +389,27 @@ class Page(BaseModel):
 
     model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
-    limit: QueryInteger = Field(default=50, ge=1, le=200)
-    cursor: Cursor | None = None
+    limit: fields.QueryInteger = Field(default=50, ge=1, le=200)
+    cursor: fields.Cursor | None = None
 
 
 class PaymentMethodQuery(Page):
-    user_id: Name | None = None
+    user_id: fields.Name | None = None
 
 
 class OrderQuery(Page):
-    status: OrderStatus | None = None
-    created_after: Moment | None = None
-    created_before: Moment | None = None
-    payment_method_id: QueryInteger | None = None
-    user_id: Name | None = None
+    status: states.OrderStatus | None = None
+    created_after: fields.Moment | None = None
+    created_before: fields.Moment | None = None
+    payment_method_id: fields.QueryInteger | None = None
+    user_id: fields.Name | None = None
 
 
 class SandboxQuery(Page):
     """Newest first; with `order_id` the charges of this order, oldest first and 200 at a time."""
 
-    cursor: SandboxCursor | None = None
-    order_id: QueryInteger | None = None
+    cursor: fields.SandboxCursor | None = None
+    order_id: fields.QueryInteger | None = None
 
     @model_validator(mode="after")
     def _show_whole_orders(self) -> SandboxQuery:
@@ -453,12 +419,12 @@ class SandboxQuery(Page):
 
 
 class PaymentQuery(Page):
-    order_id: QueryInteger | None = None
-    status: PaymentStatus | None = None
-    needs_review: QueryFlag | None = None
-    user_id: Name | None = None
+    order_id: fields.QueryInteger | None = None
+    status: states.PaymentStatus | None = None
+    needs_review: fields.QueryFlag | None = None
+    user_id: fields.Name | None = None
 
 
 class DisputeQuery(Page):
-    payment_id: QueryInteger | None = None
-    status: DisputeStatus | None = None
+    payment_id: fields.QueryInteger | None = None
+    status: states.DisputeStatus | None = None

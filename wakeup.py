@@ -3,8 +3,6 @@
 Nothing depends on it: without it any process finds the work with its next poll, within a second.
 """
 
-from __future__ import annotations
-
 import threading
 
 _listeners: set[threading.Event] = set()

@@ -225,15 +225,12 @@ def other_lists(engine: sa.Engine) -> Iterator[Probe]:
 
 def look_ups(engine: sa.Engine) -> Iterator[Probe]:
     """Payments and refunds that are due, at a gateway and at those that are switched off."""
-    find_payments, find_refunds = leases.find_due_payments, leases.find_due_refunds
-    for of, where in (("sandbox", leases.at_gateway), ("others", leases.at_other_gateways)):
-        name: Any = "sandbox" if of == "sandbox" else ["sandbox"]
+    for of, gateway in (("sandbox", "sandbox"), ("others", None)):
+        due: Any = partial(leases.find_due, gateway=gateway, enabled=["sandbox"], limit=20)
         for lane in get_args(leases.Lane):
-            find: Find = partial(
-                find_payments, lane=lane, at_gateways=where(Payment, name), limit=20
-            )
+            find: Find = partial(due, model=Payment, lane=lane)
             yield Probe(f"look-ups due, {lane}, {of}", A_LOOK, partial(_take, find))
-        find = partial(find_refunds, at_gateways=where(Refund, name), limit=20)
+        find = partial(due, model=Refund, lane="open")
         yield Probe(f"look-ups due, refunds, {of}", A_LOOK, partial(_take, find))
     with engine.connect() as connection:
         until = connection.scalar(sa.text("SELECT now()"))

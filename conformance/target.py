@@ -42,7 +42,7 @@ class Target(ABC):
     fence: bytes | None = None
     off_session: bool = True  # declines a charge that needs a shopper who is absent
     signs_all: bool = True  # the signature of a webhook covers its whole body
-    can_retrieve: bool = True  # charges can be read; else only webhooks tell of changes
+    can_retrieve: bool = True  # charges can be read; else only webhooks report changes
     # For a gateway inside the service, which no proxy can disturb: the faults that it simulates.
     fault_headers: Mapping[str, str] | None = None
     # Amounts to charge, in minor units of ISO 4217, each with its currency:

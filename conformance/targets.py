@@ -66,7 +66,7 @@ class PaypalTarget(DoubleTarget):
         self.double.approve(reference, yes=True)
 
     def fail_refund(self, reference: str) -> None:
-        raise NotApplicable("PayPal tells of no refund that fails after it succeeded")
+        raise NotApplicable("PayPal reports no refund that fails after it succeeded")
 
 
 class AdyenTarget(DoubleTarget):

@@ -4,8 +4,6 @@ The gateway's own code is kept beside ours for operators, and never shown to sho
 a stolen card must not learn that it was reported (Stripe says so, too).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Final
 

@@ -1,7 +1,5 @@
 """The names of the events that the service writes with each change of state."""
 
-from __future__ import annotations
-
 from typing import Literal, TypedDict
 
 EventType = Literal[

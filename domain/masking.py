@@ -1,7 +1,5 @@
 """Masks what may be shown in part only."""
 
-from __future__ import annotations
-
 
 def mask_email(email: str) -> str:
     """The first letter and the domain of an address: a***@example.com."""

@@ -4,8 +4,6 @@ Currencies and their decimals come from the ISO 4217 table of the `iso4217` pack
 assumes two decimals.
 """
 
-from __future__ import annotations
-
 import re
 from decimal import Decimal
 

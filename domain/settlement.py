@@ -1,8 +1,8 @@
 """Decides what a gateway's books mean for a payment or a refund of ours, as pure functions.
 
 Facts about our row and the gateway's state go in, a decision comes out; no session, no clock, no
-gateway. `settlement/apply.py` writes the decision, whoever learned of the state: the request, a
-webhook, a look-up, or a person.
+gateway. `settlement/apply.py` writes the decision, whether the request, a webhook, a look-up or a
+person learned of the state.
 
 | relation of the gateway's state to ours | from an answer | from a hint |
 |---|---|---|
@@ -11,8 +11,6 @@ webhook, a look-up, or a person.
 | other amount, contradiction | review, with its reason | look up |
 | other charge | review, if it holds money | the same |
 """
-
-from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Final, Literal, Protocol
@@ -202,8 +200,8 @@ def target_status(facts: PaymentFacts, charge: ChargeState, source: Source) -> P
         waits = facts.status == "requires_action" and facts.operation is None
         return "pending" if waits else None
     if charge.status == "requires_action" and facts.reference is not None:
-        # Either the shopper has acted since, or the approval is gone again: only an answer
-        # tells. A gateway that cannot be read says this whenever it is asked.
+        # Either the shopper has acted since, or the approval is gone again: only an answer says
+        # which. A gateway that cannot be read answers so each time.
         return "requires_action" if source == "answer" and facts.can_retrieve else None
     if charge.status == "voided" and facts.status != "authorized":
         return "canceled"
@@ -270,7 +268,7 @@ def _move(facts: PaymentFacts, charge: ChargeState, source: Source) -> Decision:
 def _how_it_ended(
     facts: PaymentFacts, charge: ChargeState, target: PaymentStatus
 ) -> Literal["executed", "not_executed"] | None:
-    """Whether the open operation has taken effect, whoever caused it."""
+    """Whether the open operation has taken effect, by our request or another's."""
     if facts.operation is None:
         return None
     if facts.operation == "capture":

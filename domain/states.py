@@ -3,8 +3,6 @@
 The database enforces the same tables by trigger (see `migrations/`); a test compares the two.
 """
 
-from __future__ import annotations
-
 from typing import Final, Literal, get_args
 
 OrderStatus = Literal[
@@ -102,7 +100,6 @@ REFUNDED_TRANSITIONS: Final[dict[tuple[PaymentStatus, PaymentStatus], str]] = {
     ("refunded", "captured"): "the only refund failed late",
     ("partially_refunded", "captured"): "the only refund failed late",
 }
-PAYMENT_TRANSITIONS: Final = CHARGE_TRANSITIONS | REFUNDED_TRANSITIONS
 
 REFUND_TRANSITIONS: Final[dict[tuple[RefundStatus, RefundStatus], str]] = {
     ("pending", "succeeded"): "gateway (the money went back)",

@@ -15,8 +15,6 @@ Adapters are synchronous. A guard around each limits time and concurrency, repea
 executed, and opens the circuit breaker (see `gateways/guard.py`).
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -448,7 +446,7 @@ class Gateway(ABC):
 
     @abstractmethod
     def charge(self, request: ChargeRequest) -> Charge:
-        """Authorize, and capture unless told not to. Raises NotExecuted or OutcomeUnknown."""
+        """Authorize, and capture if `capture` says so. Raises NotExecuted or OutcomeUnknown."""
 
     def complete(self, request: ChangeRequest) -> Charge:
         """Complete a charge that its shopper has approved. Raises NotExecuted or OutcomeUnknown.

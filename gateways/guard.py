@@ -6,8 +6,6 @@ breaker makes further calls fail at once. The guard repeats a request only if it
 look-ups find the outcome of all others.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import threading

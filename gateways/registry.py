@@ -30,18 +30,19 @@ class Gateways:
         self.routes = routes
 
     @staticmethod
-    def check(settings: Settings) -> None:
-        """Raises ConfigurationError for settings that are missing or invalid."""
+    def check(settings: Settings) -> Sequence[Route]:
+        """The routes. Raises ConfigurationError for settings that are missing or invalid."""
         adapters = [_load(name) for name in settings.gateway_names]
         for adapter in adapters:
             adapter.check(settings)
-        if settings.routes is not None:
-            read_routes(settings.routes, [adapter.name for adapter in adapters])
+        if settings.routes is None:
+            return ()
+        return read_routes(settings.routes, [adapter.name for adapter in adapters])
 
     @classmethod
     def from_settings(cls, settings: Settings, engine: sqlalchemy.Engine) -> Gateways:
         """Raises ConfigurationError for settings that are missing or invalid."""
-        cls.check(settings)
+        routes = cls.check(settings)
         gateways = []
         for name in settings.gateway_names:
             gateway: Gateway = _load(name).build(settings, engine)
@@ -52,11 +53,6 @@ class Gateways:
                     concurrency=settings.gateway_concurrency,
                 )
             gateways.append(gateway)
-        routes = (
-            read_routes(settings.routes, [gateway.name for gateway in gateways])
-            if settings.routes is not None
-            else ()
-        )
         return cls(gateways, routes)
 
     def get(self, name: str) -> Gateway | None:

@@ -5,8 +5,6 @@ request out now. Either way it happens once. A gateway that has forgotten the ke
 out a second time, so each adapter knows for how long its gateway remembers keys.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta

@@ -10,8 +10,6 @@ A `gateway` in the request wins over the table. If no route fits, the first gate
 takes the payment type is chosen.
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

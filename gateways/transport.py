@@ -4,8 +4,6 @@ A failure before the first byte was sent raises `RetryLater`, any later one `Out
 complete answer below 500 is returned, for the adapter to read.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping, Sequence

@@ -4,8 +4,6 @@ uvicorn's parser has no limits and no deadlines, and ASGI middleware only runs w
 `install()` makes uvicorn use `LimitedProtocol` for our application, however uvicorn was started.
 """
 
-from __future__ import annotations
-
 import asyncio
 import ipaddress
 import resource

@@ -1,7 +1,5 @@
 """Which origins' pages may call the service, and a problem document for those that may not."""
 
-from __future__ import annotations
-
 from starlette.datastructures import Headers
 from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response

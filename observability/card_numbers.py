@@ -1,7 +1,5 @@
 """Finds card numbers in text: they are refused where people type, and never logged."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from itertools import accumulate

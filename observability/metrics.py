@@ -4,8 +4,6 @@ Most are counted in the database, the same for every process: scrape any one. Re
 by each process for itself.
 """
 
-from __future__ import annotations
-
 import threading
 import time
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Removes card numbers and secrets from text: a second defense, behind never logging them."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any, Final

@@ -1,7 +1,5 @@
 """Counts connections and requests that are rejected before any endpoint, and logs a sample."""
 
-from __future__ import annotations
-
 import time
 from typing import Final
 
@@ -22,9 +20,8 @@ _refused = Counter(
     ["reason"],
     registry=registry,
 )
-_lines: dict[
-    str, tuple[float, int]
-] = {}  # when the last line was written, and how many rejections came since
+# When the last line of a reason was written, and how many rejections came since.
+_lines: dict[str, tuple[float, int]] = {}
 
 
 def count(reason: str, address: str) -> None:

@@ -1,7 +1,5 @@
 """Reads both sets of books, and checks what must be true of them in the end."""
 
-from __future__ import annotations
-
 from collections import Counter
 from datetime import timedelta
 from statistics import quantiles

@@ -1,7 +1,5 @@
 """Lets time pass: moves every stored time into the past."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from typing import Final
 

@@ -6,8 +6,6 @@ gateway sometimes does not answer, and resends half of what it may resend, as ga
 cannot fence a lost request.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 import random
@@ -70,7 +68,7 @@ def _with_points(name: str, method: Callable[..., Any]) -> Callable[..., Any]:
 
 def _with_bad_days(gateway: Any) -> None:
     """Make the sandbox behave like gateways over a network."""
-    from gateways.base import NotExecuted, OutcomeNotShown
+    from gateways.base import ChargeRequest, NotExecuted, OutcomeNotShown
 
     look_up, look_up_refund = gateway.look_up, gateway.look_up_refund
 
@@ -79,9 +77,10 @@ def _with_bad_days(gateway: Any) -> None:
             raise OutcomeNotShown("no answer")
         if query.resend and is_sent_again(query.request.key):
             request = query.request
-            operation = getattr(request, "operation", "charge")
             with suppress(NotExecuted):  # it was fenced, or cannot be done any more
-                return getattr(self, operation)(request)
+                if isinstance(request, ChargeRequest):
+                    return self.charge(request)
+                return (self.capture if request.operation == "capture" else self.void)(request)
         return look_up(self, query)
 
     def look_up_refund_badly(self: Any, query: Any) -> Any:

@@ -1,7 +1,5 @@
 """Takes one guard away, to see the proof fail: a check that cannot fail proves nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
@@ -177,9 +175,7 @@ def _outside_refund_once() -> None:
 
 GUARDS: Final[Mapping[str, Guard]] = {
     "unique-live-payment": Guard(
-        "one live payment per order",
-        _unique_live_payment,
-        ("DROP INDEX uq_payments_live",),
+        "one live payment per order", _unique_live_payment, ("DROP INDEX uq_payments_live",)
     ),
     "claim-before-call": Guard(
         "the claim is committed before the gateway is asked", _claim_before_call
@@ -201,7 +197,7 @@ GUARDS: Final[Mapping[str, Guard]] = {
     "resend-window": Guard(
         "what may never have arrived is sent again for minutes only", _resend_window
     ),
-    "action-expiry": Guard("a shopper who stays away is given up", _action_expiry),
+    "action-expiry": Guard("a payment whose shopper stays away is canceled", _action_expiry),
     "outside-books": Guard("the books are compared", _outside_books),
     "outside-refund-once": Guard(
         "a refund made outside is written down once",

@@ -3,13 +3,11 @@
 The service learns of it by webhooks, late, twice or not at all, and by comparing the books.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.exc import SQLAlchemyError
@@ -18,7 +16,7 @@ from gateways.base import NotExecuted
 from gateways.sandbox.dashboard import Dashboard
 
 PAUSE: Final = (0.05, 0.3)  # seconds between two acts
-LAST_ACTS: Final = 30  # when nobody is told of them
+LAST_ACTS: Final = 30  # without a webhook
 MOST_AGAIN: Final = 300  # webhooks that come a second time in the end
 
 CHARGE: Final = """
@@ -35,8 +33,14 @@ AGAIN: Final = """
     WHERE id IN (SELECT id FROM sandbox.webhooks ORDER BY random() LIMIT :most)"""
 
 
+class _Charge(NamedTuple):
+    reference: str
+    amount: int = 0
+    amount_captured: int = 0
+
+
 class Stranger(threading.Thread):
-    """Acts at random until told to stop."""
+    """Acts at random until it is stopped."""
 
     def __init__(self, engine: sa.Engine, seed: int, stop: threading.Event) -> None:
         super().__init__(name="stranger", daemon=True)
@@ -129,15 +133,15 @@ class Stranger(threading.Thread):
         self._execute(AGAIN, most=most)
         return "send webhooks again"
 
-    def _charge(self, status: str) -> sa.Row[Any]:
+    def _charge(self, status: str) -> _Charge:
         return self._one(CHARGE, status=status)
 
-    def _one(self, query: str, **values: Any) -> sa.Row[Any]:
+    def _one(self, query: str, **values: Any) -> _Charge:
         with self._engine.connect() as connection:
             row = connection.execute(sa.text(query), values).one_or_none()
         if row is None:
             raise NotExecuted("there is none")
-        return row
+        return _Charge(*row)
 
     def _execute(self, statement: str, **values: Any) -> None:
         with self._engine.begin() as connection:

@@ -1,7 +1,5 @@
 """The processes of the proof: services that are killed and started again, and the roles alone."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -73,7 +71,7 @@ class Service:
 
 
 class Roles:
-    """The background roles in a process of their own, which does nothing until it is told to."""
+    """The background roles in a process of their own, which runs them on request."""
 
     def __init__(self, environment: Mapping[str, str], log: Path) -> None:
         with log.open("ab") as errors:

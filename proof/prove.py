@@ -1,7 +1,5 @@
 """Runs the proof: starts services on an empty database, kills them, and reads both books."""
 
-from __future__ import annotations
-
 import os
 import random
 import secrets
@@ -13,7 +11,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -76,7 +73,7 @@ PATIENCE, PATIENCE_WHEN_BROKEN, PATIENCE_WITHOUT_KILLS = 60.0, 20.0, 10.0
 RECONCILE_AFTER, GATEWAY_TIMEOUT = 1, 2
 
 # Time. While the services are dead, three spans of it pass, with so many passes of the background
-# roles between them. After the first whoever waited for an answer has left, and after the last
+# roles between them. After the first all who waited for an answer have left, and after the last
 # there is something to do for those who are to die while they do what time has made due.
 PASSES: Final = 30
 SHORTEST, LONGEST = timedelta(minutes=1), timedelta(weeks=4)
@@ -110,7 +107,7 @@ def prove(
     if broken is not None:
         patience = PATIENCE_WHEN_BROKEN if plan else PATIENCE_WITHOUT_KILLS
     services = SERVICES if plan else 1
-    run = _Run.prepare(workplace, seed, report, services, patience, age=age, outside=outside)
+    run = _Run(workplace, seed, report, services, patience, age=age, outside=outside)
     try:
         run.go(plan, chance)
     finally:
@@ -134,27 +131,11 @@ def _plan(crashes: int, every: Sequence[str], chance: random.Random) -> list[str
     return plan[:crashes]
 
 
-@dataclass(slots=True)
 class _Run:
     """Everything that a run of the proof consists of."""
 
-    workplace: Path
-    report: Report
-    age: bool
-    engine: sa.Engine
-    environment: dict[str, str]
-    services: list[Service]
-    roles: Roles
-    clock: Clock
-    books: Books
-    ledger: Ledger
-    stopping: threading.Event
-    shoppers: list[Shopper]
-    stranger: Stranger | None
-
-    @classmethod
-    def prepare(
-        cls,
+    def __init__(
+        self,
         workplace: Path,
         seed: int,
         report: Report,
@@ -163,9 +144,10 @@ class _Run:
         *,
         age: bool,
         outside: bool,
-    ) -> _Run:
+    ) -> None:
         """An empty database, without the guard that is to be missing, and all who use it."""
-        environment = {
+        self.workplace, self.report, self.age = workplace, report, age
+        self.environment = {
             **{name: value for name, value in os.environ.items() if name != "DATABASE_URL"},
             "DATA_DIR": str(workplace),
             "ENVIRONMENT": "development",
@@ -178,44 +160,34 @@ class _Run:
         settings = load_settings(
             _env_file=None,
             data_dir=workplace,
-            secret_key=environment["SECRET_KEY"],
-            fingerprint_key=environment["FINGERPRINT_KEY"],
+            secret_key=self.environment["SECRET_KEY"],
+            fingerprint_key=self.environment["FINGERPRINT_KEY"],
         )
         url = database.database_url(settings)
         database.migrate(url)
-        engine = database.create_engine(url, pool_size=3)
+        self.engine = database.create_engine(url, pool_size=3)
         if report.broken is not None:
-            environment["PROOF_BREAK"] = report.broken
-            with engine.begin() as connection:
+            self.environment["PROOF_BREAK"] = report.broken
+            with self.engine.begin() as connection:
                 for statement in GUARDS[report.broken].sql:
                     connection.execute(sa.text(statement))
-        processes = [
-            Service(environment, workplace / f"service-{number}.log") for number in range(services)
+        self.services = [
+            Service(self.environment, workplace / f"service-{number}.log")
+            for number in range(services)
         ]
-        ledger, clock, stopping = Ledger(), Clock(engine), threading.Event()
+        self.ledger, self.clock, self.stopping = Ledger(), Clock(self.engine), threading.Event()
         world = World(
-            addresses=[service.address for service in processes],
+            addresses=[service.address for service in self.services],
             token=lambda user, scope: auth.mint(settings, user, scope, timedelta(hours=6)),
-            ledger=ledger,
-            clock=clock,
-            stop=stopping,
+            ledger=self.ledger,
+            clock=self.clock,
+            stop=self.stopping,
             patience=patience,
         )
-        return cls(
-            workplace=workplace,
-            report=report,
-            age=age,
-            engine=engine,
-            environment=environment,
-            services=processes,
-            roles=Roles(environment, workplace / "roles.log"),
-            clock=clock,
-            books=Books(engine, settings),
-            ledger=ledger,
-            stopping=stopping,
-            shoppers=[Shopper(world, number, seed) for number in range(SHOPPERS)],
-            stranger=Stranger(engine, seed, stopping) if outside else None,
-        )
+        self.roles = Roles(self.environment, workplace / "roles.log")
+        self.books = Books(self.engine, settings)
+        self.shoppers = [Shopper(world, number, seed) for number in range(SHOPPERS)]
+        self.stranger = Stranger(self.engine, seed, self.stopping) if outside else None
 
     def go(self, plan: Sequence[str], chance: random.Random) -> None:
         for service in self.services:

@@ -1,7 +1,5 @@
 """What a run of the proof did and found, and whether it holds."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from dataclasses import dataclass, field
@@ -38,13 +36,7 @@ class Report:
 
     @property
     def holds(self) -> bool:
-        wrong = (
-            self.double_charges,
-            self.lost,
-            self.stuck,
-            self.contradictions,
-            self.violations,
-        )
+        wrong = (self.double_charges, self.lost, self.stuck, self.contradictions, self.violations)
         return not any(wrong) and self.charges > 0
 
     def text(self) -> str:

@@ -1,12 +1,10 @@
-"""The background roles without a service, as the proof runs them: so many passes at a word.
+"""The background roles without a service, as the proof runs them: so many passes on request.
 
     python -m proof.roles
 
 Each line of standard input is a number of passes over all roles; then it goes on for as long as
 there is something to do, and answers with the number of passes that it made.
 """
-
-from __future__ import annotations
 
 import sys
 

@@ -1,7 +1,5 @@
 """The service as the proof runs it: python -m proof.service <port>"""
 
-from __future__ import annotations
-
 import sys
 
 from proof.fault_injection import prepare

@@ -5,8 +5,6 @@ does. The answers are kept, to be compared with the books later. A shopper witho
 while leaves, and orders the same cart again later.
 """
 
-from __future__ import annotations
-
 import random
 import threading
 import time
@@ -32,7 +30,7 @@ PAGE_TRIES: Final = 20  # attempts to load a page while the service is dead
 
 @dataclass(slots=True)
 class Ledger:
-    """What the shoppers did and were told. Shared by their threads."""
+    """What the shoppers did, and the answers they got. Shared by their threads."""
 
     operations: int = 0
     retries: int = 0
@@ -41,8 +39,8 @@ class Ledger:
     contradictions: list[str] = field(default_factory=list)
     server_errors: list[str] = field(default_factory=list)
     orders: dict[str, int] = field(default_factory=dict)  # our mark -> the order's id
-    captured: set[int] = field(default_factory=set)  # payments we were told are captured
-    refunds: set[int] = field(default_factory=set)  # refunds we were told exist
+    captured: set[int] = field(default_factory=set)  # payments that were answered as captured
+    refunds: set[int] = field(default_factory=set)  # refunds that were answered with 201
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
@@ -59,7 +57,7 @@ class World:
 
 
 class Shopper(threading.Thread):
-    """One user with a card for each purpose, until told to stop."""
+    """One user with a card for each purpose, until the run stops."""
 
     def __init__(self, world: World, number: int, seed: int) -> None:
         super().__init__(name=f"shopper-{number}", daemon=True)

@@ -1,7 +1,5 @@
 """`/checkout/return`: where a shopper lands after a redirect that names no other address."""
 
-from __future__ import annotations
-
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
 

@@ -1,7 +1,5 @@
 """`/errors`: every code the service answers with, explained, from the classes that are raised."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from fastapi import APIRouter

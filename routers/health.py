@@ -56,7 +56,7 @@ async def readyz(request: Request) -> Any:
     state = request.app.state
     if state.stopping:
         raise DatabaseUnavailable("The service is shutting down")
-    # Whoever asks while somebody looks gets the same answer: strangers delay no probe.
+    # Requests share the check that is under way, so that strangers delay no probe.
     if state.look is None or state.look.done():
         state.look = asyncio.create_task(_look(state.probe))
     migrated = None

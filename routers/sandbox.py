@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from pydantic import TypeAdapter
-from sqlalchemy import Row
 
 import crud
 import schemas
@@ -16,6 +15,7 @@ from auth import CurrentUser
 from database import SessionDep, phase
 from domain.money import format_money
 from errors import Forbidden, InvalidRequest, NotFound
+from gateways.sandbox.records import ChargeRow
 from permissions import EVERYONE
 from services import lookups
 from services.payments import RETURN_PAGE
@@ -142,7 +142,7 @@ def answer_action(
     return _page(row)  # which says more than the one for all gateways
 
 
-def _page(row: Row[Any]) -> Response:
+def _page(row: ChargeRow) -> Response:
     waiting = row.status == "requires_action"
     content = (QUESTION if waiting else RESULT).format(
         amount=escape(format_money(row.amount, row.currency)),

@@ -1,11 +1,9 @@
 """`/sandbox`: the sandbox gateway's own dashboard, a page for people. Never in production.
 
-Whoever uses it acts past the service, as somebody does in a real gateway's dashboard. It needs no
-login, like the page where a shopper approves; so its buttons work from this page only, and no page
-of another site can press them.
+What is done here bypasses the service, as in a real gateway's dashboard. It needs no login, like
+the page where a shopper approves; so its buttons work from this page only, and no page of another
+site can press them.
 """
-
-from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from html import escape
@@ -159,7 +157,7 @@ def _charge(entry: Entry, cursor: str | None) -> str:
     row, dispute = entry.charge, entry.dispute
     name = escape(entry.reference)
     reason = f": {row.outcome}" if row.status == "declined" else ""
-    states = [(row.status, (row.status + reason).replace("_", " "))]
+    states: list[tuple[str, str]] = [(row.status, (row.status + reason).replace("_", " "))]
     if dispute is not None:
         states.append((dispute.status, f"dispute {dispute.status}"))
     badges = "".join(f'<span class="state {kind}">{escape(text)}</span>' for kind, text in states)

@@ -9,13 +9,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from database import new_session
-from errors import (
-    BodyTooLarge,
-    GatewayUnavailable,
-    InvalidSignature,
-    NotFound,
-    PaymentInProgress,
-)
+from errors import BodyTooLarge, GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from services import webhooks
 from web.problems import problems
 from web.route import ServiceRoute, run_in_thread
@@ -35,12 +29,7 @@ class Received(BaseModel):
     operation_id="receiveWebhook",
     summary="For gateways: an event",
     responses=problems(
-        InvalidSignature,
-        NotFound,
-        PaymentInProgress,
-        BodyTooLarge,
-        GatewayUnavailable,
-        public=True,
+        InvalidSignature, NotFound, PaymentInProgress, BodyTooLarge, GatewayUnavailable, public=True
     ),
 )
 async def receive_webhook(request: Request, gateway: str) -> Any:

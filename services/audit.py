@@ -1,7 +1,5 @@
 """The money invariants: what must be true of both sets of books at any time."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

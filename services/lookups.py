@@ -21,27 +21,17 @@ import leases
 from config import Settings
 from database import new_session, phase
 from domain.settlement import decide_unknown
-from gateways.base import Charge, Gateway, NotExecuted
+from gateways.base import Charge, ChargeLookup, Gateway, NotExecuted
 from gateways.registry import Gateways
 from leases import Due, Lane, Lease, LookedUp
 from models import Payment, Refund
 from observability.logs import get_logger
 from rows import PaymentAges, PaymentMethodRow, PaymentRow, RefundAges
-from services import payments, refunds
-from settlement import gateway_requests
-from settlement.apply import (
-    apply_decision,
-    payment_facts,
-    request_review,
-    settle_charge,
-    settle_not_executed,
-    settle_refund,
-    settle_refund_not_executed,
-    settle_refunds,
-)
+from services import payments
+from settlement import apply, gateway_requests
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
-from settlement.transitions import ChangedBy
+from settlement.transitions import ChangedBy, lock_payment, lock_refund
 
 log = get_logger()
 
@@ -123,20 +113,11 @@ def _lease_due(
     """Lease due rows. Open payments and refunds share a lane; chance decides which are leased
     first, so that neither waits for all of the other."""
     taken: list[Lease] = []
-    names = list(rules.gateways.by_name)
+    enabled = list(rules.gateways.by_name)
 
     def take(model: LookedUp, most: int) -> None:
-        at = (
-            leases.at_gateway(model, gateway)
-            if gateway is not None
-            else leases.at_other_gateways(model, names)
-        )
         with phase(session):
-            due = (
-                leases.find_due_payments(session, lane, at, limit=most + SPARE)
-                if model is Payment
-                else leases.find_due_refunds(session, at, limit=most + SPARE)
-            )
+            due = leases.find_due(session, model, lane, gateway, enabled, limit=most + SPARE)
         taken.extend(_take(session, rules, due, most))
 
     if lane == "waiting":
@@ -238,7 +219,6 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
     if waits and ages.charge > rules.action_expires_after:
         _void_expired(session, rules, seen, ages)
         return
-    can_retrieve = gateway.capabilities.can_retrieve
     snapshot = RowSnapshot.of_payment(seen)
     may_resend = seen.status == "pending" and rules.may_resend(ages.charge)
     charge_query = gateway_requests.charge_lookup(seen, method, resend=may_resend)
@@ -257,23 +237,16 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
     if charge is None and not not_executed:
         return  # the gateway cannot tell, or not now
     with phase(session):
-        order, payment = payments.lock(session, seen.user_id, seen.order_id, seen.id)
+        locked = lock_payment(session, RECONCILER, seen, gateway)
+        payment = locked.payment
         source = snapshot.source(payment)
         not_executed = not_executed and payment.operation_key == seen.operation_key
         if charge is not None:
-            outside = not_executed and source == "answer"
-            settle_charge(
-                session,
-                RECONCILER,
-                order,
-                payment,
-                charge,
-                source,
-                can_retrieve=can_retrieve,
-                not_executed=outside,
+            apply.settle_charge(
+                locked, charge, source, not_executed=not_executed and source == "answer"
             )
         if not_executed and payment.operation_key == seen.operation_key:
-            settle_not_executed(session, RECONCILER, order, payment, source)
+            apply.settle_not_executed(locked, source)
         log.info("lookup.payment", payment_id=payment.id, status=payment.status)
         if charge is None or charge.status != "approved" or payment.status != "pending":
             return
@@ -283,20 +256,18 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
         payments.complete(session, gateway, RECONCILER, seen, request, snapshot)
         return
     # Its shopper approved long ago and may have left: it is not captured any more.
-    query = gateway_requests.completion_lookup(request, request.reference, seen.requested_at)
+    query = ChargeLookup(request, request.reference, seen.requested_at, resend=False)
     answer = call_gateway(gateway, "look_up", lambda: gateway.look_up(query))
     charge = known_state(answer)
     if charge is None and answer is not None:
         return
     with phase(session):
-        order, payment = payments.lock(session, seen.user_id, seen.order_id, seen.id)
-        source = snapshot.source(payment)
+        locked = lock_payment(session, RECONCILER, seen, gateway)
+        source = snapshot.source(locked.payment)
         if charge is not None:
-            settle_charge(
-                session, RECONCILER, order, payment, charge, source, can_retrieve=can_retrieve
-            )
+            apply.settle_charge(locked, charge, source)
         else:
-            settle_not_executed(session, RECONCILER, order, payment, source)
+            apply.settle_not_executed(locked, source)
 
 
 def look_up_refund(session: Session, rules: LookupRules, known: Lease) -> None:
@@ -321,22 +292,12 @@ def look_up_refund(session: Session, rules: LookupRules, known: Lease) -> None:
     if answer is UNKNOWN or isinstance(answer, NotExecuted):
         return
     with phase(session):
-        order, payment, refund = refunds.lock(session, of.user_id, of.order_id, of.id, seen.id)
+        locked, refund = lock_refund(session, RECONCILER, of, seen.id, gateway)
         source = snapshot.source(refund)
         if answer is not None:
-            can_retrieve = gateway.capabilities.can_retrieve
-            settle_refund(
-                session,
-                RECONCILER,
-                order,
-                payment,
-                refund,
-                answer,
-                source,
-                can_retrieve=can_retrieve,
-            )
+            apply.settle_refund(locked, refund, answer, source)
         else:
-            settle_refund_not_executed(session, RECONCILER, order, payment, refund, source)
+            apply.settle_refund_not_executed(locked, refund, source)
         log.info("lookup.refund", refund_id=refund.id, status=refund.status)
 
 
@@ -352,9 +313,8 @@ def _look_up_refunds_of(
     if charge is None or charge.refunds is None:
         return
     with phase(session):
-        order, payment = payments.lock(session, of.user_id, of.order_id, of.id)
-        source = snapshot.source(payment)
-        settle_refunds(session, RECONCILER, order, payment, charge.refunds, source)
+        locked = lock_payment(session, RECONCILER, of)
+        apply.settle_refunds(locked, charge.refunds, snapshot.source(locked.payment))
 
 
 def _void_expired(
@@ -388,10 +348,10 @@ def _is_overdue(
 
 def _flag_unknown(session: Session, seen: PaymentRow) -> None:
     with phase(session):
-        order, payment = payments.lock(session, seen.user_id, seen.order_id, seen.id)
-        ours = payment_facts(order, payment)
-        if payment.status == seen.status and ours.review_reason is None:
-            apply_decision(session, RECONCILER, order, payment, decide_unknown(ours, overdue=True))
+        locked = lock_payment(session, RECONCILER, seen)
+        ours = apply.payment_facts(locked)
+        if ours.status == seen.status and ours.review_reason is None:
+            apply.apply_decision(locked, decide_unknown(ours, overdue=True))
 
 
 def _flag_overdue_refund(session: Session, lease: Lease) -> None:
@@ -404,6 +364,6 @@ def _flag_overdue_refund(session: Session, lease: Lease) -> None:
     if seen.status != "pending" or of.needs_review or not overdue:
         return
     with phase(session):
-        order, payment, refund = refunds.lock(session, of.user_id, of.order_id, of.id, seen.id)
+        locked, refund = lock_refund(session, RECONCILER, of, seen.id)
         if refund.status == "pending":
-            request_review(session, RECONCILER, order, payment, "outcome_unknown", "")
+            apply.request_review(locked, "outcome_unknown", "")

@@ -9,10 +9,11 @@ import schemas
 from database import phase
 from domain.states import ORDER_TRANSITIONS, OrderStatus, TransitionRole, allowed_transitions
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
+from idempotency_keys import StoredResponse
 from models import Order
 from permissions import ORDERS_MANAGE
 from services import payments
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
 from settlement.transitions import ChangedBy, transition_order
 from statements import PooledSender, Sender, SessionSender

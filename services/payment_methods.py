@@ -1,7 +1,5 @@
 """Saves, changes and removes payment methods: no duplicate, one default, no number stored."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from collections.abc import Mapping, Sequence
@@ -12,28 +10,16 @@ from pydantic_core import PydanticCustomError
 from sqlalchemy.orm import Session
 
 import crud
+import errors
+import fields
 import schemas
 from database import phase
 from domain.masking import mask_email
-from errors import (
-    CardNumberNotAccepted,
-    DuplicatePaymentMethod,
-    GatewayUnavailable,
-    InvalidRequest,
-    NotFound,
-    PaymentMethodDeclined,
-)
-from gateways.base import (
-    Gateway,
-    GatewayError,
-    MethodDeclined,
-    MethodInvalid,
-    MethodRequest,
-    SavedMethod,
-)
+from gateways import base
 from gateways.registry import Gateways
+from idempotency_keys import StoredResponse
 from models import PaymentMethod
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.transitions import ChangedBy, record_payment_method_event
 
 Create = schemas.CardCreate | schemas.PaypalCreate | schemas.BankAccountCreate
@@ -53,7 +39,7 @@ def create(
     gateway = _choose_gateway(gateways, data, default_currency)
     request, identity = _read(data, user_id)
     if request.card_number is not None and not gateway.capabilities.card_numbers:
-        raise CardNumberNotAccepted(gateway=gateway.name)
+        raise errors.CardNumberNotAccepted(gateway=gateway.name)
     with phase(session):
         if identity is not None:
             # Checked before the gateway is asked, so that no token is made for a duplicate.
@@ -87,7 +73,7 @@ def create(
             if method is not None:
                 break
         if method is None:
-            raise DuplicatePaymentMethod
+            raise errors.DuplicatePaymentMethod
         shown = record_payment_method_event(
             session, ChangedBy.caller(context), "payment_method.created", method
         )
@@ -105,7 +91,7 @@ def update(
         method = crud.lock_payment_method(session, method_id, owner)
         changed = _change_details(method, data.details)
         if data.is_default is False and method.is_default:
-            raise InvalidRequest.of(
+            raise errors.InvalidRequest.of(
                 "is_default",
                 "default_needed",
                 "One method is always the default; make another one the default instead",
@@ -142,7 +128,7 @@ def apply_gateway_change(
     crud.lock_user(session, user_id)
     try:
         method = crud.lock_payment_method(session, method_id, user_id)
-    except NotFound:
+    except errors.NotFound:
         return  # its user has removed it meanwhile
     if details is None:
         _remove(session, by, method)
@@ -163,69 +149,69 @@ def _remove(session: Session, by: ChangedBy, method: PaymentMethod) -> None:
             record_payment_method_event(session, by, "payment_method.updated", promoted)
 
 
-def _choose_gateway(gateways: Gateways, data: Create, default_currency: str) -> Gateway:
+def _choose_gateway(gateways: Gateways, data: Create, default_currency: str) -> base.Gateway:
     if data.gateway is None:
         country = data.country
         if country is None and isinstance(data.details, schemas.BankAccountDetails):
             country = data.details.iban[:2]
         gateway = gateways.choose(data.payment_type, data.currency or default_currency, country)
         if gateway is None:
-            raise InvalidRequest.of(
+            raise errors.InvalidRequest.of(
                 "payment_type", "no_gateway", "No gateway of this service takes this type"
             )
         return gateway
     gateway = gateways.get(data.gateway)
     if gateway is None:
-        raise InvalidRequest.of(
+        raise errors.InvalidRequest.of(
             "gateway", "gateway_unknown", f"Use one of: {', '.join(gateways.by_name)}"
         )
     if data.payment_type not in gateway.capabilities.payment_types:
-        raise InvalidRequest.of(
+        raise errors.InvalidRequest.of(
             "gateway", "payment_type_unsupported", "This gateway does not take this type"
         )
     return gateway
 
 
-def _read(data: Create, user_id: str) -> tuple[MethodRequest, str | None]:
+def _read(data: Create, user_id: str) -> tuple[base.MethodRequest, str | None]:
     """The request to the gateway, and the identity by which a duplicate is recognized."""
     details = data.details
     if isinstance(details, schemas.ByToken):
-        return MethodRequest(data.payment_type, user_id, {}, token=details.token), None
+        return base.MethodRequest(data.payment_type, user_id, {}, token=details.token), None
     if isinstance(details, schemas.CardByNumber):
         shown: dict[str, Any] = {
-            "brand": schemas.card_brand(details.card_number),
+            "brand": fields.card_brand(details.card_number),
             "last4": details.card_number[-4:],
             "exp_month": details.exp_month,
             "exp_year": details.exp_year,
             "cardholder_name": details.cardholder_name,
         }
-        request = MethodRequest(
+        request = base.MethodRequest(
             "card", user_id, shown, card_number=details.card_number, cvc=details.cvc
         )
         return request, f"card:{details.card_number}"
     if isinstance(details, schemas.PaypalByEmail):
         shown = {"email": mask_email(details.email)}
-        request = MethodRequest("paypal", user_id, shown, email=details.email)
+        request = base.MethodRequest("paypal", user_id, shown, email=details.email)
         return request, f"paypal:{details.email.casefold()}"
     shown = {
         "country": details.iban[:2],
         "last4": details.iban[-4:],
         "account_holder": details.account_holder,
     }
-    request = MethodRequest("bank_account", user_id, shown, iban=details.iban)
+    request = base.MethodRequest("bank_account", user_id, shown, iban=details.iban)
     return request, f"iban:{details.iban}"
 
 
-def _ask(gateway: Gateway, request: MethodRequest) -> SavedMethod:
+def _ask(gateway: base.Gateway, request: base.MethodRequest) -> base.SavedMethod:
     try:
         return gateway.guard.run(lambda: gateway.save_method(request))
-    except MethodDeclined as error:
-        raise PaymentMethodDeclined(decline_code=error.decline_code) from None
-    except MethodInvalid as error:
-        raise InvalidRequest.of(error.field, error.code, error.message) from None
-    except GatewayError:
+    except base.MethodDeclined as error:
+        raise errors.PaymentMethodDeclined(decline_code=error.decline_code) from None
+    except base.MethodInvalid as error:
+        raise errors.InvalidRequest.of(error.field, error.code, error.message) from None
+    except base.GatewayError:
         # A token that nobody uses is harmless, so after an unknown outcome the caller may retry.
-        raise GatewayUnavailable("The gateway could not save the payment method") from None
+        raise errors.GatewayUnavailable("The gateway could not save the payment method") from None
 
 
 def _fingerprints(keys: Sequence[bytes], identity: str) -> list[str]:
@@ -241,13 +227,13 @@ def _require_new_fingerprint(session: Session, user_id: str, fingerprints: Seque
         return
     existing = crud.find_payment_method(session, user_id, fingerprints)
     if existing is not None:
-        raise DuplicatePaymentMethod(payment_method_id=existing)
+        raise errors.DuplicatePaymentMethod(payment_method_id=existing)
 
 
-def _require_own_token(session: Session, user_id: str, gateway: Gateway, token: str) -> None:
+def _require_own_token(session: Session, user_id: str, gateway: base.Gateway, token: str) -> None:
     """Raises InvalidRequest for a token that another user saved first: it may have leaked."""
     if crud.is_token_of_another(session, gateway.name, token, user_id):
-        raise InvalidRequest.of(
+        raise errors.InvalidRequest.of(
             "details.token", "token_unknown", "Send a token that was made for this user"
         )
 
@@ -265,16 +251,20 @@ def _change_details(method: PaymentMethod, update: schemas.CardUpdate | None) ->
     if not changes:
         return False
     if method.payment_type != "card":
-        raise InvalidRequest.of("details", "not_a_card", "Only a card's details can be changed")
+        raise errors.InvalidRequest.of(
+            "details", "not_a_card", "Only a card's details can be changed"
+        )
     for name in ("exp_month", "exp_year"):
         if name in changes and changes[name] is None:
-            raise InvalidRequest.of(f"details.{name}", "missing", "A card has an expiry")
+            raise errors.InvalidRequest.of(f"details.{name}", "missing", "A card has an expiry")
     details = method.details | changes
     if not changes.keys().isdisjoint({"exp_month", "exp_year"}):
         try:
-            schemas.check_expiry(details["exp_month"], details["exp_year"])
+            fields.check_expiry(details["exp_month"], details["exp_year"])
         except PydanticCustomError as error:
-            raise InvalidRequest.of("details.exp_year", error.type, error.message()) from None
+            raise errors.InvalidRequest.of(
+                "details.exp_year", error.type, error.message()
+            ) from None
     if details == method.details:
         return False
     method.details = details

@@ -17,42 +17,21 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 import crud
+import errors
 import leases
 import schemas
 from database import phase
 from domain.states import DEAD_PAYMENT_STATUSES, PaymentOperation, PaymentStatus
-from errors import (
-    AmountExceedsRemaining,
-    InvalidRequest,
-    InvalidStatusTransition,
-    OperationNotSupported,
-    OrderAlreadyPaid,
-    PaymentInProgress,
-    PaymentMethodNotFound,
-)
-from gateways.base import (
-    ChangeRequest,
-    Charge,
-    ChargeLookup,
-    ChargeRequest,
-    Gateway,
-    NotExecuted,
-    Refused,
-)
+from gateways import base
+from idempotency_keys import StoredResponse
 from models import Order, Payment
 from rows import PaymentMethodRow, PaymentRow
-from settlement import gateway_requests
-from settlement.apply import (
-    record_action_required,
-    record_completion_started,
-    settle_charge,
-    settle_not_executed,
-)
-from settlement.context import CallContext, StoredResponse
+from settlement import apply, gateway_requests
+from settlement.context import CallContext
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import charge_response, operation_response
-from settlement.transitions import ChangedBy
+from settlement.transitions import ChangedBy, LockedPayment, lock_payment
 
 # Where shoppers land without a `return_url` (see routers/checkout.py).
 RETURN_PAGE = "checkout/return"
@@ -65,9 +44,9 @@ RETURN_PAGE = "checkout/return"
 class ClaimedCharge:
     """A charge that is claimed and about to be sent."""
 
-    gateway: Gateway
+    gateway: base.Gateway
     payment: Payment
-    request: ChargeRequest
+    request: base.ChargeRequest
     snapshot: RowSnapshot
 
 
@@ -90,28 +69,23 @@ def pay(
         status = execute_claimed(session, access, claim, ChangedBy.caller(context))
         if status not in DEAD_PAYMENT_STATUSES:
             # Its shopper may have approved meanwhile, or the outcome is unknown.
-            raise PaymentInProgress(payment_id=claim.request.payment_id)
+            raise errors.PaymentInProgress(payment_id=claim.request.payment_id)
         claim = _claim(session, context, access, order_id, data, may_void_waiting=False)
     assert isinstance(claim, ClaimedCharge)
-    gateway, request, payment_id = claim.gateway, claim.request, claim.payment.id
+    gateway, request = claim.gateway, claim.request
     unknown = charge_response(claim.payment, context.request_id)
-    charge = call_gateway(
-        gateway, "charge", lambda: gateway.charge(request), access.seconds
-    )  # call
+    charge = call_gateway(gateway, "charge", lambda: gateway.charge(request), access.seconds)
     if charge is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
-        order, payment = lock(session, claim.payment.user_id, order_id, payment_id)
-        by = ChangedBy.gateway(payment.gateway, context.request_id)
-        source = claim.snapshot.source(payment)
-        if isinstance(charge, NotExecuted):
-            refused = isinstance(charge, Refused)
-            settle_not_executed(session, by, order, payment, source, refused=refused)
+        by = ChangedBy.gateway(gateway.name, context.request_id)
+        locked = lock_payment(session, by, claim.payment, gateway)
+        source = claim.snapshot.source(locked.payment)
+        if isinstance(charge, base.NotExecuted):
+            apply.settle_not_executed(locked, source, refused=isinstance(charge, base.Refused))
         else:
-            settle_charge(
-                session, by, order, payment, charge, source, can_retrieve=can_retrieve(gateway)
-            )
-        outcome.response = charge_response(payment, context.request_id)
+            apply.settle_charge(locked, charge, source)
+        outcome.response = charge_response(locked.payment, context.request_id)
     return outcome.response
 
 
@@ -136,11 +110,14 @@ def _claim(
         gateway = access.gateway(method.gateway)
         manual = data.capture_method == "manual"
         if manual and not gateway.capabilities.manual_capture:
-            raise OperationNotSupported("This gateway cannot authorize now and capture later")
+            raise errors.OperationNotSupported(
+                "This gateway cannot authorize now and capture later"
+            )
         require_supported_amount(gateway, order.total_amount, order.currency)
         if waiting is not None:
             # A Sandbox-Fault is meant for the charge.
-            return claim_operation(session, replace(access, fault=None), order, waiting, "void")
+            locked = LockedPayment(session, ChangedBy.caller(context), order, waiting)
+            return claim_operation(locked, replace(access, fault=None), "void")
         payment = crud.open_payment(
             session,
             order,
@@ -152,7 +129,7 @@ def _claim(
             lookup_after=access.lookup_after,
         )
         if payment is None:
-            raise PaymentInProgress
+            raise errors.PaymentInProgress
         context.link_gateway_request(session, payment.gateway_key)
         request = gateway_requests.charge_request(
             payment, method, service_url=access.service_url, fault=access.fault
@@ -172,14 +149,14 @@ def require_payable(session: Session, order: Order) -> None:
     """Raises unless a locked order may be paid now."""
     live = crud.get_live_payment(session, order.user_id, order.id)
     if live is not None and live.status in ("pending", "requires_action"):
-        raise PaymentInProgress(payment_id=live.id)
+        raise errors.PaymentInProgress(payment_id=live.id)
     if order.status == "canceled":
-        raise InvalidStatusTransition(
+        raise errors.InvalidStatusTransition(
             "A canceled order cannot be paid", current_status="canceled", allowed_statuses=[]
         )
     if order.status != "pending" or live is not None:
         members: dict[str, Any] = {"payment_id": live.id} if live is not None else {}
-        raise OrderAlreadyPaid(**members)
+        raise errors.OrderAlreadyPaid(**members)
 
 
 # Changing a charge ------------------------------------------------------------------------------
@@ -189,12 +166,11 @@ def require_payable(session: Session, order: Order) -> None:
 class ClaimedOperation:
     """A capture or void that is claimed and about to be sent."""
 
-    gateway: Gateway
-    user_id: str
-    order_id: int
+    gateway: base.Gateway
+    payment: Payment
     operation: PaymentOperation
-    request: ChangeRequest
-    lookup: ChargeLookup  # to look the charge up, should the gateway refuse
+    request: base.ChangeRequest
+    lookup: base.ChargeLookup  # to look the charge up, should the gateway refuse
     snapshot: RowSnapshot
 
 
@@ -237,10 +213,10 @@ def cancel_expired_payment(
     Returns the payment's status then; None if the gateway did not answer.
     """
     with phase(session):
-        order, payment = lock(session, seen.user_id, seen.order_id, seen.id)
-        if payment.status != "requires_action" or payment.operation is not None:
+        locked = lock_payment(session, by, seen)
+        if locked.payment.status != "requires_action" or locked.payment.operation is not None:
             return None
-        claim = claim_operation(session, access, order, payment, "void")
+        claim = claim_operation(locked, access, "void")
     return execute_claimed(session, access, claim, by)
 
 
@@ -254,46 +230,45 @@ def _operate(
 ) -> StoredResponse:
     with phase(session):  # claim
         found = context.require_payment(session, _ACTIONS[operation], payment_id)
-        order, payment = lock(session, found.user_id, found.order_id, payment_id)
-        claim = claim_operation(session, access, order, payment, operation, amount)
+        locked = lock_payment(session, ChangedBy.caller(context), found)
+        claim = claim_operation(locked, access, operation, amount)
         context.link_gateway_request(session, claim.request.key)
         shown: schemas.Out = (
-            schemas.Order.model_validate(order)
+            schemas.Order.model_validate(locked.order)
             if operation == "cancel"
-            else schemas.Payment.model_validate(payment)
+            else schemas.Payment.model_validate(locked.payment)
         )
         unknown = StoredResponse.resource(202, shown)
     asked, charge = _call_operation(claim, access)
     if asked is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
-        order, payment = _settle_operation(session, claim, ChangedBy.caller(context), asked, charge)
-        if payment.operation_key != claim.request.key:
+        locked = _settle_operation(session, claim, ChangedBy.caller(context), asked, charge)
+        if locked.payment.operation_key != claim.request.key:
             outcome.response = operation_response(
-                order, payment, operation, claim.request.amount, context.request_id
+                locked.order, locked.payment, operation, claim.request.amount, context.request_id
             )
         # Else the gateway only received it, a look-up is under way, or the books contradict us.
     return outcome.response
 
 
 def claim_operation(
-    session: Session,
+    locked: LockedPayment,
     access: GatewayAccess,
-    order: Order,
-    payment: Payment,
     operation: PaymentOperation,
     amount: int | None = None,
 ) -> ClaimedOperation:
-    """Claim a capture or void of a locked payment, in the caller's transaction.
+    """Claim a capture or void, in the caller's transaction.
 
     Raises AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported,
     PaymentInProgress.
     """
+    session, payment = locked.session, locked.payment
     gateway = access.gateway(payment.gateway)
     _require_allowed_operation(payment, operation, amount)
     if operation == "capture" and amount not in (None, payment.amount):
         if not gateway.capabilities.partial_capture:
-            raise OperationNotSupported("This gateway captures all of it or nothing")
+            raise errors.OperationNotSupported("This gateway captures all of it or nothing")
         require_supported_amount(gateway, amount, payment.currency)
     payment.operation = operation
     payment.operation_key = str(uuid.uuid4())
@@ -302,8 +277,7 @@ def claim_operation(
     method = crud.get_charged_payment_method(session, payment)
     return ClaimedOperation(
         gateway=gateway,
-        user_id=order.user_id,
-        order_id=order.id,
+        payment=payment,
         operation=operation,
         request=gateway_requests.operation_request(payment, access.fault),
         lookup=gateway_requests.charge_lookup(payment, method),
@@ -322,47 +296,47 @@ def execute_claimed(
     if asked is UNKNOWN:
         return None
     with phase(session):
-        _, payment = _settle_operation(session, claim, by, asked, charge)
-        told = charge is not None or isinstance(asked, Refused)
-        return payment.status if told else None
+        payment = _settle_operation(session, claim, by, asked, charge).payment
+        answered = charge is not None or isinstance(asked, base.Refused)
+        return payment.status if answered else None
 
 
-def _call_operation(claim: ClaimedOperation, access: GatewayAccess) -> tuple[Any, Charge | None]:
+def _call_operation(
+    claim: ClaimedOperation, access: GatewayAccess
+) -> tuple[Any, base.Charge | None]:
     """The gateway's answer, and the charge as it shows it then, if it does."""
     gateway, request = claim.gateway, claim.request
     change = gateway.capture if claim.operation == "capture" else gateway.void
-    asked = call_gateway(gateway, claim.operation, lambda: change(request), access.seconds)  # call
+    asked = call_gateway(gateway, claim.operation, lambda: change(request), access.seconds)
     charge = known_state(asked)
-    if isinstance(asked, NotExecuted):
+    if isinstance(asked, base.NotExecuted):
         # Refused, or not reached: if its books can be read, what they show now decides.
-        seen = call_gateway(
-            gateway, "look_up", lambda: gateway.look_up(claim.lookup), access.seconds
-        )
-        charge = known_state(seen)
+        charge = _look_up(gateway, claim.lookup, access)
     return asked, charge
 
 
 def _settle_operation(
-    session: Session, claim: ClaimedOperation, by: ChangedBy, asked: Any, charge: Charge | None
-) -> tuple[Order, Payment]:
-    order, payment = lock(session, claim.user_id, claim.order_id, claim.request.payment_id)
-    source = claim.snapshot.source(payment)
+    session: Session, claim: ClaimedOperation, by: ChangedBy, asked: Any, charge: base.Charge | None
+) -> LockedPayment:
+    locked = lock_payment(session, by, claim.payment, claim.gateway)
+    source = claim.snapshot.source(locked.payment)
+    not_executed = isinstance(asked, base.NotExecuted)
     if charge is not None:
-        outside = isinstance(asked, NotExecuted) and source == "answer"
-        settle_charge(
-            session,
-            by,
-            order,
-            payment,
-            charge,
-            source,
-            can_retrieve=can_retrieve(claim.gateway),
-            not_executed=outside,
+        apply.settle_charge(
+            locked, charge, source, not_executed=not_executed and source == "answer"
         )
     undecided = charge is None or charge.status in ("authorized", "requires_action")
-    if isinstance(asked, NotExecuted) and undecided and payment.operation_key == claim.request.key:
-        settle_not_executed(session, by, order, payment, source)
-    return order, payment
+    if not_executed and undecided and locked.payment.operation_key == claim.request.key:
+        apply.settle_not_executed(locked, source)
+    return locked
+
+
+def _look_up(
+    gateway: base.Gateway, query: base.ChargeLookup, access: GatewayAccess
+) -> base.Charge | None:
+    return known_state(
+        call_gateway(gateway, "look_up", lambda: gateway.look_up(query), access.seconds)
+    )
 
 
 # The shopper is back ----------------------------------------------------------------------------
@@ -382,7 +356,9 @@ def confirm(
     """
     with phase(session):  # claim
         found = context.require_payment(session, "confirm_payment", payment_id)
-        order, payment = lock(session, found.user_id, found.order_id, payment_id)
+        by = ChangedBy.gateway(found.gateway, context.request_id)
+        locked = lock_payment(session, by, found)
+        payment = locked.payment
         gateway = access.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
         # An earlier completion may have failed: wrong parameters, or no connection.
@@ -392,20 +368,18 @@ def confirm(
         )
         method = crud.get_charged_payment_method(session, payment)
         charge = gateway_requests.charge_lookup(payment, method)
-        by = ChangedBy.gateway(payment.gateway, context.request_id)
         next_action = payment.next_action
         if completes and waits:
-            record_completion_started(session, by, order, payment)
+            apply.record_completion_started(locked)
         request = gateway_requests.completion_request(payment, returned) if completes else None
         snapshot = RowSnapshot.of_payment(payment)
     if waits and request is None:
-        seen = call_gateway(gateway, "look_up", lambda: gateway.look_up(charge), access.seconds)
-        state = known_state(seen)
+        state = _look_up(gateway, charge, access)
         if state is not None:
             with phase(session):
-                order, payment = lock(session, order.user_id, order.id, payment_id)
-                source, asks = snapshot.source(payment), can_retrieve(gateway)
-                settle_charge(session, by, order, payment, state, source, can_retrieve=asks)
+                locked = lock_payment(session, by, found, gateway)
+                payment = locked.payment
+                apply.settle_charge(locked, state, snapshot.source(payment))
                 if state.status == "approved" and payment.status == "pending":
                     request = gateway_requests.completion_request(payment)
                     snapshot = RowSnapshot.of_payment(payment)
@@ -413,9 +387,12 @@ def confirm(
         not_executed = complete(session, gateway, by, found, request, snapshot, access.seconds)
         if not_executed and next_action is not None:  # the parameters were another payment's
             with phase(session):
-                order, payment = lock(session, order.user_id, order.id, payment_id)
-                if payment.status == "pending" and snapshot.source(payment) == "answer":
-                    record_action_required(session, by, order, payment, next_action)
+                locked = lock_payment(session, by, found)
+                if (
+                    locked.payment.status == "pending"
+                    and snapshot.source(locked.payment) == "answer"
+                ):
+                    apply.record_action_required(locked, next_action)
     with phase(session):
         shown = schemas.Payment.model_validate(
             crud.require_payment(session, payment_id, found.user_id)
@@ -427,10 +404,10 @@ def confirm(
 
 def complete(
     session: Session,
-    gateway: Gateway,
+    gateway: base.Gateway,
     by: ChangedBy,
     seen: PaymentRow,
-    request: ChangeRequest,
+    request: base.ChangeRequest,
     snapshot: RowSnapshot,
     seconds: float | None = None,
 ) -> bool:
@@ -439,40 +416,39 @@ def complete(
     The payment is `pending`: that is the claim, so nobody voids it meanwhile. Returns whether it
     was surely not executed.
     """
-    asked = call_gateway(gateway, "complete", lambda: gateway.complete(request), seconds)  # call
+    asked = call_gateway(gateway, "complete", lambda: gateway.complete(request), seconds)
     charge = known_state(asked)
     if charge is not None:  # else a look-up asks again
         with phase(session):
-            order, payment = lock(session, seen.user_id, seen.order_id, seen.id)
-            source, asks = snapshot.source(payment), can_retrieve(gateway)
-            settle_charge(session, by, order, payment, charge, source, can_retrieve=asks)
-    return isinstance(asked, NotExecuted)
+            locked = lock_payment(session, by, seen, gateway)
+            apply.settle_charge(locked, charge, snapshot.source(locked.payment))
+    return isinstance(asked, base.NotExecuted)
 
 
 # What is refused --------------------------------------------------------------------------------
 
 
-def require_supported_amount(gateway: Gateway, amount: int | None, currency: str) -> None:
+def require_supported_amount(gateway: base.Gateway, amount: int | None, currency: str) -> None:
     """Raises OperationNotSupported for what this gateway cannot move, such as 10.50 HUF."""
     why = gateway.unsupported_amount_reason(amount, currency) if amount is not None else None
     if why is not None:
-        raise OperationNotSupported(why)
+        raise errors.OperationNotSupported(why)
 
 
 def _require_allowed_operation(
     payment: Payment, operation: PaymentOperation, amount: int | None
 ) -> None:
     if payment.status == "pending" or payment.operation is not None:
-        raise PaymentInProgress(payment_id=payment.id)
+        raise errors.PaymentInProgress(payment_id=payment.id)
     ready = ("authorized",) if operation == "capture" else ("authorized", "requires_action")
     if payment.status not in ready:
-        raise InvalidStatusTransition(
+        raise errors.InvalidStatusTransition(
             f"A payment that is {payment.status} cannot be {_PAST_PARTICIPLE[operation]}",
             current_status=payment.status,
             allowed_statuses=_ALLOWED_STATUSES.get(payment.status, []),
         )
     if amount is not None and amount > payment.amount:
-        raise AmountExceedsRemaining(remaining=payment.amount)
+        raise errors.AmountExceedsRemaining(remaining=payment.amount)
 
 
 # What the caller of each must be allowed to do.
@@ -481,27 +457,16 @@ _PAST_PARTICIPLE = {"capture": "captured", "void": "voided", "cancel": "voided"}
 _ALLOWED_STATUSES = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
 
 
-def can_retrieve(gateway: Gateway) -> bool:
-    """Whether the gateway can be asked about what contradicts our row."""
-    return gateway.capabilities.can_retrieve
-
-
-def lock(session: Session, user_id: str, order_id: int, payment_id: int) -> tuple[Order, Payment]:
-    """Lock the order, then the payment. Another sequence could deadlock."""
-    order = crud.lock_order(session, user_id, order_id)
-    return order, crud.lock_payment(session, user_id, payment_id)
-
-
 def _method(session: Session, order: Order, named: int | None) -> PaymentMethodRow:
     method_id = named if named is not None else order.payment_method_id
     if method_id is None:
         method = crud.get_default_payment_method(session, order.user_id)
         if method is None:
-            raise InvalidRequest.of(
+            raise errors.InvalidRequest.of(
                 "payment_method_id", "missing", "Name a payment method, or save one first"
             )
         return method
     method = crud.get_payment_method(session, method_id, order.user_id)
     if method is None:
-        raise PaymentMethodNotFound
+        raise errors.PaymentMethodNotFound
     return method

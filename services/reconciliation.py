@@ -23,13 +23,12 @@ from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
 from rows import PaymentRow, RefundRow
-from services import payments
 from services.lookups import LookupRules, look_up_everything_open
 from settlement import gateway_requests
 from settlement.apply import settle_charge, settle_dispute
 from settlement.gateway_calls import call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
-from settlement.transitions import ChangedBy
+from settlement.transitions import ChangedBy, lock_payment
 
 log = get_logger()
 
@@ -87,7 +86,8 @@ def run_once(session: Session, rules: LookupRules, name: str) -> int:
     compared = 0
     for _ in _compare_window(session, gateway, window):
         compared += 1
-        renewed = _renew(session, name, lease)
+        with phase(session):
+            renewed = leases.renew_comparison(session, name, lease, lease=LEASE)
         if renewed is None:
             return compared  # another process has leased it
         lease = renewed
@@ -130,11 +130,6 @@ def schedule_rereads(
         last = page[-1]
 
 
-def _renew(session: Session, name: str, lease: datetime) -> datetime | None:
-    with phase(session):
-        return leases.renew_comparison(session, name, lease, lease=LEASE)
-
-
 def _look_up_difference(
     session: Session, gateway: base.Gateway, payment: PaymentRow, charge: base.Charge
 ) -> None:
@@ -144,8 +139,8 @@ def _look_up_difference(
     """
     if _is_other_charge(payment, charge):
         with phase(session):
-            order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
-            settle_charge(session, ChangedBy.gateway(gateway.name), order, locked, charge, "hint")
+            locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
+            settle_charge(locked, charge, "hint")
     else:
         schedule_lookup_now(session, payment)
 
@@ -162,7 +157,8 @@ def can_compare(gateway: base.Gateway) -> bool:
 def schedule_lookup_now(session: Session, payment: PaymentRow) -> None:
     """Schedule a look-up for now; the payment may have changed since it was read."""
     with phase(session):
-        _, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
+        crud.lock_order(session, payment.user_id, payment.order_id)
+        locked = crud.lock_payment(session, payment.user_id, payment.id)
         if locked.status != "pending" and locked.operation is None:
             leases.schedule_lookup(locked, "now")
             session.flush()
@@ -189,7 +185,12 @@ def compare(
     with phase(session):
         began = read_clock(session)
     seen: set[int] = set()  # our ids, some 60 bytes each
-    for count, one in enumerate(compare_charges(session, gateway, since), 1):
+    charges = (
+        one
+        for page in list_pages(gateway, since)
+        for one in _compare_page(session, gateway, page.charges)
+    )
+    for count, one in enumerate(charges, 1):
         if one.payment is not None:
             seen.add(one.payment.id)
         difference = one.difference
@@ -206,12 +207,7 @@ def compare(
         # A payment that is newer than the list may not be in it.
         if payment.id in seen or payment.created_at >= began or not _must_be_listed(payment):
             continue
-        difference = {
-            "payment_id": payment.id,
-            "what": "number_of_charges",
-            "ours": payment.status,
-            "theirs": 0,
-        }
+        difference = _mismatch(payment, "number_of_charges", payment.status, 0)
         if settles and payment.gateway_reference is not None:
             difference = _settle(session, gateway, payment, None) or difference
         if not _is_accepted(payment):
@@ -223,10 +219,7 @@ def _must_be_listed(payment: PaymentRow) -> bool:
 
 
 def _read_ours(
-    session: Session,
-    gateway: base.Gateway,
-    since: datetime | None,
-    progress: Callable[[int], None],
+    session: Session, gateway: base.Gateway, since: datetime | None, progress: Callable[[int], None]
 ) -> Iterator[Mismatch]:
     """Look up each of our payments, for a gateway that cannot list its charges."""
     with phase(session):
@@ -255,9 +248,8 @@ def _settle(
     charge = known_state(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
     if charge is not None:
         with phase(session):
-            order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
-            by = ChangedBy.gateway(gateway.name)
-            settle_charge(session, by, order, locked, charge, snapshot.source(locked))
+            locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
+            settle_charge(locked, charge, snapshot.source(locked.payment))
     with phase(session):
         payment = crud.require_payment(session, payment.id, payment.user_id)
         refunds = invariants.list_refunds_of_payments(session, [payment.id])
@@ -270,24 +262,8 @@ def _settle(
         return None
     shown = charge or listed
     if shown is None:
-        return {
-            "payment_id": payment.id,
-            "what": "not_read",
-            "ours": payment.status,
-            "theirs": None,
-        }
+        return _mismatch(payment, "not_read", payment.status, None)
     return find_difference(payment, refunds, shown)
-
-
-def compare_charges(
-    session: Session, gateway: base.Gateway, since: datetime | None
-) -> Iterator[ComparedCharge]:
-    """Each charge of the gateway's list beside our payment. Disputes are recorded here.
-
-    Raises NotExecuted and OutcomeUnknown when the gateway cannot be asked.
-    """
-    for page in list_pages(gateway, since):
-        yield from _compare_page(session, gateway, page.charges)
 
 
 def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.ChargePage]:
@@ -315,6 +291,7 @@ def list_pages(gateway: base.Gateway, since: datetime | None) -> Iterator[base.C
 def _compare_page(
     session: Session, gateway: base.Gateway, charges: Sequence[base.ListedCharge]
 ) -> Iterator[ComparedCharge]:
+    """Each charge of a page beside our payment. Disputes are recorded here."""
     keys = [listed.key for listed in charges if listed.key is not None]
     references = [listed.charge.reference for listed in charges]
     with phase(session):
@@ -359,9 +336,9 @@ def _save_disputes(
     if not news:
         return
     with phase(session):
-        order, locked = payments.lock(session, payment.user_id, payment.order_id, payment.id)
+        locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
         for dispute in news:
-            settle_dispute(session, ChangedBy.gateway(gateway.name), order, locked, dispute)
+            settle_dispute(locked, dispute)
 
 
 def find_difference(
@@ -386,10 +363,11 @@ def find_difference(
     else:
         what = next((pair for pair in pairs if pair[2] is not None and pair[1] != pair[2]), None)
     what = what or _find_refund_difference(refunds, charge.refunds)
-    if what is None:
-        return None
-    name, ours, theirs = what
-    return {"payment_id": payment.id, "what": name, "ours": ours, "theirs": theirs}
+    return None if what is None else _mismatch(payment, *what)
+
+
+def _mismatch(payment: PaymentRow, what: str, ours: Any, theirs: Any) -> Mismatch:
+    return {"payment_id": payment.id, "what": what, "ours": ours, "theirs": theirs}
 
 
 def _find_refund_difference(
@@ -453,9 +431,9 @@ def reconcile(
     not_compared: list[str] = []
     with new_session(engine) as session:
         for name, gateway in rules.gateways.by_name.items():
-            told = partial(progress, f"compared with {name}")
+            report = partial(progress, f"compared with {name}")
             try:
-                mismatches += compare(session, gateway, since, settles=True, progress=told)
+                mismatches += compare(session, gateway, since, settles=True, progress=report)
             except base.GatewayError as error:
                 session.rollback()
                 log.warning("reconciliation.not_compared", gateway=name, reason=str(error))

@@ -1,28 +1,22 @@
 """Refunds: reserve, call, settle. Never more than was captured, however many at a time."""
 
-from __future__ import annotations
-
 from sqlalchemy.orm import Session
 
 import crud
+import errors
 import schemas
 from database import phase
-from errors import (
-    AmountExceedsRemaining,
-    InvalidStatusTransition,
-    OperationNotSupported,
-    PaymentDisputed,
-)
 from gateways.base import NotExecuted, Refused
-from models import Order, Payment, Refund
+from idempotency_keys import StoredResponse
+from models import Payment
 from services.payments import require_supported_amount
 from settlement import gateway_requests
 from settlement.apply import settle_refund, settle_refund_not_executed
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import refund_not_made_response, refund_response
-from settlement.transitions import ChangedBy, transition_refund
+from settlement.transitions import ChangedBy, lock_payment, lock_refund, transition_refund
 
 
 def refund(
@@ -40,58 +34,47 @@ def refund(
     """
     with phase(session):  # claim: reserve the amount before the gateway is asked
         found = context.require_payment(session, "refund_payment", payment_id)
-        order = crud.lock_order(session, found.user_id, found.order_id)
-        payment = crud.lock_payment(session, found.user_id, payment_id)
+        by = ChangedBy.caller(context)
+        locked = lock_payment(session, by, found)
+        payment = locked.payment
         gateway = access.gateway(payment.gateway)
         amount = _amount(payment, data.amount)
         dispute_id = crud.get_blocking_dispute(session, payment)
         if dispute_id is not None and not data.allow_disputed:
-            raise PaymentDisputed(dispute_id=dispute_id)
+            raise errors.PaymentDisputed(dispute_id=dispute_id)
         if amount != payment.amount_captured and not gateway.capabilities.partial_refund:
-            raise OperationNotSupported("This gateway refunds all of it or nothing")
+            raise errors.OperationNotSupported("This gateway refunds all of it or nothing")
         require_supported_amount(gateway, amount, payment.currency)
         row = crud.open_refund(
             session, payment, amount=amount, reason=data.reason, lookup_after=access.lookup_after
         )
-        by = ChangedBy.caller(context)
-        transition_refund(session, by, order, row, "pending")
+        transition_refund(locked, row, "pending")
         context.link_gateway_request(session, row.gateway_key)
         request = gateway_requests.refund_request(payment, row, access.fault)
         unknown = refund_response(row)
         snapshot = RowSnapshot.of_refund(row)
-    state = call_gateway(gateway, "refund", lambda: gateway.refund(request), access.seconds)  # call
+    state = call_gateway(gateway, "refund", lambda: gateway.refund(request), access.seconds)
     if state is UNKNOWN:
         return unknown
     with settling(session, unknown) as outcome:
-        order, payment, row = lock(session, order.user_id, order.id, payment_id, row.id)
+        locked, row = lock_refund(session, by, found, row.id)
         source = snapshot.source(row)
         if not isinstance(state, NotExecuted):
-            settle_refund(session, by, order, payment, row, state, source)
+            settle_refund(locked, row, state, source)
             outcome.response = refund_response(row)
         elif source == "answer":
             refused = isinstance(state, Refused)
-            settle_refund_not_executed(session, by, order, payment, row, source, refused=refused)
+            settle_refund_not_executed(locked, row, source, refused=refused)
             outcome.response = refund_not_made_response(
-                payment, row, context.request_id, refused=refused
+                locked.payment, row, context.request_id, refused=refused
             )
         # Else a look-up is under way, and may have sent the request that we could not.
     return outcome.response
 
 
-def lock(
-    session: Session, user_id: str, order_id: int, payment_id: int, refund_id: int
-) -> tuple[Order, Payment, Refund]:
-    """Lock in this order always. Another sequence could deadlock."""
-    order = crud.lock_order(session, user_id, order_id)
-    payment = crud.lock_payment(session, user_id, payment_id)
-    refund = crud.lock_refund(session, user_id, payment_id, refund_id)
-    assert refund is not None  # rows of money are never deleted
-    return order, payment, refund
-
-
 def _amount(payment: Payment, asked: int | None) -> int:
     if payment.amount_captured == 0:
-        raise InvalidStatusTransition(
+        raise errors.InvalidStatusTransition(
             f"A payment that is {payment.status} cannot be refunded",
             current_status=payment.status,
             allowed_statuses=[],
@@ -99,5 +82,5 @@ def _amount(payment: Payment, asked: int | None) -> int:
     remaining = payment.amount_captured - payment.refund_reserved
     amount = remaining if asked is None else asked
     if amount > remaining or amount < 1:
-        raise AmountExceedsRemaining(remaining=remaining)
+        raise errors.AmountExceedsRemaining(remaining=remaining)
     return amount

@@ -4,8 +4,6 @@ The statement is applied by the same rules as a gateway's answer. What cannot fo
 payment's state is refused.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Final
 
@@ -14,29 +12,17 @@ from sqlalchemy.orm import Session
 import crud
 import schemas
 from database import phase
-from domain.settlement import (
-    CHARGE_STATUSES_WITH_MONEY,
-    Decision,
-    decide,
-    decide_not_executed,
-    decide_refund_not_executed,
-)
+from domain.settlement import CHARGE_STATUSES_WITH_MONEY, Decision, decide, decide_not_executed
 from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
 from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
 from gateways import base
-from models import Order, Payment
+from idempotency_keys import StoredResponse
+from models import Payment
 from permissions import EVERYONE
 from rows import PaymentRow
-from services import payments
-from settlement.apply import (
-    apply_decision,
-    apply_refund_decision,
-    payment_facts,
-    refund_facts,
-    settle_refund,
-)
-from settlement.context import CallContext, StoredResponse
-from settlement.transitions import ChangedBy, record_review_ended
+from settlement import apply
+from settlement.context import CallContext
+from settlement.transitions import ChangedBy, LockedPayment, lock_payment, record_review_ended
 
 CHARGE_STATUS_OF_RESOLUTION: Final[dict[ReviewResolution, ChargeStatus]] = {
     "captured": "captured",
@@ -79,7 +65,8 @@ def resolve(
 def _resolve(
     session: Session, by: ChangedBy, found: PaymentRow, data: schemas.ReviewCreate
 ) -> schemas.Payment:
-    order, payment = payments.lock(session, found.user_id, found.order_id, found.id)
+    locked = lock_payment(session, by, found)
+    payment = locked.payment
     if not payment.needs_review:
         raise InvalidStatusTransition(
             "The payment needs no review", current_status=payment.status, allowed_statuses=[]
@@ -92,21 +79,20 @@ def _resolve(
         )
     reason = payment.review_reason
     if data.refund_id is not None:
-        _settle_refund(session, by, order, payment, data.refund_id, data)
+        _settle_refund(locked, data.refund_id, data)
     elif data.resolution != "accepted":
-        _settle_charge(session, by, order, payment, data)
+        _settle_charge(locked, data)
         payment.review_state = None
     # Settling may have ended the review, or have flagged another one.
     payment.review_reason = reason
-    record_review_ended(session, by, order, payment, resolution=data.resolution, note=data.note)
+    record_review_ended(locked, resolution=data.resolution, note=data.note)
     return schemas.Payment.model_validate(payment)
 
 
-def _settle_charge(
-    session: Session, by: ChangedBy, order: Order, payment: Payment, data: schemas.ReviewCreate
-) -> None:
-    # A person may state any amount that was authorized, whoever captured it.
-    ours = replace(payment_facts(order, payment), capture_method="manual")
+def _settle_charge(locked: LockedPayment, data: schemas.ReviewCreate) -> None:
+    payment = locked.payment
+    # A person may state any amount up to what was authorized.
+    ours = replace(apply.payment_facts(locked), capture_method="manual")
     charge = None
     if data.resolution == "not_charged":
         decision = decide_not_executed(ours, "answer")
@@ -115,7 +101,7 @@ def _settle_charge(
             if payment.operation is not None:
                 decision = replace(decision, operation_result="not_executed")
     else:
-        charge = _stated(session, payment, data)
+        charge = _stated(locked.session, payment, data)
         if payment.operation == "capture":
             ours = replace(ours, operation_amount=charge.amount_captured)
         decision = decide(ours, charge, "answer")
@@ -129,7 +115,7 @@ def _settle_charge(
             current_status=payment.status,
             allowed_statuses=[],
         )
-    apply_decision(session, by, order, payment, decision, charge)
+    apply.apply_decision(locked, decision, charge)
 
 
 def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
@@ -161,14 +147,8 @@ def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> b
     )
 
 
-def _settle_refund(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
-    refund_id: int,
-    data: schemas.ReviewCreate,
-) -> None:
+def _settle_refund(locked: LockedPayment, refund_id: int, data: schemas.ReviewCreate) -> None:
+    session, payment = locked.session, locked.payment
     refund = crud.lock_refund(session, payment.user_id, payment.id, refund_id)
     if refund is None:
         raise NotFound
@@ -177,8 +157,7 @@ def _settle_refund(
             f"The refund is {refund.status}", current_status=payment.status, allowed_statuses=[]
         )
     if data.resolution == "not_refunded":
-        decision = decide_refund_not_executed(refund_facts(order, payment, refund), "answer")
-        apply_refund_decision(session, by, order, payment, refund, decision)
+        apply.settle_refund_not_executed(locked, refund, "answer")
         return
     reference = data.gateway_reference or refund.gateway_reference
     if reference is None:
@@ -187,4 +166,4 @@ def _settle_refund(
     if named is not None and named.id != refund.id:
         raise InvalidRequest.of("gateway_reference", "taken", "This is another refund")
     state = base.Refund(reference, "succeeded", refund.amount, refund.currency)
-    settle_refund(session, by, order, payment, refund, state, "answer")
+    apply.settle_refund(locked, refund, state, "answer")

@@ -4,8 +4,6 @@ An event is a hint: it goes through the same decision as an answer. One that arr
 before the answer to its request moves nothing back.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -16,30 +14,17 @@ from sqlalchemy.orm import Session
 import crud
 import leases
 from database import new_session, phase
+from domain.settlement import OPERABLE_STATUSES
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
-from gateways.base import (
-    GatewayEvent,
-    MethodChange,
-    NotExecuted,
-    OutcomeUnknown,
-    Refund,
-    SignatureInvalid,
-)
+from gateways import base
 from gateways.registry import Gateways
-from models import Order, Payment
+from models import Payment
 from observability.logs import get_logger
 from rows import PaymentRow
-from services import payment_methods, payments
-from settlement.apply import (
-    request_review,
-    settle_charge,
-    settle_dispute,
-    settle_not_executed,
-    settle_refund,
-    settle_refunds,
-)
+from services import payment_methods
+from settlement import apply
 from settlement.gateway_requests import OPERATIONS
-from settlement.transitions import ChangedBy
+from settlement.transitions import ChangedBy, LockedPayment, lock_payment
 
 log = get_logger()
 
@@ -58,13 +43,13 @@ def receive(
         raise NotFound
     try:
         event = gateway.parse_webhook(headers, body)
-    except SignatureInvalid as error:
+    except base.SignatureInvalid as error:
         log.warning("webhook.rejected", gateway=name, reason=str(error))
         raise InvalidSignature from None
     except (
-        NotExecuted,
-        OutcomeUnknown,
-    ) as error:  # the gateway had to be asked, and did not answer
+        base.NotExecuted,
+        base.OutcomeUnknown,
+    ) as error:  # the gateway was asked, and did not answer
         log.warning("webhook.unreadable", gateway=name, reason=str(error))
         raise GatewayUnavailable("The event could not be read yet; send it again") from None
     if event.method is not None:
@@ -84,12 +69,9 @@ def receive(
                 _store(session, name, event, None)
             return  # else not stored: if it is sent again it may be known by then
         # The locks come first: storing the event locks the payment a little, for its foreign key.
-        order, payment = payments.lock(session, found.user_id, found.order_id, found.id)
-        if _store(session, name, event, payment):
-            can_retrieve = gateway.capabilities.can_retrieve
-            _apply(
-                session, event, order, payment, ChangedBy.gateway(name), can_retrieve=can_retrieve
-            )
+        locked = lock_payment(session, ChangedBy.gateway(name), found, gateway)
+        if _store(session, name, event, locked.payment):
+            _apply(locked, event)
 
 
 def connect_gateways(engine: Engine, gateways: Gateways) -> None:
@@ -103,12 +85,12 @@ def connect_gateways(engine: Engine, gateways: Gateways) -> None:
         gateway.is_known_delivery = partial(is_known, name)
 
 
-def _store(session: Session, name: str, event: GatewayEvent, payment: Payment | None) -> bool:
+def _store(session: Session, name: str, event: base.GatewayEvent, payment: Payment | None) -> bool:
     """Store the event. Returns whether it is new; it is applied in the same transaction."""
     return crud.add_gateway_event(session, name, event.id, event.type, payment, event.delivery_id)
 
 
-def _is_about(event: GatewayEvent, payment: PaymentRow) -> bool:
+def _is_about(event: base.GatewayEvent, payment: PaymentRow) -> bool:
     """Whether the event is about this payment: systems that share an account use the same small
     ids."""
     if event.key is not None:
@@ -121,40 +103,32 @@ def _is_about(event: GatewayEvent, payment: PaymentRow) -> bool:
     return bool(event.reference == payment.gateway_reference)
 
 
-def _apply(
-    session: Session,
-    event: GatewayEvent,
-    order: Order,
-    payment: Payment,
-    by: ChangedBy,
-    *,
-    can_retrieve: bool,
-) -> None:
-    if event.executed_key is not None and _was_given_up(event.executed_key, payment):
+def _apply(locked: LockedPayment, event: base.GatewayEvent) -> None:
+    session, payment = locked.session, locked.payment
+    executed, failed = event.executed_key, event.failed_key
+    contradicts = event.needs_review
+    if executed not in (None, payment.operation_key) and payment.status in OPERABLE_STATUSES:
         # It was reported as failed before: a person has to find out whether money was taken.
-        request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
+        contradicts = True
     elif event.charge is not None and not (event.refund is not None and payment.amount_captured):
         charge = event.charge
-        if event.executed_key is not None and event.executed_key == payment.operation_key:
+        if executed is not None and executed == payment.operation_key:
             # The outcome of our own request, even if the gateway has renamed the charge.
             charge = replace(charge, replaces=payment.gateway_reference)
-        settle_charge(session, by, order, payment, charge, "hint", can_retrieve=can_retrieve)
+        apply.settle_charge(locked, charge, "hint")
     if event.refund is not None and (event.charge is None or payment.amount_captured):
-        _apply_refund(session, event, event.refund, order, payment, by, can_retrieve=can_retrieve)
+        _apply_refund(locked, event, event.refund)
     if event.dispute is not None:
-        settle_dispute(session, by, order, payment, event.dispute)
+        apply.settle_dispute(locked, event.dispute)
     asked_for = OPERATIONS[payment.operation] if payment.operation is not None else None
     if event.failed_operation is not None and event.failed_operation == asked_for:
-        settle_not_executed(session, by, order, payment, "answer")
-    if event.failed_key is not None:
-        if event.failed_key == payment.operation_key:
-            settle_not_executed(session, by, order, payment, "answer")
-        elif payment.amount_captured:  # it was executed days ago, and is undone now
-            request_review(
-                session, by, order, payment, "state_contradicts", f"{event.type} {event.id}"
-            )
-    if event.needs_review:
-        request_review(session, by, order, payment, "state_contradicts", f"{event.type} {event.id}")
+        apply.settle_not_executed(locked, "answer")
+    if failed is not None and failed == payment.operation_key:
+        apply.settle_not_executed(locked, "answer")
+    elif failed is not None and payment.amount_captured:
+        contradicts = True  # it was executed days ago, and is undone now
+    if contradicts:
+        apply.request_review(locked, "state_contradicts", f"{event.type} {event.id}")
     if event.needs_lookup:
         leases.schedule_lookup(payment, "now")
         for refund in crud.lock_pending_refunds(session, payment):
@@ -162,37 +136,26 @@ def _apply(
         session.flush()
 
 
-def _apply_refund(
-    session: Session,
-    event: GatewayEvent,
-    state: Refund,
-    order: Order,
-    payment: Payment,
-    by: ChangedBy,
-    *,
-    can_retrieve: bool,
-) -> None:
+def _apply_refund(locked: LockedPayment, event: base.GatewayEvent, state: base.Refund) -> None:
     """A refund of ours, or one that was made outside."""
+    session, payment = locked.session, locked.payment
     refund = crud.lock_refund_of_state(session, payment, state.reference, state.refund_id)
     if refund is not None and event.refund_key not in (None, refund.gateway_key):
         log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
     elif refund is not None:
-        settle_refund(session, by, order, payment, refund, state, "hint", can_retrieve=can_retrieve)
+        apply.settle_refund(locked, refund, state, "hint")
     elif payment.amount_captured:
-        settle_refunds(session, by, order, payment, [state], "hint")
-    elif can_retrieve:  # it came before the event of its capture
+        apply.settle_refunds(locked, [state], "hint")
+    elif locked.can_retrieve:  # it came before the event of its capture
         leases.schedule_lookup(payment, "now")
         session.flush()
     else:
         raise PaymentInProgress("The charge is not captured here yet; send it again")
 
 
-def _was_given_up(key: str, payment: Payment) -> bool:
-    """Whether a gateway reports a capture or void as executed that we do not wait for any more."""
-    return key != payment.operation_key and payment.status in ("authorized", "requires_action")
-
-
-def _change_methods(session: Session, name: str, event: GatewayEvent, change: MethodChange) -> None:
+def _change_methods(
+    session: Session, name: str, event: base.GatewayEvent, change: base.MethodChange
+) -> None:
     """A saved method was renewed, or removed, at the gateway; so it is here.
 
     The event is stored when all is done: to do it twice changes nothing.

@@ -1,11 +1,8 @@
 """Writes what `domain/settlement.py` decides: rows, events, look-ups and stored responses.
 
-Whoever learns of an outcome calls this module: the request, a webhook, a look-up, a person. The
-caller holds the locks of the order and the payment, taken in that order; all of it is one
-transaction.
+The request, a webhook, a look-up and a person end here alike. The caller holds the locks; all of it
+is one transaction.
 """
-
-from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any, Final
@@ -29,18 +26,12 @@ from domain.settlement import (
 )
 from domain.states import CAPTURED_PAYMENT_STATUSES, PaymentStatus, ReviewReason
 from gateways import base
-from models import Order, Payment, Refund
+from models import Payment, Refund
 from observability.logs import get_logger
+from settlement import responses
 from settlement.context import answer_waiting_requests
-from settlement.responses import (
-    NOT_CHARGED,
-    charge_response,
-    operation_response,
-    refund_not_made_response,
-    refund_response,
-)
 from settlement.transitions import (
-    ChangedBy,
+    LockedPayment,
     flag_for_review,
     record_dispute_event,
     transition_order,
@@ -57,10 +48,9 @@ REFUSED: Final = "The gateway refuses this request by its own rules; nothing was
 # Charges ----------------------------------------------------------------------------------------
 
 
-def payment_facts(
-    order: Order, payment: Payment, *, can_retrieve: bool = True, not_executed: bool = False
-) -> PaymentFacts:
+def payment_facts(locked: LockedPayment, *, not_executed: bool = False) -> PaymentFacts:
     """The facts about a payment that `domain/settlement.py` decides by."""
+    payment = locked.payment
     return PaymentFacts(
         status=payment.status,
         amount=payment.amount,
@@ -70,61 +60,41 @@ def payment_facts(
         reference=payment.gateway_reference,
         operation=payment.operation,
         operation_amount=payment.operation_amount,
-        order_status=order.status,
+        order_status=locked.order.status,
         review_reason=payment.review_reason if payment.needs_review else None,
-        can_retrieve=can_retrieve,
+        can_retrieve=locked.can_retrieve,
         not_executed=not_executed,
     )
 
 
 def settle_charge(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
-    charge: base.Charge,
-    source: Source,
-    *,
-    can_retrieve: bool = True,
-    not_executed: bool = False,
+    locked: LockedPayment, charge: base.Charge, source: Source, *, not_executed: bool = False
 ) -> None:
     """Apply the state of a charge, and of the refunds that its gateway shows with it.
 
     `not_executed`: the open operation surely had no effect.
     """
-    ours = payment_facts(order, payment, can_retrieve=can_retrieve, not_executed=not_executed)
-    decision = decide(ours, charge, source)
-    apply_decision(session, by, order, payment, decision, charge)
-    if charge.refunds is not None and payment.status in CAPTURED_PAYMENT_STATUSES:
-        settle_refunds(session, by, order, payment, charge.refunds, source)
+    decision = decide(payment_facts(locked, not_executed=not_executed), charge, source)
+    apply_decision(locked, decision, charge)
+    if charge.refunds is not None and locked.payment.status in CAPTURED_PAYMENT_STATUSES:
+        settle_refunds(locked, charge.refunds, source)
 
 
-def settle_not_executed(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
-    source: Source,
-    *,
-    refused: bool = False,
-) -> None:
+def settle_not_executed(locked: LockedPayment, source: Source, *, refused: bool = False) -> None:
     """The open request surely had no effect. `refused`: the gateway refuses it, now and later."""
-    decision = decide_not_executed(payment_facts(order, payment), source)
-    apply_decision(session, by, order, payment, decision, refused=refused)
+    apply_decision(locked, decide_not_executed(payment_facts(locked), source), refused=refused)
 
 
 def apply_decision(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
+    locked: LockedPayment,
     decision: Decision,
     charge: base.Charge | None = None,
     *,
     refused: bool = False,
     next_action: dict[str, Any] | None = None,
 ) -> None:
-    """Write a decision about a locked payment, with all that follows from it."""
+    """Write a decision about a payment, with all that follows from it."""
+    session, order, payment = locked.session, locked.order, locked.payment
     if charge is not None and payment.gateway_reference in (None, charge.replaces):
         payment.gateway_reference = charge.reference
     if charge is not None and charge.status == "authorized" and decision.lookup == "at_expiry":
@@ -136,40 +106,33 @@ def apply_decision(
         payment.operation = payment.operation_key = payment.operation_amount = None
     if decision.ends_review:
         payment.needs_review, payment.review_reason = False, None
-    if decision.payment_status is not None:
-        _set_facts(
-            payment, decision.payment_status, charge, refused=refused, next_action=next_action
-        )
-        transition_payment(session, by, order, payment, decision.payment_status)
+    status = decision.payment_status
+    if status is not None:
+        _set_facts(payment, status, charge, refused=refused, next_action=next_action)
+        transition_payment(locked, status)
     if decision.order_status is not None:
-        transition_order(session, by, order, decision.order_status)
+        transition_order(session, locked.by, order, decision.order_status)
     if decision.review_reason is not None:
-        request_review(
-            session,
-            by,
-            order,
-            payment,
-            decision.review_reason,
-            _evidence(charge, decision.review_reason),
-        )
+        request_review(locked, decision.review_reason, _evidence(charge, decision.review_reason))
     session.flush()
     if decision.operation_result is not None and operation and key and amount:
         answer_waiting_requests(
-            session, key, lambda id: operation_response(order, payment, operation, amount, id)
+            session,
+            key,
+            lambda id: responses.operation_response(order, payment, operation, amount, id),
         )
     if payment.status != "pending":
         answer_waiting_requests(
-            session, payment.gateway_key, lambda id: charge_response(payment, id)
+            session, payment.gateway_key, lambda id: responses.charge_response(payment, id)
         )
 
 
-def request_review(
-    session: Session, by: ChangedBy, order: Order, payment: Payment, reason: ReviewReason, seen: str
-) -> None:
+def request_review(locked: LockedPayment, reason: ReviewReason, seen: str) -> None:
     """Flag a payment for review, unless a person has accepted the same finding already.
 
     `seen` is what the gateway shows, in short.
     """
+    payment = locked.payment
     state = f"{reason} {seen}"
     if payment.review_state == state or (reason == payment.review_reason == "outcome_unknown"):
         return
@@ -178,7 +141,7 @@ def request_review(
     payment.review_state = None if reason == "outcome_unknown" else state
     if payment.review_reason == "second_charge":
         reason = "second_charge"  # the gravest reason stays
-    flag_for_review(session, by, order, payment, reason)
+    flag_for_review(locked, reason)
 
 
 def _evidence(charge: base.Charge | None, reason: ReviewReason) -> str:
@@ -212,7 +175,7 @@ def _set_facts(
         payment.amount_captured = charge.amount_captured
     elif status == "failed" and charge is None:
         payment.failure = {
-            "code": NOT_CHARGED,
+            "code": responses.NOT_CHARGED,
             "decline_code": None,
             "message": REFUSED if refused else NOT_REACHED,
             "retryable": not refused,
@@ -232,159 +195,123 @@ def _set_facts(
         }
 
 
-def record_completion_started(
-    session: Session, by: ChangedBy, order: Order, payment: Payment
-) -> None:
+def record_completion_started(locked: LockedPayment) -> None:
     """The shopper has acted; the outcome is open until the gateway answers."""
-    apply_decision(session, by, order, payment, Decision(payment_status="pending", lookup="soon"))
+    apply_decision(locked, Decision(payment_status="pending", lookup="soon"))
 
 
-def record_action_required(
-    session: Session, by: ChangedBy, order: Order, payment: Payment, next_action: dict[str, Any]
-) -> None:
+def record_action_required(locked: LockedPayment, next_action: dict[str, Any]) -> None:
     """The shopper has not acted on this payment after all; `next_action` is where to send them."""
-    apply_decision(
-        session,
-        by,
-        order,
-        payment,
-        Decision(payment_status="requires_action", lookup="soon"),
-        next_action=next_action,
-    )
+    decision = Decision(payment_status="requires_action", lookup="soon")
+    apply_decision(locked, decision, next_action=next_action)
 
 
 # Refunds ----------------------------------------------------------------------------------------
 
 
-def refund_facts(
-    order: Order, payment: Payment, refund: Refund, *, can_retrieve: bool = True
-) -> RefundFacts:
+def refund_facts(locked: LockedPayment, refund: Refund) -> RefundFacts:
     return RefundFacts(
         status=refund.status,
         amount=refund.amount,
         currency=refund.currency,
         reference=refund.gateway_reference,
-        amount_captured=payment.amount_captured,
-        amount_refunded=payment.amount_refunded,
-        order_status=order.status,
-        can_retrieve=can_retrieve,
+        amount_captured=locked.payment.amount_captured,
+        amount_refunded=locked.payment.amount_refunded,
+        order_status=locked.order.status,
+        can_retrieve=locked.can_retrieve,
     )
 
 
 def settle_refund(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
-    refund: Refund,
-    state: base.Refund,
-    source: Source,
-    *,
-    can_retrieve: bool = True,
+    locked: LockedPayment, refund: Refund, state: base.Refund, source: Source
 ) -> None:
-    """Apply the state of a refund. All three rows are locked."""
-    decision = decide_refund(
-        refund_facts(order, payment, refund, can_retrieve=can_retrieve), state, source
-    )
+    """Apply the state of a refund, which is locked too."""
+    decision = decide_refund(refund_facts(locked, refund), state, source)
     if refund.gateway_reference is None:
         refund.gateway_reference = state.reference
-    apply_refund_decision(session, by, order, payment, refund, decision, _refund_evidence(state))
+    apply_refund_decision(locked, refund, decision, _refund_evidence(state))
 
 
 def settle_refund_not_executed(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
-    refund: Refund,
-    source: Source,
-    *,
-    refused: bool = False,
+    locked: LockedPayment, refund: Refund, source: Source, *, refused: bool = False
 ) -> None:
     """The refund was surely never made; its reserved amount is free again."""
-    decision = decide_refund_not_executed(refund_facts(order, payment, refund), source)
-    apply_refund_decision(session, by, order, payment, refund, decision, refused=refused)
+    decision = decide_refund_not_executed(refund_facts(locked, refund), source)
+    apply_refund_decision(locked, refund, decision, refused=refused)
 
 
 def apply_refund_decision(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
+    locked: LockedPayment,
     refund: Refund,
     decision: RefundDecision,
     seen: str = "",
     *,
     refused: bool = False,
 ) -> None:
-    """Write a decision about a locked refund, with all that follows from it."""
+    """Write a decision about a refund, with all that follows from it."""
+    session, payment = locked.session, locked.payment
     leases.schedule_lookup(refund, decision.lookup)
     if decision.refund_status is not None:
-        transition_refund(session, by, order, refund, decision.refund_status)
+        transition_refund(locked, refund, decision.refund_status)
         session.refresh(payment, ["refund_reserved"])  # a trigger has counted it
-        if (
-            decision.refund_status == "failed"
-        ):  # a refund made outside may have waited for this amount
+        if decision.refund_status == "failed":
+            # A refund made outside may have waited for this amount.
             leases.schedule_lookup(payment, "now")
     if decision.payment_status is not None:
         payment.amount_refunded += decision.refunded_change
         payment.status = decision.payment_status
         session.flush()
     if decision.order_status is not None:
-        transition_order(session, by, order, decision.order_status)
+        transition_order(session, locked.by, locked.order, decision.order_status)
     if decision.review_reason is not None:
-        request_review(session, by, order, payment, decision.review_reason, seen)
+        request_review(locked, decision.review_reason, seen)
     elif decision.refund_status is not None and payment.review_reason == "outcome_unknown":
         _end_review_of_refunds(session, payment)
     session.flush()
     if refund.gateway_reference is not None:
-        answer_waiting_requests(session, refund.gateway_key, lambda _: refund_response(refund))
+        answer_waiting_requests(
+            session, refund.gateway_key, lambda _: responses.refund_response(refund)
+        )
     elif refund.status == "failed":
         answer_waiting_requests(
             session,
             refund.gateway_key,
-            lambda id: refund_not_made_response(payment, refund, id, refused=refused),
+            lambda id: responses.refund_not_made_response(payment, refund, id, refused=refused),
         )
 
 
-def settle_refunds(
-    session: Session,
-    by: ChangedBy,
-    order: Order,
-    payment: Payment,
-    states: Sequence[base.Refund],
-    source: Source,
-) -> None:
+def settle_refunds(locked: LockedPayment, states: Sequence[base.Refund], source: Source) -> None:
     """Apply the refunds of a charge as its gateway shows them, and import those made outside."""
     for state in states:
-        refund = crud.lock_refund_of_state(session, payment, state.reference, state.refund_id)
+        refund = crud.lock_refund_of_state(
+            locked.session, locked.payment, state.reference, state.refund_id
+        )
         if refund is not None:
-            settle_refund(session, by, order, payment, refund, state, source)
+            settle_refund(locked, refund, state, source)
         elif state.status != "failed":
-            import_refund(session, by, order, payment, state)
+            import_refund(locked, state)
 
 
-def import_refund(
-    session: Session, by: ChangedBy, order: Order, payment: Payment, state: base.Refund
-) -> None:
+def import_refund(locked: LockedPayment, state: base.Refund) -> None:
     """Record a refund that was made in the gateway's dashboard as one of ours.
 
     A refund that does not fit (more than was captured, another currency) is flagged for review.
     While a refund of ours is open its failure may make room: then the gateway is asked again
     instead.
     """
+    session, payment = locked.session, locked.payment
     room = payment.amount_captured - payment.refund_reserved
     if state.currency != payment.currency or not 0 < state.amount <= room:
         if state.currency != payment.currency or not crud.lock_pending_refunds(session, payment):
-            request_review(session, by, order, payment, "amount_differs", _refund_evidence(state))
+            request_review(locked, "amount_differs", _refund_evidence(state))
         return
     refund = crud.open_refund(
         session, payment, amount=state.amount, reason=None, origin="gateway", lookup_after=0
     )
     log.info("refund.imported", payment_id=payment.id, refund_id=refund.id)
     refund.gateway_reference = state.reference
-    transition_refund(session, by, order, refund, "pending")
-    settle_refund(session, by, order, payment, refund, state, "answer")
+    transition_refund(locked, refund, "pending")
+    settle_refund(locked, refund, state, "answer")
 
 
 def _end_review_of_refunds(session: Session, payment: Payment) -> None:
@@ -400,12 +327,11 @@ def _refund_evidence(state: base.Refund) -> str:
 # Disputes ---------------------------------------------------------------------------------------
 
 
-def settle_dispute(
-    session: Session, by: ChangedBy, order: Order, payment: Payment, state: base.Dispute
-) -> None:
+def settle_dispute(locked: LockedPayment, state: base.Dispute) -> None:
     """Record a dispute, with one event when it opens and one when it closes."""
+    payment = locked.payment
     dispute = crud.save_dispute(
-        session,
+        locked.session,
         user_id=payment.user_id,
         payment_id=payment.id,
         gateway=payment.gateway,
@@ -417,4 +343,4 @@ def settle_dispute(
         evidence_due_at=state.evidence_due_at,
     )
     if dispute is not None:
-        record_dispute_event(session, by, order, dispute)
+        record_dispute_event(locked, dispute)

@@ -1,48 +1,19 @@
-"""The caller of a change, its request and key, and the response that it ends in."""
+"""The caller of a change, its request and its Idempotency-Key."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from pydantic import BaseModel
 from sqlalchemy.orm import Session
 
 import crud
 import idempotency_keys
 from domain.events import Actor
-from errors import IdempotencyInProgress, ServiceError
+from errors import IdempotencyInProgress
+from idempotency_keys import StoredResponse
 from permissions import Principal
 from rows import OrderRow, PaymentMethodRow, PaymentRow
-
-JSON = "application/json"
-PROBLEM_JSON = "application/problem+json"  # RFC 9457
-
-
-@dataclass(frozen=True, slots=True)
-class StoredResponse:
-    """A finished response, rendered inside the transaction whose outcome it reports."""
-
-    status: int
-    body: bytes
-    headers: dict[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def resource(
-        cls, status: int, resource: BaseModel, location: str | None = None
-    ) -> StoredResponse:
-        headers = {"Content-Type": JSON} | ({"Location": location} if location else {})
-        return cls(status, resource.model_dump_json().encode(), headers)
-
-    @classmethod
-    def json(cls, status: int, text: str, location: str) -> StoredResponse:
-        """A resource that is JSON already."""
-        return cls(status, text.encode(), {"Content-Type": JSON, "Location": location})
-
-    @classmethod
-    def problem(cls, error: ServiceError, request_id: str) -> StoredResponse:
-        headers = {"Content-Type": PROBLEM_JSON, **error.headers}
-        return cls(error.status, error.body(request_id), headers)
 
 
 @dataclass(slots=True)
@@ -107,13 +78,7 @@ class CallContext:
         over.
         """
         if self.key is not None and not idempotency_keys.store_response(
-            session,
-            self.principal.user_id,
-            self.key.id,
-            status=response.status,
-            headers=response.headers,
-            body=response.body,
-            owner=self.key.owner,
+            session, self.principal.user_id, self.key.id, response, self.key.owner
         ):
             raise IdempotencyInProgress
         return response
@@ -124,11 +89,7 @@ class CallContext:
         Raises IdempotencyInProgress when a repeat has taken the key over.
         """
         if self.key is not None and not idempotency_keys.link_key(
-            session,
-            self.principal.user_id,
-            self.key.id,
-            self.key.owner,
-            gateway_key=gateway_key,
+            session, self.principal.user_id, self.key.id, self.key.owner, gateway_key=gateway_key
         ):
             raise IdempotencyInProgress
 
@@ -141,12 +102,5 @@ def answer_waiting_requests(
     `render` takes the id of the request to answer.
     """
     for key in idempotency_keys.list_waiting_keys(session, gateway_key):
-        answer = render(key.request_id)
-        idempotency_keys.store_response(
-            session,
-            key.user_id,
-            key.id,
-            status=answer.status,
-            headers=answer.headers,
-            body=answer.body,
-        )
+        response = render(key.request_id)
+        idempotency_keys.store_response(session, key.user_id, key.id, response)

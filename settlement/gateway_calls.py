@@ -1,7 +1,5 @@
 """Calls a gateway between two transactions. What is not a proven outcome is UNKNOWN."""
 
-from __future__ import annotations
-
 import enum
 import time
 from collections.abc import Callable, Iterator
@@ -16,8 +14,8 @@ from database import phase
 from errors import GatewayUnavailable, InvalidRequest
 from gateways.base import Gateway, NotExecuted, OutcomeUnknown
 from gateways.registry import Gateways
+from idempotency_keys import StoredResponse
 from observability.logs import get_logger
-from settlement.context import StoredResponse
 
 log = get_logger()
 

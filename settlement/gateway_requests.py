@@ -7,24 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from domain.settlement import Source
 from domain.states import PaymentOperation
-from gateways.base import (
-    ChangeRequest,
-    ChargeLookup,
-    ChargeOperation,
-    ChargeRequest,
-    RefundLookup,
-    RefundRequest,
-)
+from gateways import base
 from models import Payment, Refund
 from rows import PaymentMethodRow, PaymentRow, RefundRow
 
 # A gateway only knows void; `cancel` also cancels our order.
-OPERATIONS: Final[dict[PaymentOperation, ChargeOperation]] = {
+OPERATIONS: Final[dict[PaymentOperation, base.ChargeOperation]] = {
     "capture": "capture",
     "void": "void",
     "cancel": "void",
@@ -37,12 +29,12 @@ def charge_request(
     *,
     service_url: str | None = None,
     fault: str | None = None,
-) -> ChargeRequest:
+) -> base.ChargeRequest:
     """The request that makes this payment's charge.
 
     `service_url` and `fault` are for the sandbox, to which nothing is resent.
     """
-    return ChargeRequest(
+    return base.ChargeRequest(
         key=payment.gateway_key,
         payment_id=payment.id,
         order_id=payment.order_id,
@@ -58,48 +50,51 @@ def charge_request(
     )
 
 
-def operation_request(payment: Payment | PaymentRow, fault: str | None = None) -> ChangeRequest:
+def operation_request(
+    payment: Payment | PaymentRow, fault: str | None = None
+) -> base.ChangeRequest:
     """The request for the capture or void that is claimed on this payment."""
     assert payment.operation is not None
     assert payment.operation_key is not None
     assert payment.operation_amount is not None
-    assert payment.gateway_reference is not None
-    return ChangeRequest(
-        operation=OPERATIONS[payment.operation],
-        key=payment.operation_key,
-        reference=payment.gateway_reference,
-        payment_id=payment.id,
-        amount=payment.operation_amount,
-        currency=payment.currency,
-        charge_amount=payment.amount,
-        capture=payment.capture_method == "automatic",
-        fault=fault,
-    )
+    operation, amount = OPERATIONS[payment.operation], payment.operation_amount
+    return _change(payment, operation, payment.operation_key, amount, fault=fault)
 
 
 def completion_request(
     payment: Payment | PaymentRow, returned: Mapping[str, str] | None = None
-) -> ChangeRequest:
+) -> base.ChangeRequest:
     """The request to complete a charge that its shopper has approved, under the charge's key."""
+    params = returned or {}
+    return _change(payment, "complete", payment.gateway_key, payment.amount, redirect_params=params)
+
+
+def _change(
+    payment: Payment | PaymentRow,
+    operation: base.ChargeOperation,
+    key: str,
+    amount: int,
+    **more: Any,
+) -> base.ChangeRequest:
     assert payment.gateway_reference is not None
-    return ChangeRequest(
-        operation="complete",
-        key=payment.gateway_key,
+    return base.ChangeRequest(
+        operation=operation,
+        key=key,
         reference=payment.gateway_reference,
         payment_id=payment.id,
-        amount=payment.amount,
+        amount=amount,
         currency=payment.currency,
         charge_amount=payment.amount,
         capture=payment.capture_method == "automatic",
-        redirect_params=returned or {},
+        **more,
     )
 
 
 def refund_request(
     payment: Payment | PaymentRow, refund: Refund | RefundRow, fault: str | None = None
-) -> RefundRequest:
+) -> base.RefundRequest:
     assert payment.gateway_reference is not None
-    return RefundRequest(
+    return base.RefundRequest(
         key=refund.gateway_key,
         reference=payment.gateway_reference,
         payment_id=payment.id,
@@ -113,29 +108,24 @@ def refund_request(
 
 def charge_lookup(
     payment: Payment | PaymentRow, method: PaymentMethodRow, *, resend: bool = False
-) -> ChargeLookup:
+) -> base.ChargeLookup:
     """Ask what became of the charge. `resend`: the look-up may send the request again."""
     request = charge_request(payment, method)
-    return ChargeLookup(request, payment.gateway_reference, payment.created_at, resend)
+    return base.ChargeLookup(request, payment.gateway_reference, payment.created_at, resend)
 
 
-def operation_lookup(payment: Payment | PaymentRow, *, resend: bool = False) -> ChargeLookup:
+def operation_lookup(payment: Payment | PaymentRow, *, resend: bool = False) -> base.ChargeLookup:
     """Ask what became of the claimed capture or void."""
     request = operation_request(payment)
-    return ChargeLookup(request, payment.gateway_reference, payment.requested_at, resend)
+    return base.ChargeLookup(request, payment.gateway_reference, payment.requested_at, resend)
 
 
-def completion_lookup(
-    request: ChangeRequest, reference: str, requested_at: datetime
-) -> ChargeLookup:
-    """Ask what became of a completion, without sending it again."""
-    return ChargeLookup(request, reference, requested_at, resend=False)
-
-
-def refund_lookup(payment: PaymentRow, refund: RefundRow, *, resend: bool = False) -> RefundLookup:
+def refund_lookup(
+    payment: PaymentRow, refund: RefundRow, *, resend: bool = False
+) -> base.RefundLookup:
     """Ask what became of the refund."""
     request = refund_request(payment, refund)
-    return RefundLookup(request, refund.gateway_reference, refund.created_at, resend)
+    return base.RefundLookup(request, refund.gateway_reference, refund.created_at, resend)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ to its claim there; whichever process settles the claim stores the response.
 docs/idempotency.md explains it to clients.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json
@@ -19,29 +17,14 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.orm import Session
 
 import crud
+import errors
 import idempotency_keys
 import schemas
 from database import phase, retry_transaction
-from errors import (
-    AmountExceedsRemaining,
-    CardNumberNotAllowed,
-    DuplicatePaymentMethod,
-    FieldError,
-    GatewayUnavailable,
-    IdempotencyInProgress,
-    IdempotencyKeyInvalid,
-    IdempotencyKeyReused,
-    InvalidStatusTransition,
-    OperationNotSupported,
-    OrderAlreadyPaid,
-    PaymentDeclined,
-    PaymentDisputed,
-    PaymentMethodDeclined,
-    ServiceError,
-)
+from idempotency_keys import StoredResponse
 from observability.card_numbers import holds_card_number
-from rows import KeyResponse, KeyRow
-from settlement.context import CallContext, ClaimedKey, StoredResponse
+from rows import KeyRow
+from settlement.context import CallContext, ClaimedKey
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
@@ -49,16 +32,16 @@ REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
 # The errors that a key keeps, as it keeps every success, and why. A repeat of the request gets the
 # very same response. Any other error releases the key: nothing was done, and the corrected or
 # repeated request may use it. The table in docs/idempotency.md is made from this one.
-STORED_ERRORS: Final[Mapping[type[ServiceError], str]] = {
-    PaymentDeclined: "the gateway was asked; another attempt is another request",
-    PaymentMethodDeclined: "the gateway was asked; another attempt is another request",
-    DuplicatePaymentMethod: "it depends on what was saved when the request came",
-    InvalidStatusTransition: "it depends on the status that the request met",
-    OrderAlreadyPaid: "it depends on the status that the request met",
-    AmountExceedsRemaining: "it depends on what was left when the request came",
-    PaymentDisputed: "it depends on the dispute that the request met",
-    OperationNotSupported: "the gateway, or the status, does not allow it",
-    GatewayUnavailable: "the attempt is over and surely moved no money",
+STORED_ERRORS: Final[Mapping[type[errors.ServiceError], str]] = {
+    errors.PaymentDeclined: "the gateway was asked; another attempt is another request",
+    errors.PaymentMethodDeclined: "the gateway was asked; another attempt is another request",
+    errors.DuplicatePaymentMethod: "it depends on what was saved when the request came",
+    errors.InvalidStatusTransition: "it depends on the status that the request met",
+    errors.OrderAlreadyPaid: "it depends on the status that the request met",
+    errors.AmountExceedsRemaining: "it depends on what was left when the request came",
+    errors.PaymentDisputed: "it depends on the dispute that the request met",
+    errors.OperationNotSupported: "the gateway, or the status, does not allow it",
+    errors.GatewayUnavailable: "the attempt is over and surely moved no money",
 }
 
 
@@ -76,13 +59,13 @@ def read_key(
     if not values:
         return None
     if len(values) > 1 or not _KEY.fullmatch(values[0]) or not values[0].strip():
-        raise IdempotencyKeyInvalid
+        raise errors.IdempotencyKeyInvalid
     if holds_card_number(values[0]):
-        raise CardNumberNotAllowed(
+        raise errors.CardNumberNotAllowed(
             errors=[
-                FieldError(
+                errors.FieldError(
                     field="Idempotency-Key",
-                    code=CardNumberNotAllowed.code,
+                    code=errors.CardNumberNotAllowed.code,
                     message="This holds a card number; use a random key",
                 )
             ]
@@ -116,7 +99,7 @@ def run(
     session.info.pop("committed", None)  # by the claim; the work itself may still be retried
     try:
         answer = retry_transaction(session, work)
-    except ServiceError as error:
+    except errors.ServiceError as error:
         if type(error) not in STORED_ERRORS:
             _release(session, context, key)
             raise
@@ -128,12 +111,12 @@ def run(
         _release(session, context, key)
         raise
     with phase(session):
-        # The outcome may have become known to another process first, and been told in its words.
+        # Another process may have learned the outcome first, and stored its response.
         user_id = context.principal.user_id
         stored = idempotency_keys.get_stored_response(session, user_id, key.id)
         if stored is None:
             idempotency_keys.release_key(session, user_id, key.id, key.owner)
-    return answer if stored is None else _stored(stored)
+    return answer if stored is None else stored
 
 
 def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | None:
@@ -148,16 +131,16 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
     if claim is None:
         row = idempotency_keys.lock_key(session, user_id, key.value)
         if row is None:  # released between the two statements
-            raise IdempotencyInProgress
+            raise errors.IdempotencyInProgress
         if row.has_expired:
             claim = idempotency_keys.claim_expired_key(session, user_id, row.id, **request)
         else:
             if row.fingerprint not in key.fingerprints:
-                raise IdempotencyKeyReused
+                raise errors.IdempotencyKeyReused
             if row.status is not None:
                 return row
             if row.is_owned:
-                raise IdempotencyInProgress
+                raise errors.IdempotencyInProgress
             if row.gateway_key is not None:
                 return row
             claim = idempotency_keys.take_over_key(session, user_id, row.id, context.key_lease)
@@ -167,7 +150,7 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
 
 def _replay(session: Session, row: KeyRow) -> StoredResponse:
     if row.status is not None and row.body is not None:
-        answer = _stored(KeyResponse(row.status, row.headers, row.body))
+        answer = StoredResponse.from_row(row.status, row.body, row.headers)
     else:
         assert row.gateway_key is not None
         answer = _present(session, row.gateway_key)
@@ -181,15 +164,11 @@ def _present(session: Session, gateway_key: str) -> StoredResponse:
         return StoredResponse.resource(202, schemas.Refund.model_validate(refund))
     payment = crud.get_payment_of_key(session, gateway_key)
     if payment is None:
-        raise IdempotencyInProgress  # settled this very moment; the next repeat is answered
+        raise errors.IdempotencyInProgress  # settled this very moment; the next repeat is answered
     if payment.operation_key == gateway_key and payment.operation == "cancel":
         order = crud.require_order(session, payment.order_id, payment.user_id)
         return StoredResponse.resource(202, schemas.Order.model_validate(order))
     return StoredResponse.resource(202, schemas.Payment.model_validate(payment))
-
-
-def _stored(row: KeyResponse) -> StoredResponse:
-    return StoredResponse(row.status, bytes(row.body), dict(row.headers or {}))
 
 
 def _release(session: Session, context: CallContext, key: ClaimedKey) -> None:

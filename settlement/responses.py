@@ -1,14 +1,12 @@
 """The responses of money requests: while the outcome is open, and once it is known."""
 
-from __future__ import annotations
-
 from typing import Final
 
 import schemas
 from domain.states import PaymentOperation
 from errors import GatewayUnavailable, InvalidStatusTransition, PaymentDeclined
+from idempotency_keys import StoredResponse
 from models import Order, Payment, Refund
-from settlement.context import StoredResponse
 
 NOT_CHARGED: Final = "not_charged"  # the failure code of a charge that never happened
 
@@ -19,9 +17,7 @@ def charge_response(payment: Payment, request_id: str) -> StoredResponse:
         failure = payment.failure
         if failure["code"] == NOT_CHARGED:
             not_charged = GatewayUnavailable(
-                failure["message"],
-                payment_id=payment.id,
-                retryable=failure.get("retryable", True),
+                failure["message"], payment_id=payment.id, retryable=failure.get("retryable", True)
             )
             return StoredResponse.problem(not_charged, request_id)
         declined = PaymentDeclined(

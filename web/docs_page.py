@@ -219,7 +219,7 @@ def _is_developer(request: Request) -> bool:
     """Whether somebody on this machine opens the page, with no proxy between.
 
     Both ends count: a page whose name was rebound to 127.0.0.1 connects from here, but names its
-    own host. Proxies and forwarded ports connect from here too, and mostly say for whom.
+    own host. Proxies and forwarded ports connect from here too, and mostly name their client.
     """
     peer, hosts = request.client, request.headers.getlist("host")
     return (
@@ -229,7 +229,7 @@ def _is_developer(request: Request) -> bool:
         and LOOPBACK_HOST.fullmatch(hosts[0]) is not None
         # A visitor sends no Origin; a script of a site that CORS_ORIGINS names does.
         and not any(map(PROXY_HEADERS.fullmatch, request.headers.keys()))
-        # nginx asks so unless it is told otherwise; no browser does.
+        # nginx asks so by default; no browser does.
         and request.scope["http_version"] != "1.0"
     )
 

@@ -1,25 +1,8 @@
 """Which problems an operation can answer with, for the OpenAPI document."""
 
-from __future__ import annotations
-
 from typing import Any
 
-from errors import (
-    BodyTooLarge,
-    CardNumberNotAllowed,
-    DatabaseUnavailable,
-    Forbidden,
-    IdempotencyInProgress,
-    IdempotencyKeyInvalid,
-    IdempotencyKeyReused,
-    InternalError,
-    InvalidRequest,
-    NotFound,
-    Overloaded,
-    ServiceError,
-    Unauthenticated,
-    UnsupportedMediaType,
-)
+import errors
 
 PROBLEM_SCHEMA = {"$ref": "#/components/schemas/Problem"}
 # By operation: the rules behind an `invalid_request` that no schema can tell, such as check digits
@@ -41,26 +24,26 @@ VALIDATION_RULES = {
     "reviewPayment": ["refund_id", "missing", "taken"],
     "listSandboxCharges": ["cursor"],  # of a charge that is not in its books
 }
-_ALWAYS = (InternalError, Overloaded, DatabaseUnavailable)
+_ALWAYS = (errors.InternalError, errors.Overloaded, errors.DatabaseUnavailable)
 _BODY = (
-    InvalidRequest,
-    CardNumberNotAllowed,
-    IdempotencyKeyInvalid,
-    IdempotencyInProgress,
-    BodyTooLarge,
-    UnsupportedMediaType,
-    IdempotencyKeyReused,
+    errors.InvalidRequest,
+    errors.CardNumberNotAllowed,
+    errors.IdempotencyKeyInvalid,
+    errors.IdempotencyInProgress,
+    errors.BodyTooLarge,
+    errors.UnsupportedMediaType,
+    errors.IdempotencyKeyReused,
 )
 
 
 def problems(
-    *errors: type[ServiceError], body: bool = False, public: bool = False
+    *kinds: type[errors.ServiceError], body: bool = False, public: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """The `responses` of an operation: those named, and those that any such operation has."""
     possible = [
-        *errors,
+        *kinds,
         *(_BODY if body else ()),
-        *(() if public else (Unauthenticated,)),
+        *(() if public else (errors.Unauthenticated,)),
         *_ALWAYS,
     ]
     by_status: dict[int | str, dict[str, Any]] = {}
@@ -81,7 +64,7 @@ def problems(
 
 
 def resource_problems(
-    *errors: type[ServiceError], body: bool = False
+    *kinds: type[errors.ServiceError], body: bool = False
 ) -> dict[int | str, dict[str, Any]]:
     """The problems of an operation on one resource."""
-    return problems(NotFound, Forbidden, *errors, body=body)
+    return problems(errors.NotFound, errors.Forbidden, *kinds, body=body)

@@ -27,10 +27,11 @@ from database import POOL_SIZE, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
+from idempotency_keys import JSON, StoredResponse
 from middleware.request_layer import send_answer
 from permissions import ANYONE, RULES, VisibleTo
 from settlement import idempotency
-from settlement.context import JSON, CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
 from web.arguments import Arguments
 from web.json_body import StrictRequest

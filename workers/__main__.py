@@ -1,7 +1,5 @@
 """The background roles alone: `python -m workers`, for deployments with RUN_WORKERS=false."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading

@@ -1,7 +1,5 @@
 """The one loop that runs every role, in a thread each, and the poll that wakes them."""
 
-from __future__ import annotations
-
 import random
 import threading
 

@@ -3,8 +3,6 @@
 Any number of processes may run them: each row is leased (SKIP LOCKED) and applied once.
 """
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

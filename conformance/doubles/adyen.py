@@ -144,7 +144,7 @@ class AdyenDouble(Double):
         return {"redirectResult": payment.redirect_result}
 
     def approve_after_all(self, reference: str) -> None:
-        """The shopper's bank agrees to what was closed or given up: Adyen says that this happens
+        """The shopper's bank agrees to what was closed or canceled: Adyen says that this happens
         (https://www.adyen.help/hc/en-us/articles/360000238870-What-are-offers-)."""
         with self.lock:
             payment = self.payment(reference)

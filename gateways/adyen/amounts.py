@@ -1,7 +1,5 @@
 """Amounts as Adyen writes them: `{"value": 1099, "currency": "USD"}`, in decimals of its own."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -10,11 +8,6 @@ from domain.money import EXPONENTS, rescale, unscale
 # Where Adyen counts otherwise than ISO 4217:
 # https://docs.adyen.com/development-resources/currency-codes
 DECIMALS: Final[Mapping[str, int]] = {"CLP": 2, "CVE": 0, "IDR": 0, "ISK": 2}
-
-
-def to_value(amount: int, currency: str) -> int | None:
-    """Our minor units as Adyen counts them; None for a fraction that it cannot take."""
-    return rescale(amount, currency, _decimals(currency))
 
 
 def read_amount(found: object) -> tuple[int, str] | None:
@@ -29,8 +22,8 @@ def read_amount(found: object) -> tuple[int, str] | None:
 
 
 def amount_object(amount: int, currency: str) -> dict[str, Any] | None:
-    """Our minor units as Adyen's object; None as in `to_value`."""
-    value = to_value(amount, currency)
+    """Our minor units as Adyen's object; None for a fraction that it cannot take."""
+    value = rescale(amount, currency, _decimals(currency))
     return None if value is None else {"value": value, "currency": currency}
 
 

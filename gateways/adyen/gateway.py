@@ -3,8 +3,6 @@
 `responses.py` reads the answers, `notifications.py` the outcomes that Adyen reports later.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta, timezone
@@ -16,29 +14,11 @@ from typing_extensions import Self
 
 from config import ConfigurationError, Settings, split_keys
 from domain.money import format_money
+from gateways import base
 from gateways.adyen import references
 from gateways.adyen.amounts import amount_object, read_amount
 from gateways.adyen.notifications import event_of, verify
 from gateways.adyen.responses import Expected, accepted, charge_of, received, text
-from gateways.base import (
-    Capabilities,
-    ChangeRequest,
-    Charge,
-    ChargeLookup,
-    ChargeRequest,
-    Gateway,
-    GatewayEvent,
-    MethodInvalid,
-    MethodRequest,
-    NotExecuted,
-    OutcomeNotShown,
-    OutcomeUnknown,
-    Refund,
-    RefundLookup,
-    RefundRequest,
-    Refused,
-    SavedMethod,
-)
 from gateways.replay import looking_up, replay, require_remembered
 from gateways.transport import Transport
 
@@ -62,11 +42,11 @@ CAPTURE_AT_ONCE: Final[Mapping[str, Any]] = {"captureDelayHours": 0}
 CAPTURE_LATER: Final[Mapping[str, Any]] = {"additionalData": {"manualCapture": "true"}}
 
 
-class AdyenGateway(Gateway):
+class AdyenGateway(base.Gateway):
     """Adyen answers "received" and reports the outcome by notification. Nothing can be read."""
 
     name = "adyen"
-    capabilities = Capabilities(
+    capabilities = base.Capabilities(
         payment_types=frozenset({"card"}), needs_redirect_params=True, can_retrieve=False
     )
     required_settings = ("adyen_api_key", "adyen_merchant_account", "adyen_hmac_key")
@@ -112,7 +92,7 @@ class AdyenGateway(Gateway):
 
     # Methods ------------------------------------------------------------------------------------
 
-    def save_method(self, request: MethodRequest) -> SavedMethod:
+    def save_method(self, request: base.MethodRequest) -> base.SavedMethod:
         """The token is a storedPaymentMethodId from Adyen's Drop-in in the shopper's browser.
 
         Adyen must keep it for this shopper. Otherwise a leaked token would charge a stranger's
@@ -123,13 +103,13 @@ class AdyenGateway(Gateway):
         path = f"/storedPaymentMethods?{urlencode(query)}"
         try:
             answer = accepted(self._transport.send("GET", path, headers=self._headers()))
-        except Refused:
+        except base.Refused:
             answer = {}  # Adyen does not know the shopper
         known = answer.get("storedPaymentMethods")
         for method in known if isinstance(known, list) else []:
             if isinstance(method, Mapping) and method.get("id") == (request.token or ""):
                 return _saved_card(method, shopper)
-        raise MethodInvalid(
+        raise base.MethodInvalid(
             "details.token",
             "token_unknown",
             "Send the storedPaymentMethodId of a card that Adyen keeps for the"
@@ -138,7 +118,7 @@ class AdyenGateway(Gateway):
 
     # Money --------------------------------------------------------------------------------------
 
-    def charge(self, request: ChargeRequest) -> Charge:
+    def charge(self, request: base.ChargeRequest) -> base.Charge:
         reference = references.of_charge(request)
         body = {
             "merchantAccount": self._merchant_account,
@@ -148,10 +128,7 @@ class AdyenGateway(Gateway):
             "shopperReference": request.customer,
             "shopperInteraction": "ContAuth",  # with a card on file, whoever is there
             "returnUrl": request.return_url,
-            "metadata": {
-                "payment_id": str(request.payment_id),
-                "order_id": str(request.order_id),
-            },
+            "metadata": {"payment_id": str(request.payment_id), "order_id": str(request.order_id)},
             **(OFF_SESSION if request.off_session else ON_SESSION),
             **(CAPTURE_AT_ONCE if request.capture else CAPTURE_LATER),
         }
@@ -159,15 +136,15 @@ class AdyenGateway(Gateway):
         expected = Expected(reference, request.amount, request.currency, request.capture)
         return charge_of(answer, expected)
 
-    def complete(self, request: ChangeRequest) -> Charge:
+    def complete(self, request: base.ChangeRequest) -> base.Charge:
         """Send the `redirectResult` that Adyen added to the return URL.
 
-        Raises Refused if it belongs to another payment, which only the answer tells; then this
+        Raises Refused if it belongs to another payment, which only the answer shows; then this
         payment still waits. Raises OutcomeNotShown without one.
         """
         result = request.redirect_params.get("redirectResult")
         if not result:
-            raise OutcomeNotShown("without the redirectResult only a notification can tell")
+            raise base.OutcomeNotShown("without the redirectResult only a notification can tell")
         # The key depends on the result, so that the answer to a wrong one does not replay.
         digest = hashlib.sha256(result.encode()).hexdigest()[:16]
         body = {"details": {"redirectResult": result}}
@@ -175,13 +152,13 @@ class AdyenGateway(Gateway):
         reference = references.of_completed(request)
         about = text(answer, "merchantReference")
         if about is None:
-            raise OutcomeUnknown("the answer does not say which payment it is about")
+            raise base.OutcomeUnknown("the answer does not say which payment it is about")
         if about != reference:
-            raise Refused("the redirectResult is of another payment")
+            raise base.Refused("the redirectResult is of another payment")
         expected = Expected(reference, request.charge_amount, request.currency, request.capture)
         return charge_of(answer, expected)
 
-    def capture(self, request: ChangeRequest) -> Charge:
+    def capture(self, request: base.ChangeRequest) -> base.Charge:
         body = {
             "merchantAccount": self._merchant_account,
             "amount": _amount(request.amount, request.currency),
@@ -190,7 +167,7 @@ class AdyenGateway(Gateway):
         received(self._modify("captures", request, body), request.reference)
         return _processing(request)
 
-    def void(self, request: ChangeRequest) -> Charge:
+    def void(self, request: base.ChangeRequest) -> base.Charge:
         # By our reference, because Adyen's may become known between this request and its replay.
         payment = references.of_completed(request)
         body = {
@@ -201,7 +178,7 @@ class AdyenGateway(Gateway):
         received(self._post("/cancels", body, request.key), payment)
         return _processing(request)
 
-    def refund(self, request: RefundRequest) -> Refund:
+    def refund(self, request: base.RefundRequest) -> base.Refund:
         body = {
             "merchantAccount": self._merchant_account,
             "amount": _amount(request.amount, request.currency),
@@ -210,22 +187,22 @@ class AdyenGateway(Gateway):
         answer = self._modify("refunds", request, body)
         amount = read_amount(answer.get("amount"))
         if amount is None:
-            raise OutcomeUnknown("the answer lacks the amount of the refund")
+            raise base.OutcomeUnknown("the answer lacks the amount of the refund")
         reference = received(answer, request.reference)
-        return Refund(reference, "pending", *amount, refund_id=request.refund_id)
+        return base.Refund(reference, "pending", *amount, refund_id=request.refund_id)
 
     # Look-ups -----------------------------------------------------------------------------------
 
     @looking_up()
-    def look_up(self, query: ChargeLookup) -> Charge | None:
+    def look_up(self, query: base.ChargeLookup) -> base.Charge | None:
         """Replay the request, because nothing at Adyen can be read (see `_replay`).
 
         For a charge that waits for its shopper Adyen answers with the redirect again.
         """
         request = query.request
-        if isinstance(request, ChargeRequest):
+        if isinstance(request, base.ChargeRequest):
             if query.reference is not None and not references.is_ours(query.reference):
-                raise OutcomeNotShown("a payment cannot be read; its notification tells")
+                raise base.OutcomeNotShown("a payment cannot be read; its notification tells")
             state = _replay(lambda: self.charge(request), query)
             waits = query.reference is not None
         else:
@@ -233,20 +210,20 @@ class AdyenGateway(Gateway):
             state = _replay(lambda: change[request.operation](request), query)
             waits = request.operation == "complete"
         if state is None and waits:  # None would mean that the charge was never made
-            raise OutcomeNotShown("the replay was refused; the charge still waits")
+            raise base.OutcomeNotShown("the replay was refused; the charge still waits")
         return state
 
     @looking_up()
-    def look_up_refund(self, query: RefundLookup) -> Refund | None:
+    def look_up_refund(self, query: base.RefundLookup) -> base.Refund | None:
         """As in `look_up`. Adyen answers the replay of a refund that it knows with "pending"."""
         state = _replay(lambda: self.refund(query.request), query)
         if state is None and query.reference is not None:
-            raise OutcomeNotShown("the replay was refused, but Adyen had received the refund")
+            raise base.OutcomeNotShown("the replay was refused, but Adyen had received the refund")
         return state
 
     # Webhooks -----------------------------------------------------------------------------------
 
-    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> base.GatewayEvent:
         return event_of(verify(body, self._hmac_keys, self._merchant_account))
 
     # HTTP ---------------------------------------------------------------------------------------
@@ -259,11 +236,11 @@ class AdyenGateway(Gateway):
         return accepted(self._transport.send("POST", path, headers=self._headers(key), body=body))
 
     def _modify(
-        self, what: str, request: ChangeRequest | RefundRequest, body: Mapping[str, Any]
+        self, what: str, request: base.ChangeRequest | base.RefundRequest, body: Mapping[str, Any]
     ) -> Mapping[str, Any]:
         """Change a payment. Raises NotExecuted while Adyen's reference of it is not known."""
         if references.is_ours(request.reference):
-            raise NotExecuted("Adyen has not told its reference of the payment yet")
+            raise base.NotExecuted("Adyen has not sent its reference of the payment yet")
         payment = quote(request.reference, safe="")
         return self._post(f"/payments/{payment}/{what}", body, request.key)
 
@@ -287,15 +264,15 @@ def _hmac_keys(value: str) -> list[bytes]:
 def _amount(amount: int, currency: str) -> dict[str, Any]:
     found = amount_object(amount, currency)
     if found is None:
-        raise Refused("an amount that Adyen cannot take")
+        raise base.Refused("an amount that Adyen cannot take")
     return found
 
 
-def _processing(request: ChangeRequest) -> Charge:
-    return Charge(request.reference, "processing", request.charge_amount, request.currency)
+def _processing(request: base.ChangeRequest) -> base.Charge:
+    return base.Charge(request.reference, "processing", request.charge_amount, request.currency)
 
 
-def _replay(call: Callable[[], T], query: ChargeLookup | RefundLookup) -> T | None:
+def _replay(call: Callable[[], T], query: base.ChargeLookup | base.RefundLookup) -> T | None:
     """Replay a request while `query.resend` allows it; afterwards only a notification can tell.
 
     There is no fence. Adyen does not document how it answers a known key with another request, so
@@ -304,16 +281,16 @@ def _replay(call: Callable[[], T], query: ChargeLookup | RefundLookup) -> T | No
     notification is only late.
     """
     if not query.resend:
-        raise OutcomeNotShown("it is not sent again; its notification tells")
+        raise base.OutcomeNotShown("it is not sent again; its notification tells")
     require_remembered(datetime.now(timezone.utc) - query.requested_at, KEY_LIFETIME)
     return replay(call)
 
 
-def _saved_card(method: Mapping[str, Any], shopper: str) -> SavedMethod:
+def _saved_card(method: Mapping[str, Any], shopper: str) -> base.SavedMethod:
     """Raises MethodInvalid for a stored method that is no card."""
     token = text(method, "id")
     if token is None or method.get("type") != "scheme":
-        raise MethodInvalid("details.token", "token_not_card", "Send the token of a card")
+        raise base.MethodInvalid("details.token", "token_not_card", "Send the token of a card")
     brand = text(method, "brand") or "other"
     details = {
         "brand": BRANDS.get(brand, brand),
@@ -322,7 +299,7 @@ def _saved_card(method: Mapping[str, Any], shopper: str) -> SavedMethod:
         "exp_year": _number(method.get("expiryYear")),
         "cardholder_name": text(method, "holderName"),
     }
-    return SavedMethod(token, details, identity=token, customer=shopper)
+    return base.SavedMethod(token, details, identity=token, customer=shopper)
 
 
 def _number(value: object) -> int | None:

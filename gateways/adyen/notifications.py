@@ -4,14 +4,13 @@ Only the eight signed fields decide about money. An attacker could change the ot
 `additionalData`); they only choose a decline code.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import hmac
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 from domain.declines import ADYEN, normalize_decline_code
@@ -254,9 +253,7 @@ def _offer_closed(found: Notification) -> GatewayEvent:
 
 
 def _charge_ended(
-    found: Notification,
-    status: Literal["voided", "declined"],
-    decline: Decline | None = None,
+    found: Notification, status: Literal["voided", "declined"], decline: Decline | None = None
 ) -> GatewayEvent:
     if found.amount is None:
         return _needs_review(found)
@@ -266,10 +263,6 @@ def _charge_ended(
 
 def _refund(found: Notification) -> GatewayEvent:
     return _refund_state(found, "succeeded" if found.succeeded else "failed")
-
-
-def _refund_failed(found: Notification) -> GatewayEvent:
-    return _refund_state(found, "failed")
 
 
 def _refund_state(found: Notification, status: Literal["succeeded", "failed"]) -> GatewayEvent:
@@ -306,8 +299,8 @@ MEANINGS: Final[Mapping[str, Callable[[Notification], GatewayEvent]]] = {
     "EXPIRE": _authorization_ended,
     "OFFER_CLOSED": _offer_closed,
     "REFUND": _refund,
-    "REFUND_FAILED": _refund_failed,
-    "REFUNDED_REVERSED": _refund_failed,
+    "REFUND_FAILED": partial(_refund_state, status="failed"),
+    "REFUNDED_REVERSED": partial(_refund_state, status="failed"),
     "CANCEL_OR_REFUND": _reversal,
 }
 

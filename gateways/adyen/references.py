@@ -5,8 +5,6 @@ one of a capture not how much was authorized. And nothing at Adyen can be read. 
 repeats our reference, and the signature covers it. Amounts are in our minor units.
 """
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from typing import Final

@@ -1,7 +1,5 @@
 """Reads Adyen's answers: errors as errors of the contract, result codes as charges."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Amounts as PayPal writes them: decimal strings, in the currencies and decimals it supports."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from decimal import Decimal

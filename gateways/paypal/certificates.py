@@ -1,7 +1,5 @@
 """Fetches the certificates that sign PayPal's webhooks, and verifies their chain to a root."""
 
-from __future__ import annotations
-
 import contextlib
 import re
 import ssl
@@ -208,10 +206,7 @@ def _roots(bundle: bytes) -> list[x509.Certificate]:
 
 
 def _issuer(
-    certificate: x509.Certificate,
-    candidates: Sequence[x509.Certificate],
-    depth: int,
-    now: datetime,
+    certificate: x509.Certificate, candidates: Sequence[x509.Certificate], depth: int, now: datetime
 ) -> x509.Certificate | None:
     """The candidate that issued a certificate. `depth`: how many authorities are below it."""
     for candidate in candidates:

@@ -3,8 +3,6 @@
 `states.py` reads the answers.
 """
 
-from __future__ import annotations
-
 import re
 import threading
 import time
@@ -88,25 +86,15 @@ class Client:
         self, method: str, path: str, headers: Mapping[str, str], body: Body | None
     ) -> Mapping[str, Any]:
         token = self._access_token()
-        reply = self._send(method, path, headers, body, token)
+        authorized = {**headers, "Authorization": f"Bearer {token}"}
+        reply = self.transport.send(method, path, headers=authorized, body=body)
         if reply.status == 401:
             # Nothing was executed. Tokens can end before their time.
-            token = self._access_token(instead_of=token)
-            reply = self._send(method, path, headers, body, token)
+            authorized["Authorization"] = f"Bearer {self._access_token(instead_of=token)}"
+            reply = self.transport.send(method, path, headers=authorized, body=body)
         if reply.status >= 400:
             raise _failure(reply)
         return reply.body
-
-    def _send(
-        self,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: Body | None,
-        token: str,
-    ) -> Reply:
-        authorized = {**headers, "Authorization": f"Bearer {token}"}
-        return self.transport.send(method, path, headers=authorized, body=body)
 
     def _access_token(self, *, instead_of: str | None = None) -> str:
         """A token that is valid for a while. Raises NotExecuted."""

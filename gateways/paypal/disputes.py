@@ -4,8 +4,6 @@ The app needs the feature "Disputes".
 https://developer.paypal.com/docs/api/customer-disputes/v1/
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from typing import Final

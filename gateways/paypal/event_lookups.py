@@ -1,7 +1,5 @@
 """Reads from PayPal what a webhook is about, because its own content cannot be trusted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from gateways.base import Dispute, Guard, MethodChange, NotExecuted, OutcomeUnknown

@@ -7,8 +7,6 @@ days. So we ignore what a webhook says about money, states, disputes and methods
 https://developer.paypal.com/api/rest/webhooks/event-names/
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Callable, Mapping

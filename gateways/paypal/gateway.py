@@ -15,27 +15,7 @@ import sqlalchemy as sa
 
 from config import ConfigurationError, Settings
 from domain.states import ChargeStatus
-from gateways.base import (
-    Capabilities,
-    ChangeRequest,
-    Charge,
-    ChargeLookup,
-    ChargeOperation,
-    ChargePage,
-    ChargeRequest,
-    Gateway,
-    GatewayEvent,
-    MethodRequest,
-    NotExecuted,
-    OutcomeNotShown,
-    OutcomeUnknown,
-    Refund,
-    RefundLookup,
-    RefundRequest,
-    Refused,
-    SavedMethod,
-    SignatureInvalid,
-)
+from gateways import base
 from gateways.paypal import amounts, disputes, event_lookups, events, signature, vault
 from gateways.paypal.certificates import Certificates
 from gateways.paypal.client import Client, NotFound, Rejected
@@ -105,21 +85,21 @@ NOT_CAPTURABLE: Final = frozenset(
 # The charge waits for the payer, or for `complete`.
 WAITING: Final[frozenset[ChargeStatus]] = frozenset({"requires_action", "approved"})
 # The statuses of a charge on which the operation had no effect yet.
-UNDONE: Final[Mapping[ChargeOperation, frozenset[ChargeStatus]]] = {
+UNDONE: Final[Mapping[base.ChargeOperation, frozenset[ChargeStatus]]] = {
     "capture": frozenset({"authorized"}),
     "complete": frozenset({"approved"}),
     "void": WAITING | {"authorized"},
 }
 
 
-class PayPalGateway(Gateway):
+class PayPalGateway(base.Gateway):
     """PayPal wallets: approved by the payer each time, or kept in PayPal's vault."""
 
     name = "paypal"
     required_settings = ("paypal_client_id", "paypal_client_secret")
     # PayPal's transaction search lags by up to three hours and has no order ids, so it is no list
     # of charges. The service looks up each of its payments instead.
-    capabilities = Capabilities(payment_types=frozenset({"paypal"}), lists_disputes=True)
+    capabilities = base.Capabilities(payment_types=frozenset({"paypal"}), lists_disputes=True)
 
     def __init__(
         self,
@@ -166,12 +146,12 @@ class PayPalGateway(Gateway):
 
     # Methods ------------------------------------------------------------------------------------
 
-    def save_method(self, request: MethodRequest) -> SavedMethod:
+    def save_method(self, request: base.MethodRequest) -> base.SavedMethod:
         return vault.save(self.client, request)
 
     # Charges ------------------------------------------------------------------------------------
 
-    def charge(self, request: ChargeRequest) -> Charge:
+    def charge(self, request: base.ChargeRequest) -> base.Charge:
         if request.off_session and request.token == REDIRECT:
             return _declined_charge(request, "PAYER_ACTION_REQUIRED")
         try:
@@ -182,10 +162,10 @@ class PayPalGateway(Gateway):
             return _declined_charge(request, refusal.issue)
         charge = self._charge_of(request, read_order(answer))
         if charge is None:
-            raise Refused("a fence has used up the key of this charge")
+            raise base.Refused("a fence has used up the key of this charge")
         return charge
 
-    def _charge_of(self, request: ChargeRequest, order: Order) -> Charge | None:
+    def _charge_of(self, request: base.ChargeRequest, order: Order) -> base.Charge | None:
         """The charge that an order is; None for a fence."""
         if order.unit_reference == FENCE:
             return None
@@ -196,7 +176,7 @@ class PayPalGateway(Gateway):
             return replace(charge, status="declined", redirect_url=None, decline=why)
         return charge
 
-    def complete(self, request: ChangeRequest) -> Charge:
+    def complete(self, request: base.ChangeRequest) -> base.Charge:
         """Capture or authorize an order that its payer has approved."""
         action = "capture" if request.capture else "authorize"
         path = f"{ORDERS}/{_path_id(request.reference)}/{action}"
@@ -206,10 +186,10 @@ class PayPalGateway(Gateway):
             return self._state_after(refusal, request, COMPLETED_BEFORE)
         charge = self._state(read_order(answer))
         if charge.status == "approved":
-            raise OutcomeUnknown("the order does not show its completion")
+            raise base.OutcomeUnknown("the order does not show its completion")
         return charge
 
-    def capture(self, request: ChangeRequest) -> Charge:
+    def capture(self, request: base.ChangeRequest) -> base.Charge:
         """Capture an authorization and release the rest. An old one is renewed first."""
         money = amounts.write(request.amount, request.currency)
         order = self._read_before_request(request)
@@ -218,7 +198,7 @@ class PayPalGateway(Gateway):
             return self._state(order)
         authorization = order.authorization
         if authorization is None:
-            raise Refused("the order has no authorization")
+            raise base.Refused("the order has no authorization")
         if not authorization.is_over:
             authorization = self._renewed(authorization, request)
         try:
@@ -230,7 +210,7 @@ class PayPalGateway(Gateway):
         except Rejected as refusal:
             return self._state_after(refusal, request, NOT_CAPTURABLE)
         captured = read_capture(answer)
-        return Charge(
+        return base.Charge(
             reference=request.reference,
             status=captured.status,
             amount=request.charge_amount,
@@ -239,7 +219,7 @@ class PayPalGateway(Gateway):
             decline=captured.decline,
         )
 
-    def _renewed(self, authorization: Authorization, request: ChangeRequest) -> Authorization:
+    def _renewed(self, authorization: Authorization, request: base.ChangeRequest) -> Authorization:
         """The authorization, renewed if its honor period is over and PayPal allows it.
 
         https://developer.paypal.com/docs/api/payments/v2/#authorizations_reauthorize
@@ -253,12 +233,12 @@ class PayPalGateway(Gateway):
             answer = self.client.post(path, whole, key=f"{request.key}-reauthorize")
         except Rejected:
             return authorization  # PayPal renews only once; the old one may still be captured
-        except OutcomeUnknown as error:
-            raise NotExecuted(f"reauthorize: {error}") from None  # nothing was captured yet
+        except base.OutcomeUnknown as error:
+            raise base.NotExecuted(f"reauthorize: {error}") from None  # nothing was captured yet
         new = plain_id(answer.get("id"))
         return replace(authorization, id=new) if new is not None else authorization
 
-    def void(self, request: ChangeRequest) -> Charge:
+    def void(self, request: base.ChangeRequest) -> base.Charge:
         """Void an authorization. An order that waits counts as void: we never complete it."""
         order = self._read_before_request(request)
         state = self._state(order)
@@ -279,12 +259,12 @@ class PayPalGateway(Gateway):
             return replace(state, status="voided", capture_before=None)
         after = self._current_state(request)  # 204 has no body, and {} is no answer
         if after.status == "authorized":
-            raise OutcomeUnknown("the order does not show its void")
+            raise base.OutcomeUnknown("the order does not show its void")
         return after
 
     # Refunds ------------------------------------------------------------------------------------
 
-    def refund(self, request: RefundRequest) -> Refund:
+    def refund(self, request: base.RefundRequest) -> base.Refund:
         money = amounts.write(request.amount, request.currency)
         order = self._read_before_request(request)
         made = order.our_refunds.get(request.key)
@@ -292,7 +272,7 @@ class PayPalGateway(Gateway):
             return made
         capture = order.capture("captured")
         if capture is None:
-            raise Refused("nothing is captured")
+            raise base.Refused("nothing is captured")
         body: dict[str, Any] = {
             "amount": money,
             "custom_id": refund_custom_id(request.payment_id, request.refund_id),
@@ -307,9 +287,9 @@ class PayPalGateway(Gateway):
     # Look-ups -----------------------------------------------------------------------------------
 
     @looking_up()
-    def look_up(self, query: ChargeLookup) -> Charge | None:
+    def look_up(self, query: base.ChargeLookup) -> base.Charge | None:
         request = query.request
-        if isinstance(request, ChangeRequest):
+        if isinstance(request, base.ChangeRequest):
             return self._look_up_change(request, query)
         if query.reference is None:
             return self._look_up_lost_charge(request, query)
@@ -318,13 +298,15 @@ class PayPalGateway(Gateway):
         except NotFound as missing:
             unpaid = request.token == REDIRECT  # else it was paid at once, or not at all
             if unpaid and self._now() - query.requested_at > UNPAID_ORDER_LIFETIME:
-                return Charge(query.reference, "voided", request.amount, request.currency)
-            raise OutcomeNotShown(str(missing)) from None
+                return base.Charge(query.reference, "voided", request.amount, request.currency)
+            raise base.OutcomeNotShown(str(missing)) from None
         if order.key != request.key:
-            raise OutcomeNotShown("the order was made by another system")
+            raise base.OutcomeNotShown("the order was made by another system")
         return self._state(order)
 
-    def _look_up_lost_charge(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
+    def _look_up_lost_charge(
+        self, request: base.ChargeRequest, query: base.ChargeLookup
+    ) -> base.Charge | None:
         """A charge whose order id we never received. PayPal has no search for orders."""
         if query.resend:
             return self._replay(lambda: self.charge(request), query, ORDER_KEY_LIFETIME)
@@ -335,7 +317,9 @@ class PayPalGateway(Gateway):
             return None
         return self._fence_charge(request, query)
 
-    def _fence_charge(self, request: ChargeRequest, query: ChargeLookup) -> Charge | None:
+    def _fence_charge(
+        self, request: base.ChargeRequest, query: base.ChargeLookup
+    ) -> base.Charge | None:
         """Use up the key of a charge with an order that nobody can pay.
 
         PayPal answers a second request under a PayPal-Request-Id with what the first one made, as
@@ -344,11 +328,13 @@ class PayPalGateway(Gateway):
         charge. It then remembers the key of this order for hours, and no request is under way for
         so long. https://developer.paypal.com/reference/guidelines/idempotency/
         """
-        self._require_remembered(query, ORDER_KEY_LIFETIME)
+        require_remembered(self._now() - query.requested_at, ORDER_KEY_LIFETIME)
         answer = self.client.post(ORDERS, _fence_body(request), key=request.key)
         return self._charge_of(request, read_order(answer))
 
-    def _look_up_change(self, request: ChangeRequest, query: ChargeLookup) -> Charge | None:
+    def _look_up_change(
+        self, request: base.ChangeRequest, query: base.ChargeLookup
+    ) -> base.Charge | None:
         state = self._current_state(request)
         if state.status not in UNDONE[request.operation]:
             return state
@@ -363,9 +349,9 @@ class PayPalGateway(Gateway):
         if request.operation == "complete":
             return self._fence_completion(request)
         # Only a capture can use up the key of a capture, and a void has no key.
-        raise OutcomeNotShown("the order does not show it, and it may still arrive")
+        raise base.OutcomeNotShown("the order does not show it, and it may still arrive")
 
-    def _fence_completion(self, request: ChangeRequest) -> Charge | None:
+    def _fence_completion(self, request: base.ChangeRequest) -> base.Charge | None:
         """Change an approved order so that PayPal refuses its completion, however late it arrives.
 
         PayPal does not capture an order whose intent is AUTHORIZE, nor authorize one whose intent
@@ -379,7 +365,7 @@ class PayPalGateway(Gateway):
         return None if state.status in WAITING else state
 
     @looking_up()
-    def look_up_refund(self, query: RefundLookup) -> Refund | None:
+    def look_up_refund(self, query: base.RefundLookup) -> base.Refund | None:
         request = query.request
         if query.reference is not None:
             answer = self.client.get(f"{REFUNDS}/{_path_id(query.reference)}")
@@ -389,31 +375,29 @@ class PayPalGateway(Gateway):
         order = self._read_order(request.reference, request.payment_id)
         found = order.our_refunds.get(request.key)
         if found is None:  # only a refund can use up the key of a refund
-            raise OutcomeNotShown("the order does not show it, and it may still arrive")
+            raise base.OutcomeNotShown("the order does not show it, and it may still arrive")
         return found
 
     def _replay(
-        self, call: Callable[[], T], query: ChargeLookup | RefundLookup, key_lifetime: timedelta
+        self,
+        call: Callable[[], T],
+        query: base.ChargeLookup | base.RefundLookup,
+        key_lifetime: timedelta,
     ) -> T | None:
-        self._require_remembered(query, key_lifetime)
-        return replay(call)
-
-    def _require_remembered(
-        self, query: ChargeLookup | RefundLookup, key_lifetime: timedelta
-    ) -> None:
         require_remembered(self._now() - query.requested_at, key_lifetime)
+        return replay(call)
 
     # Disputes and webhooks ----------------------------------------------------------------------
 
-    def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
+    def list_charges(self, since: datetime | None, cursor: str | None = None) -> base.ChargePage:
         """Charges with a dispute that is new or has changed; see `capabilities`."""
         return disputes.list_changed(self.client, since, cursor, self._now())
 
-    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> base.GatewayEvent:
         """An event only says which payment to look up. Disputes and saved methods, which no look-up
         shows, are read here, once for each delivery."""
         if not self._webhook_id:
-            raise SignatureInvalid
+            raise base.SignatureInvalid
         delivery_id = signature.verify(
             self._webhook_id, self._certificates, headers, body, self._now()
         )
@@ -421,7 +405,7 @@ class PayPalGateway(Gateway):
         found = event_lookups.Found(notice.subject)
         if notice.subject.is_unclear and not self.is_known_delivery(delivery_id):
             found = event_lookups.look_up(self.client, self.guard, notice.subject)
-        return GatewayEvent(
+        return base.GatewayEvent(
             notice.id,
             notice.type,
             payment_id=found.subject.payment_id,
@@ -435,42 +419,42 @@ class PayPalGateway(Gateway):
 
     # Reading orders -----------------------------------------------------------------------------
 
-    def _state(self, order: Order) -> Charge:
+    def _state(self, order: Order) -> base.Charge:
         return charge_of_order(order, self._now())
 
     def _read_order(self, reference: str, payment_id: int) -> Order:
         """Raises OutcomeNotShown for another payment's order, which a forged event may name."""
         order = read_order(self.client.get(f"{ORDERS}/{_path_id(reference)}"))
         if order.payment_id != payment_id:
-            raise OutcomeNotShown("the order is of another payment")
+            raise base.OutcomeNotShown("the order is of another payment")
         return order
 
-    def _read_before_request(self, request: ChangeRequest | RefundRequest) -> Order:
+    def _read_before_request(self, request: base.ChangeRequest | base.RefundRequest) -> Order:
         """Read the order before a request for money. If that fails, the request is not sent."""
         try:
             return self._read_order(request.reference, request.payment_id)
-        except OutcomeUnknown as error:
-            raise NotExecuted(f"reading the order: {error}") from None
+        except base.OutcomeUnknown as error:
+            raise base.NotExecuted(f"reading the order: {error}") from None
 
-    def _current_state(self, request: ChangeRequest) -> Charge:
+    def _current_state(self, request: base.ChangeRequest) -> base.Charge:
         """Read the order after a request for money. If that fails, its outcome is unknown."""
         try:
             return self._state(self._read_order(request.reference, request.payment_id))
-        except NotExecuted as error:
-            raise OutcomeUnknown(f"reading the order: {error}") from None
+        except base.NotExecuted as error:
+            raise base.OutcomeUnknown(f"reading the order: {error}") from None
 
     def _state_after(
-        self, refusal: Rejected, request: ChangeRequest, changed: frozenset[str]
-    ) -> Charge:
+        self, refusal: Rejected, request: base.ChangeRequest, changed: frozenset[str]
+    ) -> base.Charge:
         """The state of a charge after a refusal: changed already, or declined. Raises Rejected."""
         if refusal.issue in changed:
             return self._state_instead_of(refusal, request)
         if refusal.issue not in DECLINES:
             raise refusal
         amount, why = request.charge_amount, decline(refusal.issue)
-        return Charge(request.reference, "declined", amount, request.currency, decline=why)
+        return base.Charge(request.reference, "declined", amount, request.currency, decline=why)
 
-    def _state_instead_of(self, refusal: Rejected, request: ChangeRequest) -> Charge:
+    def _state_instead_of(self, refusal: Rejected, request: base.ChangeRequest) -> base.Charge:
         """The state of a charge that PayPal refused to change because it has changed already."""
         state = self._current_state(request)
         if state.status in UNDONE[request.operation]:
@@ -478,7 +462,7 @@ class PayPalGateway(Gateway):
         return state
 
 
-def _order_body(request: ChargeRequest) -> dict[str, Any]:
+def _order_body(request: base.ChargeRequest) -> dict[str, Any]:
     """The same request always makes the same body, because a replay must be identical."""
     wallet: dict[str, Any] = {}
     if request.token != REDIRECT:
@@ -507,18 +491,20 @@ def _order_body(request: ChargeRequest) -> dict[str, Any]:
     }
 
 
-def _fence_body(request: ChargeRequest) -> dict[str, Any]:
+def _fence_body(request: base.ChargeRequest) -> dict[str, Any]:
     """An order without a payment source waits for a payer, and nobody has its link."""
     money = amounts.write(request.amount, request.currency)
     return {"intent": "CAPTURE", "purchase_units": [{"reference_id": FENCE, "amount": money}]}
 
 
-def _declined_charge(request: ChargeRequest, issue: str) -> Charge:
+def _declined_charge(request: base.ChargeRequest, issue: str) -> base.Charge:
     """PayPal declined before it made an order, so the key is the reference of the charge."""
-    return Charge(request.key, "declined", request.amount, request.currency, decline=decline(issue))
+    return base.Charge(
+        request.key, "declined", request.amount, request.currency, decline=decline(issue)
+    )
 
 
-def _voided(charge: Charge) -> Charge:
+def _voided(charge: base.Charge) -> base.Charge:
     """PayPal cannot cancel an order. It is void because we never complete it."""
     return replace(charge, status="voided", redirect_url=None)
 
@@ -527,7 +513,7 @@ def _path_id(reference: str) -> str:
     """An id for a path. Raises NotExecuted for anything that could change the path."""
     found = plain_id(reference)
     if found is None:
-        raise NotExecuted("the reference is no id of PayPal's")
+        raise base.NotExecuted("the reference is no id of PayPal's")
     return found
 
 

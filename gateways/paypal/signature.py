@@ -3,8 +3,6 @@
 https://developer.paypal.com/api/rest/webhooks/rest/#self-verification-method
 """
 
-from __future__ import annotations
-
 import base64
 import binascii
 import re

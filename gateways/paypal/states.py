@@ -3,8 +3,6 @@
 Nothing here calls PayPal. A status that is not known means that nothing is decided.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace

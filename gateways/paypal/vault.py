@@ -3,8 +3,6 @@
 https://developer.paypal.com/docs/api/payment-tokens/v3/
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Final
@@ -68,9 +66,7 @@ def _saved_method(answer: Object) -> SavedMethod:
     wallet = source.get("paypal")
     if not isinstance(wallet, Mapping):
         raise MethodInvalid(
-            "details.token",
-            "token_unknown",
-            "The token is not of a PayPal account.",
+            "details.token", "token_unknown", "The token is not of a PayPal account."
         )
     email, customer = wallet.get("email_address"), answer.get("customer")
     return SavedMethod(

@@ -3,8 +3,6 @@
 A card number is exchanged for a token, which holds the outcome. The number is not stored.
 """
 
-from __future__ import annotations
-
 import secrets
 from datetime import datetime, timezone
 from typing import Final

@@ -1,12 +1,11 @@
 """The sandbox's clock: authorizations expire, refunds fail, disputes close."""
 
-from __future__ import annotations
-
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 import sqlalchemy as sa
 
+from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow, RowType, read
 from gateways.sandbox.tables import account, charges, disputes, refunds, webhooks
 from gateways.sandbox.webhooks import announce_charge, announce_dispute, announce_refund
 
@@ -22,27 +21,32 @@ def tick(connection: sa.Connection) -> int:
     due = _lock_due_charges(connection)
     if not due:
         return 0
-    expired = _update(connection, charges, charges.c.reference.in_(due) & EXPIRED, "voided")
+    expired = _update(
+        connection, ChargeRow, charges, charges.c.reference.in_(due) & EXPIRED, "voided"
+    )
     for charge in expired:
         announce_charge(connection, charge)
-    failed = _update(connection, refunds, refunds.c.charge.in_(due) & FAILED, "failed")
+    failed = _update(connection, RefundRow, refunds, refunds.c.charge.in_(due) & FAILED, "failed")
     for refund in failed:
         announce_refund(connection, refund, due[refund.charge])
-    closed = _update(connection, disputes, disputes.c.charge.in_(due) & CLOSED, "won")
+    closed = _update(connection, DisputeRow, disputes, disputes.c.charge.in_(due) & CLOSED, "won")
     for dispute in closed:
         announce_dispute(connection, dispute, due[dispute.charge])
     return len(expired) + len(failed) + len(closed)
 
 
 def _update(
-    connection: sa.Connection, table: sa.Table, where: sa.ColumnElement[bool], status: str
-) -> Sequence[sa.Row[Any]]:
-    return connection.execute(
-        table.update().where(where).values(status=status).returning(*table.c)
-    ).all()
+    connection: sa.Connection,
+    kind: type[RowType],
+    table: sa.Table,
+    where: sa.ColumnElement[bool],
+    status: str,
+) -> list[RowType]:
+    statement = table.update().where(where).values(status=status)
+    return read(connection, kind, statement.returning(*table.c))
 
 
-def _lock_due_charges(connection: sa.Connection) -> Mapping[str, sa.Row[Any]]:
+def _lock_due_charges(connection: sa.Connection) -> Mapping[str, ChargeRow]:
     """The charges with something due, by reference; without those that another has locked.
 
     Everybody who changes a refund or a dispute locks its charge first.
@@ -58,9 +62,8 @@ def _lock_due_charges(connection: sa.Connection) -> Mapping[str, sa.Row[Any]]:
             )
         )
     )
-    rows = connection.execute(
-        sa.select(*charges.c).where(charges.c.reference.in_(due)).with_for_update(skip_locked=True)
-    )
+    query = sa.select(*charges.c).where(charges.c.reference.in_(due))
+    rows = read(connection, ChargeRow, query.with_for_update(skip_locked=True))
     return {row.reference: row for row in rows}
 
 

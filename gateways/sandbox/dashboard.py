@@ -4,8 +4,6 @@ Each action writes its change and a webhook. An action that is not possible rais
 changes nothing.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final

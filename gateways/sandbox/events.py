@@ -1,7 +1,5 @@
 """Verifies a sandbox webhook, then reads it strictly."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
@@ -20,16 +18,7 @@ from pydantic import (
 
 from domain.money import EXPONENTS, MAX_AMOUNT
 from domain.states import ChargeStatus, RefundStatus
-from gateways.base import (
-    MAX_TEXT,
-    MAX_URL,
-    Charge,
-    Decline,
-    Dispute,
-    GatewayEvent,
-    Refund,
-    SignatureInvalid,
-)
+from gateways import base
 from gateways.sandbox.signature import verify
 
 
@@ -52,10 +41,10 @@ def _iso_8601(value: Any) -> datetime:
 
 
 Text = Annotated[
-    str, StringConstraints(min_length=1, max_length=MAX_TEXT), AfterValidator(_printable)
+    str, StringConstraints(min_length=1, max_length=base.MAX_TEXT), AfterValidator(_printable)
 ]
 Url = Annotated[
-    str, StringConstraints(min_length=1, max_length=MAX_URL), AfterValidator(_printable)
+    str, StringConstraints(min_length=1, max_length=base.MAX_URL), AfterValidator(_printable)
 ]
 Id = Annotated[int, Field(gt=0, lt=2**63)]
 Amount = Annotated[int, Field(ge=0, le=MAX_AMOUNT)]
@@ -120,27 +109,27 @@ class Payload(Part):
     evidence_due_at: Moment | None = None
 
 
-def read(secret: str, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+def read(secret: str, headers: Mapping[str, str], body: bytes) -> base.GatewayEvent:
     """Verify a webhook and read it. Raises SignatureInvalid."""
     verify(secret, headers.get("sandbox-signature", ""), body, int(time.time()))
     try:
         payload = Payload.model_validate_json(body)
     except ValidationError:
-        raise SignatureInvalid from None
+        raise base.SignatureInvalid from None
     charge, refund, dispute = payload.charge, payload.refund, payload.dispute
-    return GatewayEvent(
+    return base.GatewayEvent(
         id=payload.id,
         type=payload.type,
         payment_id=payload.payment_id,
         reference=payload.reference,
         charge=_charge(charge) if charge else None,
-        refund=Refund(**dict(refund), refund_id=payload.refund_id) if refund else None,
-        dispute=Dispute(**dict(dispute), evidence_due_at=payload.evidence_due_at)
+        refund=base.Refund(**dict(refund), refund_id=payload.refund_id) if refund else None,
+        dispute=base.Dispute(**dict(dispute), evidence_due_at=payload.evidence_due_at)
         if dispute
         else None,
     )
 
 
-def _charge(part: ChargePart) -> Charge:
-    decline = Decline(part.decline.code, part.decline.raw) if part.decline else None
-    return Charge(**dict(part) | {"decline": decline})
+def _charge(part: ChargePart) -> base.Charge:
+    decline = base.Decline(part.decline.code, part.decline.raw) if part.decline else None
+    return base.Charge(**dict(part) | {"decline": decline})

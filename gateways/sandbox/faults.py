@@ -1,7 +1,5 @@
 """Faults on demand, by the Sandbox-Fault header."""
 
-from __future__ import annotations
-
 import re
 import time
 from collections.abc import Callable

@@ -9,26 +9,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from functools import cached_property
-from typing import Any
 
 import sqlalchemy as sa
 
 from config import Settings
-from gateways.base import (
-    Capabilities,
-    ChangeRequest,
-    Charge,
-    ChargeLookup,
-    ChargePage,
-    ChargeRequest,
-    Gateway,
-    GatewayEvent,
-    MethodRequest,
-    Refund,
-    RefundLookup,
-    RefundRequest,
-    SavedMethod,
-)
+from gateways import base
 from gateways.sandbox import cards, clock, events, listing, operations, records, webhooks
 from gateways.sandbox.dashboard import Dashboard
 from gateways.sandbox.faults import with_fault
@@ -36,12 +21,12 @@ from gateways.sandbox.listing import Entry
 from gateways.sandbox.webhooks import announcing
 
 
-class SandboxGateway(Gateway):
+class SandboxGateway(base.Gateway):
     """Decides by test card, and on demand fails in the ways in which real gateways fail."""
 
     name = "sandbox"
     remote = False
-    capabilities = Capabilities(
+    capabilities = base.Capabilities(
         payment_types=frozenset({"card", "paypal", "bank_account"}),
         card_numbers=True,
         lists_charges=True,
@@ -56,15 +41,15 @@ class SandboxGateway(Gateway):
     def build(cls, settings: Settings, engine: sa.Engine) -> SandboxGateway:
         return cls(engine, timeout=settings.gateway_timeout)
 
-    def save_method(self, request: MethodRequest) -> SavedMethod:
+    def save_method(self, request: base.MethodRequest) -> base.SavedMethod:
         return cards.save_method(request)
 
     # Money --------------------------------------------------------------------------------------
 
-    def charge(self, request: ChargeRequest) -> Charge:
+    def charge(self, request: base.ChargeRequest) -> base.Charge:
         return with_fault(request.fault, self.timeout, lambda: self._charge(request))
 
-    def _charge(self, request: ChargeRequest) -> Charge:
+    def _charge(self, request: base.ChargeRequest) -> base.Charge:
         with announcing(self.engine) as connection:
             reference = operations.new_reference("ch")
             known = records.claim_key(connection, request.key, reference)
@@ -72,13 +57,13 @@ class SandboxGateway(Gateway):
                 return records.charge_state(records.require_charge(connection, known))
             return records.charge_state(operations.make_charge(connection, reference, request))
 
-    def capture(self, request: ChangeRequest) -> Charge:
+    def capture(self, request: base.ChangeRequest) -> base.Charge:
         return with_fault(request.fault, self.timeout, lambda: self._change(request))
 
-    def void(self, request: ChangeRequest) -> Charge:
+    def void(self, request: base.ChangeRequest) -> base.Charge:
         return with_fault(request.fault, self.timeout, lambda: self._change(request))
 
-    def _change(self, request: ChangeRequest) -> Charge:
+    def _change(self, request: base.ChangeRequest) -> base.Charge:
         with announcing(self.engine) as connection:
             known = records.claim_key(connection, request.key, request.reference)
             row = records.require_charge(connection, request.reference, lock=True)
@@ -88,10 +73,10 @@ class SandboxGateway(Gateway):
                 row = operations.void(connection, row, request.fault)
             return records.charge_state(row)
 
-    def refund(self, request: RefundRequest) -> Refund:
+    def refund(self, request: base.RefundRequest) -> base.Refund:
         return with_fault(request.fault, self.timeout, lambda: self._refund(request))
 
-    def _refund(self, request: RefundRequest) -> Refund:
+    def _refund(self, request: base.RefundRequest) -> base.Refund:
         with announcing(self.engine) as connection:
             reference = operations.new_reference("re")
             known = records.claim_key(connection, request.key, reference)
@@ -109,7 +94,7 @@ class SandboxGateway(Gateway):
     # A look-up fences a key that was never used, so that a late request is refused, whatever
     # `resend` says. Old keys may be deleted; the charges and refunds that they made stay.
 
-    def look_up(self, query: ChargeLookup) -> Charge | None:
+    def look_up(self, query: base.ChargeLookup) -> base.Charge | None:
         with self.engine.begin() as connection:
             known = records.fence_key(connection, query.request.key)
             row = (
@@ -121,7 +106,7 @@ class SandboxGateway(Gateway):
                 return None
             return records.charge_state(row, records.list_refunds(connection, [row.reference]))
 
-    def look_up_refund(self, query: RefundLookup) -> Refund | None:
+    def look_up_refund(self, query: base.RefundLookup) -> base.Refund | None:
         request = query.request
         with self.engine.begin() as connection:
             known = records.fence_key(connection, query.request.key)
@@ -134,7 +119,7 @@ class SandboxGateway(Gateway):
                 return None
             return records.refund_state(row, records.require_charge(connection, row.charge))
 
-    def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
+    def list_charges(self, since: datetime | None, cursor: str | None = None) -> base.ChargePage:
         with self.engine.connect() as connection:
             return listing.list_changed(connection, since, cursor)
 
@@ -151,12 +136,12 @@ class SandboxGateway(Gateway):
 
     # The shopper's page -------------------------------------------------------------------------
 
-    def action(self, reference: str) -> sa.Row[Any] | None:
+    def action(self, reference: str) -> records.ChargeRow | None:
         """The charge behind a redirect page. Its reference is secret, because it is in the URL."""
         with self.engine.connect() as connection:
             return records.find_charge(connection, reference)
 
-    def answer_action(self, reference: str, *, approve: bool) -> sa.Row[Any] | None:
+    def answer_action(self, reference: str, *, approve: bool) -> records.ChargeRow | None:
         """Approve or decline a charge on the redirect page. Only the first answer counts."""
         with announcing(self.engine) as connection:
             row = records.find_charge(connection, reference, lock=True)
@@ -197,5 +182,5 @@ class SandboxGateway(Gateway):
         with self.engine.begin() as connection:
             webhooks.postpone(connection, webhook_id)
 
-    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> base.GatewayEvent:
         return events.read(self._webhook_secret, headers, body)

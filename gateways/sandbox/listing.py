@@ -1,7 +1,5 @@
 """Lists the sandbox's charges with their refunds and disputes, in pages."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,13 +22,13 @@ LONGEST_TRANSACTION: Final = timedelta(minutes=1)
 class Entry:
     """A charge that was made or declined, with its refunds (oldest first) and its dispute."""
 
-    charge: sa.Row[Any]
-    refunds: Sequence[sa.Row[Any]]
-    dispute: sa.Row[Any] | None
+    charge: records.ChargeRow
+    refunds: Sequence[records.RefundRow]
+    dispute: records.DisputeRow | None
 
     @property
     def reference(self) -> str:
-        return str(self.charge.reference)
+        return self.charge.reference
 
     @property
     def amount_refunded(self) -> int:
@@ -40,22 +38,26 @@ class Entry:
     def left(self) -> int:
         """How much of what was captured can still be refunded."""
         reserved = sum(refund.amount for refund in self.refunds if refund.status != "failed")
-        left: int = self.charge.amount_captured - reserved
-        return left
+        return self.charge.amount_captured - reserved
 
     def as_dict(self) -> dict[str, Any]:
         """The fields of `GET /sandbox/charges`."""
-        names = ("order_id", "payment_id", "idempotency_key", "amount", "currency", "status")
+        charge = self.charge
         return {
-            "reference": self.reference,
-            **{name: getattr(self.charge, name) for name in names},
-            "amount_captured": self.charge.amount_captured,
+            "reference": charge.reference,
+            "order_id": charge.order_id,
+            "payment_id": charge.payment_id,
+            "idempotency_key": charge.idempotency_key,
+            "amount": charge.amount,
+            "currency": charge.currency,
+            "status": charge.status,
+            "amount_captured": charge.amount_captured,
             "amount_refunded": self.amount_refunded,
             "refunds": [
                 {"reference": refund.reference, "amount": refund.amount, "status": refund.status}
                 for refund in self.refunds
             ],
-            "created_at": self.charge.created_at,
+            "created_at": charge.created_at,
         }
 
     def as_listed(self) -> ListedCharge:
@@ -84,7 +86,7 @@ def list_page(
             raise LookupError
         reached = sa.tuple_(last.created_at, last.reference)
         query = query.where(position < reached if order_id is None else position > reached)
-    return _complete(connection, connection.execute(query).all())
+    return _complete(connection, query)
 
 
 def list_changed(
@@ -100,7 +102,7 @@ def list_changed(
         query = query.where(position > sa.tuple_(*_read_cursor(cursor)))
     elif since is not None:
         query = query.where(charges.c.changed_at >= since - LONGEST_TRANSACTION)
-    page = _complete(connection, connection.execute(query).all())
+    page = _complete(connection, query)
     last = page[-1].charge if len(page) == PAGE else None
     return ChargePage(
         charges=tuple(entry.as_listed() for entry in page),
@@ -116,12 +118,14 @@ def _read_cursor(cursor: str) -> tuple[datetime, str]:
         raise NotExecuted("this cursor is not one of the sandbox's") from None
 
 
-def _complete(connection: sa.Connection, rows: Sequence[sa.Row[Any]]) -> list[Entry]:
+def _complete(connection: sa.Connection, query: sa.Select[Any]) -> list[Entry]:
     """Charges, with the refunds and the disputes that they have."""
+    rows = records.read(connection, records.ChargeRow, query)
     references = [row.reference for row in rows]
     refunds_of = defaultdict(list)
     for refund in records.list_refunds(connection, references):
         refunds_of[refund.charge].append(refund)
-    query = sa.select(*disputes.c).where(disputes.c.charge.in_(references))
-    dispute_of = {dispute.charge: dispute for dispute in connection.execute(query)}
+    of_charges = sa.select(*disputes.c).where(disputes.c.charge.in_(references))
+    found = records.read(connection, records.DisputeRow, of_charges)
+    dispute_of = {dispute.charge: dispute for dispute in found}
     return [Entry(row, refunds_of[row.reference], dispute_of.get(row.reference)) for row in rows]

@@ -3,8 +3,6 @@
 Each function writes within the caller's transaction, and writes the webhook for it.
 """
 
-from __future__ import annotations
-
 import secrets
 from collections.abc import Mapping
 from datetime import timedelta
@@ -16,6 +14,7 @@ from sqlalchemy.dialects.postgresql import insert
 from gateways.base import ChargeRequest, NotExecuted
 from gateways.sandbox import records
 from gateways.sandbox.cards import DECLINES, outcome_of
+from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow
 from gateways.sandbox.tables import account, charges, disputes, refunds
 from gateways.sandbox.webhooks import announce_charge, announce_dispute, announce_refund
 
@@ -26,7 +25,7 @@ DISPUTE_OPENS_AFTER = timedelta(seconds=1)
 DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
 
 
-def make_charge(connection: sa.Connection, reference: str, request: ChargeRequest) -> sa.Row[Any]:
+def make_charge(connection: sa.Connection, reference: str, request: ChargeRequest) -> ChargeRow:
     outcome = outcome_of(request.token)
     if _declines_next(connection):
         outcome = "generic_decline"
@@ -42,7 +41,7 @@ def make_charge(connection: sa.Connection, reference: str, request: ChargeReques
         }
     elif not request.capture:
         values = _authorized()
-    row = connection.execute(
+    made = (
         charges.insert()
         .values(
             reference=reference,
@@ -56,7 +55,8 @@ def make_charge(connection: sa.Connection, reference: str, request: ChargeReques
             **values,
         )
         .returning(*charges.c)
-    ).one()
+    )
+    [row] = records.read(connection, ChargeRow, made)
     _announce(connection, row, request.fault)
     return row
 
@@ -69,7 +69,7 @@ def _declines_next(connection: sa.Connection) -> bool:
     return taken.rowcount > 0
 
 
-def answer_action(connection: sa.Connection, row: sa.Row[Any], *, approve: bool) -> sa.Row[Any]:
+def answer_action(connection: sa.Connection, row: ChargeRow, *, approve: bool) -> ChargeRow:
     """Approve or decline a locked charge that waits for its shopper."""
     if not approve:
         values: dict[str, Any] = {"status": "declined", "outcome": "authentication_failed"}
@@ -81,8 +81,8 @@ def answer_action(connection: sa.Connection, row: sa.Row[Any], *, approve: bool)
 
 
 def capture(
-    connection: sa.Connection, row: sa.Row[Any], amount: int, fault: str | None = None
-) -> sa.Row[Any]:
+    connection: sa.Connection, row: ChargeRow, amount: int, fault: str | None = None
+) -> ChargeRow:
     """Capture this much of a locked authorization. Raises NotExecuted."""
     if row.status != "authorized":
         raise NotExecuted(f"the charge is {row.status}")
@@ -91,7 +91,7 @@ def capture(
     return _change(connection, row, {"status": "captured", "amount_captured": amount}, fault)
 
 
-def void(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> sa.Row[Any]:
+def void(connection: sa.Connection, row: ChargeRow, fault: str | None = None) -> ChargeRow:
     """Cancel a locked authorization, or a charge that waits for its shopper.
 
     Raises NotExecuted.
@@ -104,12 +104,12 @@ def void(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) 
 
 def refund(
     connection: sa.Connection,
-    row: sa.Row[Any],
+    row: ChargeRow,
     reference: str,
     amount: int | None,
     refund_id: int | None,
     fault: str | None = None,
-) -> sa.Row[Any]:
+) -> RefundRow:
     """Refund this amount of a locked charge; None: all that is left.
 
     `refund_id` is the service's id; None for a refund in the dashboard. Raises NotExecuted for
@@ -125,7 +125,7 @@ def refund(
     if row.status != "captured" or not 0 < amount <= left:
         raise NotExecuted("the refund is more than what is left of the charge")
     fails = row.outcome == "refund_fails"
-    made = connection.execute(
+    refunded = (
         refunds.insert()
         .values(
             reference=reference,
@@ -136,22 +136,23 @@ def refund(
             fails_at=sa.func.now() + REFUND_FAILS_AFTER if fails else None,
         )
         .returning(*refunds.c)
-    ).one()
+    )
+    [made] = records.read(connection, RefundRow, refunded)
     announce_refund(connection, made, row, fault)
     return made
 
 
 def open_dispute(
     connection: sa.Connection,
-    row: sa.Row[Any],
+    row: ChargeRow,
     closes_after: timedelta,
     *,
     announced_after: timedelta | None = None,
-) -> sa.Row[Any]:
+) -> DisputeRow:
     """Dispute a locked charge. Raises NotExecuted unless it is captured and was never disputed."""
     if row.status != "captured":
         raise NotExecuted(f"the charge is {row.status}")
-    dispute = connection.execute(
+    opened = (
         insert(disputes)
         .values(
             reference=new_reference("dp"),
@@ -161,25 +162,27 @@ def open_dispute(
         )
         .on_conflict_do_nothing()
         .returning(*disputes.c)
-    ).one_or_none()
-    if dispute is None:
+    )
+    found = records.read(connection, DisputeRow, opened)
+    if not found:
         raise NotExecuted("the charge has been disputed before")
-    announce_dispute(connection, dispute, row, delay=announced_after)
-    return dispute
+    announce_dispute(connection, found[0], row, delay=announced_after)
+    return found[0]
 
 
-def close_dispute(connection: sa.Connection, row: sa.Row[Any], *, won: bool) -> sa.Row[Any]:
+def close_dispute(connection: sa.Connection, row: ChargeRow, *, won: bool) -> DisputeRow:
     """Decide the dispute of a locked charge. Raises NotExecuted unless it is open."""
-    dispute = connection.execute(
+    closed = (
         disputes.update()
         .where(disputes.c.charge == row.reference, disputes.c.status == "open")
         .values(status="won" if won else "lost")
         .returning(*disputes.c)
-    ).one_or_none()
-    if dispute is None:
+    )
+    found = records.read(connection, DisputeRow, closed)
+    if not found:
         raise NotExecuted("the charge has no open dispute")
-    announce_dispute(connection, dispute, row)
-    return dispute
+    announce_dispute(connection, found[0], row)
+    return found[0]
 
 
 def new_reference(kind: str) -> str:
@@ -188,17 +191,14 @@ def new_reference(kind: str) -> str:
 
 
 def _change(
-    connection: sa.Connection,
-    row: sa.Row[Any],
-    values: Mapping[str, Any],
-    fault: str | None = None,
-) -> sa.Row[Any]:
+    connection: sa.Connection, row: ChargeRow, values: Mapping[str, Any], fault: str | None = None
+) -> ChargeRow:
     changed = records.update_charge(connection, row.reference, **values)
     _announce(connection, changed, fault)
     return changed
 
 
-def _announce(connection: sa.Connection, row: sa.Row[Any], fault: str | None) -> None:
+def _announce(connection: sa.Connection, row: ChargeRow, fault: str | None) -> None:
     announce_charge(connection, row, fault)
     if row.status == "captured" and row.outcome == "dispute":
         open_dispute(connection, row, DISPUTE_CLOSES_AFTER, announced_after=DISPUTE_OPENS_AFTER)

@@ -1,15 +1,60 @@
-"""Reads and writes single rows of the sandbox: keys, charges, refunds, disputes."""
-
-from __future__ import annotations
+"""The sandbox's rows as they are read, and statements for single ones."""
 
 from collections.abc import Sequence
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
+from domain.states import ChargeStatus, DisputeStatus, RefundStatus
 from gateways.base import MAX_TEXT, Charge, Decline, Dispute, NotExecuted, Refund
 from gateways.sandbox.tables import charges, refunds, requests
+
+RowType = TypeVar("RowType", bound=NamedTuple)
+
+
+class ChargeRow(NamedTuple):
+    """The columns of `charges`, in their order; the other two likewise."""
+
+    reference: str
+    order_id: int
+    payment_id: int
+    idempotency_key: str
+    amount: int
+    currency: str
+    outcome: str
+    capture: bool
+    status: ChargeStatus
+    amount_captured: int
+    redirect_url: str | None
+    return_url: str | None
+    capture_before: datetime | None
+    created_at: datetime
+    changed_at: datetime
+
+
+class RefundRow(NamedTuple):
+    reference: str
+    charge: str
+    refund_id: int | None
+    amount: int
+    status: RefundStatus
+    fails_at: datetime | None
+    created_at: datetime
+
+
+class DisputeRow(NamedTuple):
+    reference: str
+    charge: str
+    status: DisputeStatus
+    closes_at: datetime
+
+
+def read(connection: sa.Connection, kind: type[RowType], statement: sa.Executable) -> list[RowType]:
+    """The rows that a statement finds or returns, each as one of this kind."""
+    return [kind._make(row) for row in connection.execute(statement)]
+
 
 # Keys -------------------------------------------------------------------------------------------
 
@@ -42,14 +87,15 @@ def fence_key(connection: sa.Connection, key: str) -> str | None:
 
 def find_charge(
     connection: sa.Connection, reference: str, *, lock: bool = False
-) -> sa.Row[Any] | None:
+) -> ChargeRow | None:
     if not (0 < len(reference) <= MAX_TEXT and reference.isprintable()):
         return None  # it comes from a URL, and PostgreSQL does not take every text
     query = sa.select(*charges.c).where(charges.c.reference == reference)
-    return connection.execute(query.with_for_update() if lock else query).one_or_none()
+    found = read(connection, ChargeRow, query.with_for_update() if lock else query)
+    return found[0] if found else None
 
 
-def require_charge(connection: sa.Connection, reference: str, *, lock: bool = False) -> sa.Row[Any]:
+def require_charge(connection: sa.Connection, reference: str, *, lock: bool = False) -> ChargeRow:
     """Raises NotExecuted when there is no such charge."""
     row = find_charge(connection, reference, lock=lock)
     if row is None:
@@ -57,46 +103,40 @@ def require_charge(connection: sa.Connection, reference: str, *, lock: bool = Fa
     return row
 
 
-def find_charge_by_key(connection: sa.Connection, key: str) -> sa.Row[Any] | None:
-    query = sa.select(*charges.c).where(charges.c.idempotency_key == key)
-    return connection.execute(query).one_or_none()
-
-
-def update_charge(connection: sa.Connection, reference: str, **values: Any) -> sa.Row[Any]:
-    return connection.execute(
-        charges.update()
-        .where(charges.c.reference == reference)
-        .values(**values)
-        .returning(*charges.c)
-    ).one()
-
-
-def require_refund(connection: sa.Connection, reference: str) -> sa.Row[Any]:
-    query = sa.select(*refunds.c).where(refunds.c.reference == reference)
-    return connection.execute(query).one()
-
-
-def find_refund_by_id(connection: sa.Connection, charge: str, refund_id: int) -> sa.Row[Any] | None:
-    """The refund of a charge by the service's id."""
-    query = sa.select(*refunds.c).where(
-        refunds.c.charge == charge, refunds.c.refund_id == refund_id
+def find_charge_by_key(connection: sa.Connection, key: str) -> ChargeRow | None:
+    found = read(
+        connection, ChargeRow, sa.select(*charges.c).where(charges.c.idempotency_key == key)
     )
-    return connection.execute(query).one_or_none()
+    return found[0] if found else None
 
 
-def list_refunds(connection: sa.Connection, references: Sequence[str]) -> Sequence[sa.Row[Any]]:
+def update_charge(connection: sa.Connection, reference: str, **values: Any) -> ChargeRow:
+    statement = charges.update().where(charges.c.reference == reference).values(**values)
+    return read(connection, ChargeRow, statement.returning(*charges.c))[0]
+
+
+def require_refund(connection: sa.Connection, reference: str) -> RefundRow:
+    query = sa.select(*refunds.c).where(refunds.c.reference == reference)
+    return read(connection, RefundRow, query)[0]
+
+
+def find_refund_by_id(connection: sa.Connection, charge: str, refund_id: int) -> RefundRow | None:
+    """The refund of a charge by the service's id."""
+    is_it = sa.and_(refunds.c.charge == charge, refunds.c.refund_id == refund_id)
+    found = read(connection, RefundRow, sa.select(*refunds.c).where(is_it))
+    return found[0] if found else None
+
+
+def list_refunds(connection: sa.Connection, references: Sequence[str]) -> list[RefundRow]:
     """All refunds of these charges, oldest first."""
-    return connection.execute(
-        sa.select(*refunds.c)
-        .where(refunds.c.charge.in_(references))
-        .order_by(refunds.c.created_at, refunds.c.reference)
-    ).all()
+    query = sa.select(*refunds.c).where(refunds.c.charge.in_(references))
+    return read(connection, RefundRow, query.order_by(refunds.c.created_at, refunds.c.reference))
 
 
 # Rows as types of the contract ------------------------------------------------------------------
 
 
-def charge_state(row: sa.Row[Any], refund_rows: Sequence[sa.Row[Any]] | None = None) -> Charge:
+def charge_state(row: ChargeRow, refund_rows: Sequence[RefundRow] | None = None) -> Charge:
     """The state of a charge, with its refunds where they are given."""
     return Charge(
         reference=row.reference,
@@ -113,11 +153,11 @@ def charge_state(row: sa.Row[Any], refund_rows: Sequence[sa.Row[Any]] | None = N
     )
 
 
-def refund_state(row: sa.Row[Any], charge: sa.Row[Any]) -> Refund:
+def refund_state(row: RefundRow, charge: ChargeRow) -> Refund:
     return Refund(row.reference, row.status, row.amount, charge.currency, row.refund_id)
 
 
-def dispute_state(row: sa.Row[Any], charge: sa.Row[Any]) -> Dispute:
+def dispute_state(row: DisputeRow, charge: ChargeRow) -> Dispute:
     """A dispute is about all that was captured. It takes evidence until it closes."""
     return Dispute(
         reference=row.reference,

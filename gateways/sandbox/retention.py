@@ -4,8 +4,6 @@ Charges, refunds and their keys stay, because somebody may look one up at any ti
 missing would look like a request that never arrived.
 """
 
-from __future__ import annotations
-
 from datetime import datetime
 
 import sqlalchemy as sa

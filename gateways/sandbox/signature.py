@@ -1,7 +1,5 @@
 """Signs the sandbox's webhooks and verifies their signatures."""
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 from datetime import timedelta

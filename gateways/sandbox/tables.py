@@ -1,7 +1,5 @@
 """The sandbox gateway's tables, in a schema of their own."""
 
-from __future__ import annotations
-
 from datetime import datetime
 
 import sqlalchemy as sa

@@ -1,7 +1,5 @@
 """The sandbox's webhooks: stored with the change that they report, signed on delivery."""
 
-from __future__ import annotations
-
 import json
 import secrets
 import time
@@ -14,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 
 import wakeup
-from gateways.sandbox.records import charge_state, dispute_state
+from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow, charge_state, dispute_state
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import account, webhooks
 
@@ -34,7 +32,7 @@ def announcing(engine: sa.Engine) -> Iterator[sa.Connection]:
 # Content ----------------------------------------------------------------------------------------
 
 
-def announce_charge(connection: sa.Connection, row: sa.Row[Any], fault: str | None = None) -> None:
+def announce_charge(connection: sa.Connection, row: ChargeRow, fault: str | None = None) -> None:
     if row.status == "captured":
         # Real gateways report each step, and not always in order.
         created = _charge(row) | {"status": "processing", "amount_captured": 0}
@@ -47,7 +45,7 @@ def announce_charge(connection: sa.Connection, row: sa.Row[Any], fault: str | No
 
 
 def announce_refund(
-    connection: sa.Connection, row: sa.Row[Any], charge: sa.Row[Any], fault: str | None = None
+    connection: sa.Connection, row: RefundRow, charge: ChargeRow, fault: str | None = None
 ) -> None:
     refund = {
         "reference": row.reference,
@@ -66,11 +64,7 @@ def announce_refund(
 
 
 def announce_dispute(
-    connection: sa.Connection,
-    row: sa.Row[Any],
-    charge: sa.Row[Any],
-    *,
-    delay: timedelta | None = None,
+    connection: sa.Connection, row: DisputeRow, charge: ChargeRow, *, delay: timedelta | None = None
 ) -> None:
     event_type = "dispute.opened" if row.status == "open" else "dispute.closed"
     state = asdict(dispute_state(row, charge))
@@ -84,7 +78,7 @@ def announce_dispute(
     )
 
 
-def _charge(row: sa.Row[Any]) -> dict[str, Any]:
+def _charge(row: ChargeRow) -> dict[str, Any]:
     state = asdict(charge_state(row))
     del state["refunds"], state["replaces"]  # not part of this webhook
     return state
@@ -92,7 +86,7 @@ def _charge(row: sa.Row[Any]) -> dict[str, Any]:
 
 def announce(
     connection: sa.Connection,
-    charge: sa.Row[Any],
+    charge: ChargeRow,
     event_type: str,
     state: Mapping[str, Any],
     *,

@@ -3,8 +3,6 @@
 Source: https://docs.stripe.com/currencies
 """
 
-from __future__ import annotations
-
 from typing import Final
 
 from domain.money import EXPONENTS, format_money, rescale, unscale

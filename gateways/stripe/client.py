@@ -3,8 +3,6 @@
 `states.py` reads the answers, `gateway.py` decides on the requests.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Callable, Mapping

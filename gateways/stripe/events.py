@@ -4,8 +4,6 @@ https://docs.stripe.com/webhooks#verify-manually. The SDK's own verification acc
 the future and raises any exception on odd bytes, so we do it here.
 """
 
-from __future__ import annotations
-
 import hashlib
 import hmac
 import json

@@ -16,35 +16,11 @@ from typing import Final, Literal, TypeVar
 
 import stripe
 from sqlalchemy import Engine
-from stripe.params import (
-    PaymentIntentCreateParams,
-    PaymentMethodCreateParams,
-    RefundCreateParams,
-)
+from stripe.params import PaymentIntentCreateParams, PaymentMethodCreateParams, RefundCreateParams
 
 from config import ConfigurationError, Settings, split_keys
 from domain.states import ChargeStatus
-from gateways.base import (
-    Capabilities,
-    ChangeRequest,
-    Charge,
-    ChargeLookup,
-    ChargePage,
-    ChargeRequest,
-    Gateway,
-    GatewayEvent,
-    MethodDeclined,
-    MethodInvalid,
-    MethodRequest,
-    OutcomeNotShown,
-    OutcomeUnknown,
-    Refund,
-    RefundLookup,
-    RefundRequest,
-    Refused,
-    RetryLater,
-    SavedMethod,
-)
+from gateways import base
 from gateways.replay import looking_up, replay
 from gateways.stripe import amounts, events, states
 from gateways.stripe.client import (
@@ -81,11 +57,11 @@ REFUND_REASONS: Final[Mapping[str, RefundReason]] = {
 MAX_METADATA: Final = 500  # characters of a value
 UNCHANGED: Final[frozenset[ChargeStatus]] = frozenset({"authorized", "requires_action"})
 
-# The charge behind a PaymentIntent tells when its authorization expires.
+# The charge behind a PaymentIntent shows when its authorization expires.
 EXPAND: Final = ["latest_charge"]
 
 
-class StripeGateway(Gateway):
+class StripeGateway(base.Gateway):
     """Cards by PaymentIntents: created and confirmed in one request."""
 
     name = "stripe"
@@ -103,7 +79,7 @@ class StripeGateway(Gateway):
         """`timeout` is in seconds, for each read from the socket."""
         # Card numbers that pass through this service put the store into PCI DSS SAQ D (some 250
         # requirements, and scans) instead of SAQ A. Stripe has to allow it for the account, too.
-        self.capabilities = Capabilities(
+        self.capabilities = base.Capabilities(
             payment_types=frozenset({"card"}), card_numbers=raw_cards, lists_charges=True
         )
         self._webhook_secrets = tuple(webhook_secrets)
@@ -142,7 +118,7 @@ class StripeGateway(Gateway):
 
     # Methods ------------------------------------------------------------------------------------
 
-    def save_method(self, request: MethodRequest) -> SavedMethod:
+    def save_method(self, request: base.MethodRequest) -> base.SavedMethod:
         """Attach the card to the user's customer: one that is not attached works only once."""
         try:
             if request.card_number is not None:
@@ -154,9 +130,9 @@ class StripeGateway(Gateway):
             token = request.token or ""
             return self._attach(token, self._find_method(token), request)
         except CardDeclined as error:
-            raise MethodDeclined(error.decline.code) from None
+            raise base.MethodDeclined(error.decline.code) from None
 
-    def _create_method(self, request: MethodRequest) -> Fields:
+    def _create_method(self, request: base.MethodRequest) -> Fields:
         params: PaymentMethodCreateParams = {
             "type": "card",
             "card": {
@@ -181,7 +157,7 @@ class StripeGateway(Gateway):
             raise _token_unknown()
         return method
 
-    def _attach(self, token: str, method: Fields, request: MethodRequest) -> SavedMethod:
+    def _attach(self, token: str, method: Fields, request: base.MethodRequest) -> base.SavedMethod:
         customer = request.customer or self._customer(request.user_id)
         for _ in range(CUSTOMER_TRIES):
             if method.get("customer") == customer:  # an earlier try attached it
@@ -194,7 +170,7 @@ class StripeGateway(Gateway):
                     raise _token_unknown() from None
             # The method was there a moment ago, so the customer is the one that is missing.
             customer = self._customer(request.user_id, instead_of=customer)
-        raise OutcomeNotShown("the customers of this user are missing")
+        raise base.OutcomeNotShown("the customers of this user are missing")
 
     def _attach_to(self, token: str, customer: str) -> Fields:
         return send(lambda: self._stripe.payment_methods.attach(token, {"customer": customer}))
@@ -210,12 +186,12 @@ class StripeGateway(Gateway):
                 )
             )
         except KeyInUse as error:  # by another save of this user; it moves no money
-            raise RetryLater(str(error)) from None
+            raise base.RetryLater(str(error)) from None
         return states.text(made, "id")
 
     # Money --------------------------------------------------------------------------------------
 
-    def charge(self, request: ChargeRequest) -> Charge:
+    def charge(self, request: base.ChargeRequest) -> base.Charge:
         params: PaymentIntentCreateParams = {
             "amount": _units(request.amount, request.currency),
             "currency": request.currency.lower(),
@@ -238,7 +214,7 @@ class StripeGateway(Gateway):
             lambda: self._stripe.payment_intents.create(params, {"idempotency_key": request.key})
         )
 
-    def capture(self, request: ChangeRequest) -> Charge:
+    def capture(self, request: base.ChangeRequest) -> base.Charge:
         units = _units(request.amount, request.currency)
         return _send_charge(
             lambda: self._stripe.payment_intents.capture(
@@ -248,14 +224,14 @@ class StripeGateway(Gateway):
             )
         )
 
-    def void(self, request: ChangeRequest) -> Charge:
+    def void(self, request: base.ChangeRequest) -> base.Charge:
         return _send_charge(
             lambda: self._stripe.payment_intents.cancel(
                 request.reference, {"expand": EXPAND}, {"idempotency_key": request.key}
             )
         )
 
-    def refund(self, request: RefundRequest) -> Refund:
+    def refund(self, request: base.RefundRequest) -> base.Refund:
         metadata = {
             "payment_id": str(request.payment_id),
             "refund_id": str(request.refund_id),
@@ -278,22 +254,24 @@ class StripeGateway(Gateway):
     # Look-ups -----------------------------------------------------------------------------------
 
     @looking_up()
-    def look_up(self, query: ChargeLookup) -> Charge | None:
+    def look_up(self, query: base.ChargeLookup) -> base.Charge | None:
         request, reference = query.request, query.reference
-        if isinstance(request, ChangeRequest):
+        if isinstance(request, base.ChangeRequest):
             return self._look_up_change(request, query)
         if reference is not None:
             return self._reader.read(reference)
 
-        def find() -> Charge | None:
+        def find() -> base.Charge | None:
             return self._reader.find_charge(request, query.requested_at)
 
         if _may_replay(query):
             return _replay_or_find(lambda: self.charge(request), find)
         return _find_or_fence(lambda: self._fence_charge(request), find, query)
 
-    def _look_up_change(self, request: ChangeRequest, query: ChargeLookup) -> Charge | None:
-        def find() -> Charge | None:
+    def _look_up_change(
+        self, request: base.ChangeRequest, query: base.ChargeLookup
+    ) -> base.Charge | None:
+        def find() -> base.Charge | None:
             found = self._reader.read(query.reference or request.reference)
             return None if found.status in UNCHANGED else found
 
@@ -303,10 +281,10 @@ class StripeGateway(Gateway):
         return _find_or_fence(lambda: self._fence_change(request), find, query)
 
     @looking_up()
-    def look_up_refund(self, query: RefundLookup) -> Refund | None:
+    def look_up_refund(self, query: base.RefundLookup) -> base.Refund | None:
         request, reference = query.request, query.reference
 
-        def find() -> Refund | None:
+        def find() -> base.Refund | None:
             return self._reader.find_refund(request)
 
         if reference is not None:
@@ -315,12 +293,12 @@ class StripeGateway(Gateway):
             return _replay_or_find(lambda: self.refund(request), find)
         return _find_or_fence(lambda: self._fence_change(request), find, query)
 
-    def list_charges(self, since: datetime | None, cursor: str | None = None) -> ChargePage:
+    def list_charges(self, since: datetime | None, cursor: str | None = None) -> base.ChargePage:
         return self._reader.list_page(since, cursor)
 
     # Fences use up a key by a harmless request, so that Stripe refuses a late original ------------
 
-    def _fence_charge(self, request: ChargeRequest) -> None:
+    def _fence_charge(self, request: base.ChargeRequest) -> None:
         """Create a PaymentIntent that nobody can pay; a repeat returns the same one.
 
         It carries none of the metadata of a charge, so nothing takes it for one. Raises KeyReused,
@@ -342,7 +320,7 @@ class StripeGateway(Gateway):
                 )
             )
 
-    def _fence_change(self, request: ChangeRequest | RefundRequest) -> None:
+    def _fence_change(self, request: base.ChangeRequest | base.RefundRequest) -> None:
         """Write metadata that is there already. Raises KeyReused, NotExecuted or OutcomeUnknown."""
         send(
             lambda: self._stripe.payment_intents.update(
@@ -354,12 +332,12 @@ class StripeGateway(Gateway):
 
     # Webhooks -----------------------------------------------------------------------------------
 
-    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> GatewayEvent:
+    def parse_webhook(self, headers: Mapping[str, str], body: bytes) -> base.GatewayEvent:
         events.verify(self._webhook_secrets, headers.get("stripe-signature"), body)
         return events.read(body)
 
 
-def _send_charge(call: Callable[[], stripe.StripeObject]) -> Charge:
+def _send_charge(call: Callable[[], stripe.StripeObject]) -> base.Charge:
     """Send a request for money. Stripe reports a decline as an error that holds the charge."""
     try:
         return states.charge(send(call))
@@ -372,7 +350,7 @@ def _send_charge(call: Callable[[], stripe.StripeObject]) -> Charge:
         return state
 
 
-def _may_replay(query: ChargeLookup | RefundLookup) -> bool:
+def _may_replay(query: base.ChargeLookup | base.RefundLookup) -> bool:
     return query.resend and not _is_key_forgotten(query)
 
 
@@ -382,16 +360,18 @@ def _replay_or_find(call: Callable[[], T], find: Callable[[], T | None]) -> T | 
     Stripe answers a key with its first answer, even if that was a 500. Raises NotExecuted and
     OutcomeUnknown.
     """
-    with suppress(OutcomeUnknown):
+    with suppress(base.OutcomeUnknown):
         return replay(call)
     found = find()
     if found is None:
-        raise OutcomeNotShown("no trace of the request")
+        raise base.OutcomeNotShown("no trace of the request")
     return found
 
 
 def _find_or_fence(
-    fence: Callable[[], None], find: Callable[[], T | None], query: ChargeLookup | RefundLookup
+    fence: Callable[[], None],
+    find: Callable[[], T | None],
+    query: base.ChargeLookup | base.RefundLookup,
 ) -> T | None:
     """Find what a request made; if it made nothing, use up its key so that it never will.
 
@@ -405,20 +385,22 @@ def _find_or_fence(
     except KeyReused:  # the request itself used the key, perhaps since we looked
         found = find()
         if found is None:  # Stripe refused it or failed; once the key is forgotten we can tell
-            raise OutcomeNotShown("the request arrived, and nothing shows its outcome") from None
+            raise base.OutcomeNotShown(
+                "the request arrived, and nothing shows its outcome"
+            ) from None
     return found
 
 
-def _is_key_forgotten(query: ChargeLookup | RefundLookup) -> bool:
+def _is_key_forgotten(query: base.ChargeLookup | base.RefundLookup) -> bool:
     return datetime.now(timezone.utc) - query.requested_at >= KEY_LIFETIME
 
 
 def _units(amount: int, currency: str) -> int:
     units = amounts.to_stripe(amount, currency)
     if units is None:
-        raise Refused("Stripe cannot express this amount")
+        raise base.Refused("Stripe cannot express this amount")
     return units
 
 
-def _token_unknown() -> MethodInvalid:
-    return MethodInvalid("details.token", "token_unknown", WHAT_TO_SEND)
+def _token_unknown() -> base.MethodInvalid:
+    return base.MethodInvalid("details.token", "token_unknown", WHAT_TO_SEND)

@@ -3,8 +3,6 @@
 Nothing here changes anything at Stripe.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
@@ -13,27 +11,17 @@ from typing import Any, Final
 
 import stripe
 
-from gateways.base import (
-    Charge,
-    ChargePage,
-    ChargeRequest,
-    Dispute,
-    ListedCharge,
-    OutcomeUnknown,
-    Refund,
-    RefundRequest,
-)
+from gateways import base
 from gateways.stripe import states
 from gateways.stripe.client import Fields, send
 from observability.logs import get_logger
 
 log = get_logger()
 
-CLOCK_SKEW: Final = timedelta(
-    days=1
-)  # generous: a customer's list is short, and must not miss a charge
+# Generous: a customer's list is short, and must not miss a charge.
+CLOCK_SKEW: Final = timedelta(days=1)
 PAGE: Final = 100  # the most that a list of Stripe's answers with
-# The charge behind a PaymentIntent tells when an authorization ends, and what was refunded.
+# The charge behind a PaymentIntent shows when an authorization ends, and what was refunded.
 EXPAND: Final = ["latest_charge.refunds"]
 
 # Four lists, read one after the other, show what has changed since a time. Each is a phase of a
@@ -73,11 +61,13 @@ class ChargeReader:
 
     # One charge ---------------------------------------------------------------------------------
 
-    def read(self, reference: str) -> Charge:
+    def read(self, reference: str) -> base.Charge:
         """A charge with all of its refunds."""
         return self._charge(self._retrieve(reference))
 
-    def find_charge(self, request: ChargeRequest, requested_at: datetime) -> Charge | None:
+    def find_charge(
+        self, request: base.ChargeRequest, requested_at: datetime
+    ) -> base.Charge | None:
         """The charge that a request of ours made, by its metadata."""
         metadata = states.charge_metadata(request)
         for intent in self._candidates(request, requested_at):
@@ -87,7 +77,7 @@ class ChargeReader:
                 return self.read(states.text(intent, "id"))
         return None
 
-    def _candidates(self, request: ChargeRequest, requested_at: datetime) -> Iterator[Fields]:
+    def _candidates(self, request: base.ChargeRequest, requested_at: datetime) -> Iterator[Fields]:
         """Charges among which the request's may be: by customer if it has one, else by search.
 
         The list of a customer is up to date. The search may lag by a minute, and Stripe does not
@@ -102,12 +92,12 @@ class ChargeReader:
             self._stripe.payment_intents.list, {"customer": request.customer, "created": since}
         )
 
-    def find_refund(self, request: RefundRequest) -> Refund | None:
+    def find_refund(self, request: base.RefundRequest) -> base.Refund | None:
         """The refund that a request of ours made."""
         refunds = self._refunds(request.reference)
         return next((found for found in refunds if found.refund_id == request.refund_id), None)
 
-    def _charge(self, intent: Fields) -> Charge:
+    def _charge(self, intent: Fields) -> base.Charge:
         charge = states.charge(intent)
         if charge.refunds is None:  # more than Stripe shows inside a charge
             return replace(charge, refunds=tuple(self._refunds(charge.reference)))
@@ -116,7 +106,7 @@ class ChargeReader:
     def _retrieve(self, reference: str) -> Fields:
         return send(lambda: self._stripe.payment_intents.retrieve(reference, {"expand": EXPAND}))
 
-    def _refunds(self, reference: str) -> Iterator[Refund]:
+    def _refunds(self, reference: str) -> Iterator[base.Refund]:
         for found in self._all(self._stripe.refunds.list, {"payment_intent": reference}):
             yield states.refund(found)
 
@@ -135,7 +125,7 @@ class ChargeReader:
 
     # Charges that have changed --------------------------------------------------------------------
 
-    def list_page(self, since: datetime | None, cursor: str | None) -> ChargePage:
+    def list_page(self, since: datetime | None, cursor: str | None) -> base.ChargePage:
         """Our charges that were made or changed since then. A cursor is `phase:last id`."""
         # The list of all PaymentIntents includes those that were refunded, captured or canceled.
         phases = list(PHASES) if since is not None else [PAYMENTS, "disputes"]
@@ -156,9 +146,9 @@ class ChargeReader:
                 about for event in found if (about := _changed_object(event, since)) is not None
             ]
         charges = (self._listed_charge(entry) for entry in found)
-        return ChargePage(tuple(charge for charge in charges if charge is not None), following)
+        return base.ChargePage(tuple(charge for charge in charges if charge is not None), following)
 
-    def _listed_charge(self, entry: Fields) -> ListedCharge | None:
+    def _listed_charge(self, entry: Fields) -> base.ListedCharge | None:
         """The charge that an entry of a list is or refers to; None unless it is one of ours."""
         intent = entry if entry.get("object") == "payment_intent" else entry.get("payment_intent")
         if isinstance(intent, str):
@@ -167,7 +157,7 @@ class ChargeReader:
         if not isinstance(intent, Mapping) or (key := states.idempotency_key(intent)) is None:
             return None
         payment_id = states.id_in_metadata(intent, "payment_id")
-        return ListedCharge(self._charge(intent), key, payment_id, _disputes(entry))
+        return base.ListedCharge(self._charge(intent), key, payment_id, _disputes(entry))
 
 
 def _start(phase: str, since: datetime) -> datetime:
@@ -188,12 +178,12 @@ def _changed_object(event: Fields, since: datetime) -> Fields | None:
     )
 
 
-def _disputes(entry: Fields) -> tuple[Dispute, ...]:
+def _disputes(entry: Fields) -> tuple[base.Dispute, ...]:
     if entry.get("object") != "dispute":
         return ()
     try:
         return (states.dispute(entry),)
-    except OutcomeUnknown as error:  # the rest of the page is still listed
+    except base.OutcomeUnknown as error:  # the rest of the page is still listed
         log.error("gateway.dispute_unreadable", gateway="stripe", reason=str(error))
         return ()
 
@@ -201,5 +191,5 @@ def _disputes(entry: Fields) -> tuple[Dispute, ...]:
 def _listed(page: Fields) -> list[Fields]:
     data = page.get("data")
     if not isinstance(data, list):
-        raise OutcomeUnknown("an answer without data")
+        raise base.OutcomeUnknown("an answer without data")
     return [found for found in data if isinstance(found, Mapping)]

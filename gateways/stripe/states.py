@@ -3,8 +3,6 @@
 Nothing here calls Stripe. Every reader raises OutcomeUnknown for an object that lacks a field.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from datetime import datetime, timedelta, timezone

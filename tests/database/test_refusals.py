@@ -17,7 +17,7 @@ from domain.money import MAX_AMOUNT
 # Domain and database hold the same tables of moves; the key is the table's name.
 MOVES: dict[str, Set[tuple[str, str]]] = {
     "orders": states.ORDER_TRANSITIONS.keys(),
-    "payments": states.PAYMENT_TRANSITIONS.keys(),
+    "payments": (states.CHARGE_TRANSITIONS | states.REFUNDED_TRANSITIONS).keys(),
     "refunds": states.REFUND_TRANSITIONS.keys(),
 }
 STATUSES: dict[str, tuple[str, ...]] = {

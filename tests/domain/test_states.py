@@ -14,14 +14,15 @@ from domain.states import (
     ORDER_STATUSES,
     ORDER_TRANSITIONS,
     PAYMENT_STATUSES,
-    PAYMENT_TRANSITIONS,
     REFUND_STATUSES,
     REFUND_TRANSITIONS,
+    REFUNDED_TRANSITIONS,
     OrderStatus,
     TransitionRole,
     allowed_transitions,
 )
 
+PAYMENT_TRANSITIONS = CHARGE_TRANSITIONS | REFUNDED_TRANSITIONS
 MOVERS: tuple[TransitionRole, ...] = get_args(TransitionRole)
 MOVES: dict[str, tuple[Any, tuple[str, ...], set[str]]] = {  # moves, statuses, where they begin
     "order": (ORDER_TRANSITIONS, ORDER_STATUSES, {"pending"}),

@@ -14,9 +14,8 @@ import database
 from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway
-from services import payments
 from settlement import apply
-from settlement.transitions import ChangedBy
+from settlement.transitions import ChangedBy, lock_refund
 from tests.support.database import sql
 from tests.support.shop import (
     DECLINED,
@@ -221,12 +220,7 @@ def test_a_refund_that_failed_here_and_succeeded_there_goes_to_a_person(
     until(lambda: shop.refunds(payment)[0]["status"] == "failed", "the refund fails")
     state = base.Refund(refund["gateway_reference"], "succeeded", 400, "USD")
     with database.new_session(engine) as session, database.phase(session):
-        order_row, row = payments.lock(
-            session, payment["user_id"], payment["order_id"], payment["id"]
-        )
-        refund_row = crud.lock_refund(session, payment["user_id"], payment["id"], refund["id"])
-        assert refund_row is not None
-        apply.settle_refund(
-            session, ChangedBy.service("test"), order_row, row, refund_row, state, "answer"
-        )
+        row = crud.require_payment(session, payment["id"], payment["user_id"])
+        locked, refund_row = lock_refund(session, ChangedBy.service("test"), row, refund["id"])
+        apply.settle_refund(locked, refund_row, state, "answer")
     assert shop.payment(payment)["needs_review"] is True

@@ -17,10 +17,11 @@ from config import Settings
 from errors import IdempotencyInProgress
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
+from idempotency_keys import StoredResponse
 from permissions import Principal
 from services import orders, payments, refunds
 from settlement import idempotency
-from settlement.context import CallContext, StoredResponse
+from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
 from tests.support.database import sql
 from tests.support.keyed_writes import (

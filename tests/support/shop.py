@@ -19,15 +19,15 @@ import uvicorn
 from fastapi import FastAPI
 
 import auth
+import crud
 import database
 from config import Settings
-from domain.settlement import Source
 from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway, sign
-from services import audit, payments
+from services import audit
 from settlement import apply
-from settlement.transitions import ChangedBy
+from settlement.transitions import ChangedBy, lock_payment
 from tests.support.database import sql
 from tests.support.factories import VISA, card, order
 
@@ -297,11 +297,9 @@ def tell(
 ) -> None:
     """Apply what a gateway says about a charge, as the reconciler does."""
     with database.new_session(engine) as session, database.phase(session):
-        order_row, row = payments.lock(
-            session, payment["user_id"], payment["order_id"], payment["id"]
-        )
-        source: Source = "hint" if hint else "answer"
-        apply.settle_charge(session, ChangedBy.service("test"), order_row, row, charge, source)
+        row = crud.require_payment(session, payment["id"], payment["user_id"])
+        locked = lock_payment(session, ChangedBy.service("test"), row)
+        apply.settle_charge(locked, charge, "hint" if hint else "answer")
 
 
 def seen(payment: dict[str, Any], status: ChargeStatus, captured: int = 0) -> base.Charge:
