@@ -752,9 +752,9 @@ def save_dispute(
         Dispute.gateway == gateway,
         Dispute.gateway_reference == gateway_reference,
     )
-    dispute = session.scalars(locked(known)).one_or_none()
+    dispute = session.scalar(locked(known))
     if dispute is None:
-        return None  # another user's: the gateway has called two by one name, and the first stays
+        return None  # another user's: no gateway gives two disputes one reference
     due_at = dispute.evidence_due_at
     if evidence_due_at is not None and (due_at is None or evidence_due_at > due_at):
         dispute.evidence_due_at = evidence_due_at

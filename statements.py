@@ -106,11 +106,13 @@ class PooledSender:
 
 
 MOMENT = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'  # RFC 3339 in UTC
+NO_FRACTION = ".000000"  # which Pydantic leaves out, too
 
 
 def moment(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
     """A time as the API shows it."""
-    return sa.func.to_char(sa.func.timezone("UTC", column), MOMENT)
+    text = sa.func.to_char(sa.func.timezone("UTC", column), MOMENT)
+    return sa.func.replace(text, NO_FRACTION, "")
 
 
 def as_json(query: sa.Select[Any], *beside: str) -> sa.Select[Any]:
@@ -147,7 +149,7 @@ def shown(columns: Any, resource: type[schemas.Out], **special: Any) -> sa.Selec
 def shown_of(table: str, resource: type[schemas.Out]) -> str:
     """The same as text, of a table whose columns are named as the resource's fields."""
     columns = (
-        f"to_char({name} AT TIME ZONE 'UTC', '{MOMENT}') AS {name}"
+        f"replace(to_char({name} AT TIME ZONE 'UTC', '{MOMENT}'), '{NO_FRACTION}', '') AS {name}"
         if name.endswith("_at")
         else name
         for name in resource.model_fields

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
 from main import VERSION
-from tests.support.clients import Api
 
 INDEX = {
     "name": "EStore Payment Service",
@@ -22,8 +22,10 @@ CHROMIUM = "text/html,application/xhtml+xml,application/xml;q=0.9,image/avif,*/*
 
 
 @pytest.fixture
-def anyone(api: Api) -> httpx.Client:
-    return api()
+def anyone(base_url: str) -> Iterator[httpx.Client]:
+    """A client that takes pages too, not only JSON."""
+    with httpx.Client(base_url=base_url) as client:
+        yield client
 
 
 @pytest.mark.parametrize(
