@@ -78,7 +78,10 @@ class PooledSender:
         return cls(engine)
 
     def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
-        pooled = self._engine.raw_connection()
+        try:
+            pooled = self._engine.raw_connection()
+        except psycopg2.Error as error:
+            raise _wrapped(statement, error) from error
         driver = pooled.driver_connection
         assert driver is not None
         try:
@@ -86,23 +89,27 @@ class PooledSender:
             with driver.cursor() as cursor:
                 cursor.execute(statement.sql, statement.constants | parameters)
                 rows: list[Any] = cursor.fetchall()
-            driver.autocommit = False
         except psycopg2.Error as error:
-            lost = bool(driver.closed)
-            if lost:  # the older connections of the pool are given up too, as SQLAlchemy does it
+            if driver.closed:  # the pool's older connections are given up too, as SQLAlchemy does
                 self._engine.pool._invalidate(pooled, error)
-            pooled.invalidate()  # nobody's transaction may run on it as it is
-            raise DBAPIError.instance(
-                statement.sql,
-                None,
-                error,
-                psycopg2.Error,
-                hide_parameters=True,
-                connection_invalidated=lost,
-            ) from error
+            raise _wrapped(statement, error, lost=bool(driver.closed)) from error
         finally:
+            if not driver.closed:
+                driver.autocommit = False
             pooled.close()
         return rows
+
+
+def _wrapped(statement: Statement, error: psycopg2.Error, *, lost: bool = False) -> Exception:
+    """The error as SQLAlchemy raises it, without the parameters."""
+    return DBAPIError.instance(
+        statement.sql,
+        None,
+        error,
+        psycopg2.Error,
+        hide_parameters=True,
+        connection_invalidated=lost,
+    )
 
 
 MOMENT = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'  # RFC 3339 in UTC

@@ -72,7 +72,7 @@ class Plan:
             for name, count in node.items()
             if name.startswith("Rows Removed by")
         )
-        touched = ("Shared Hit", "Shared Statement", "Temp Statement", "Temp Written")
+        touched = ("Shared Hit", "Shared Read", "Temp Read", "Temp Written")
         return cls(
             statement,
             ", ".join(dict.fromkeys(filter(None, map(_scan, nodes)))),

@@ -28,6 +28,7 @@ from config import Settings, load_settings
 from gateways.registry import Gateways
 from services import audit, lookups, reconciliation
 from services.lookups import LookupRules
+from statements import PooledSender, Statement
 from tests.support.factories import VISA, card, order
 from tests.support.shop import ACTION, DECLINED, DISPUTED, REFUND_FAILS, serve, webhook
 from workers.roles import Resources, roles
@@ -312,13 +313,21 @@ SCENES: tuple[Callable[[Store], None], ...] = (
 )
 
 
+def _send_by_engine(sender: PooledSender, statement: Statement, **parameters: Any) -> list[Any]:
+    """A statement that is sent alone, where the recorder sees it."""
+    with sender._engine.begin() as connection:
+        sent = connection.exec_driver_sql(statement.sql, statement.constants | parameters)
+        return [tuple(row) for row in sent]
+
+
 def capture(settings: Settings) -> Recorder:
     """Live through every scene, on an empty database, with one thing happening at a time."""
     app = main.create_app(settings)
     one_at_a_time = mock.patch.dict(
         lookups.LOOKUP_CONCURRENCY, dict.fromkeys(lookups.LOOKUP_CONCURRENCY, 1)
     )
-    with one_at_a_time, serve(app) as url, httpx.Client(base_url=url, timeout=60) as client:
+    seen = mock.patch.object(PooledSender, "rows", _send_by_engine)
+    with one_at_a_time, seen, serve(app) as url, httpx.Client(base_url=url, timeout=60) as client:
         recorder = Recorder(app.state.engine)
         store = Store(settings, client, app.state.engine, app.state.gateways)
         for scene in SCENES:
