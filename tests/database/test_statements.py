@@ -15,6 +15,7 @@ from sqlalchemy.orm import Session
 
 from invariants import INVARIANTS
 from models import Base, Order, Payment, Refund
+from statements import PooledSender, Statement
 from tests.support.paths import ROOT
 from tests.support.statements import OF_USERS, READS, WATCH, faults_of, parts_of
 
@@ -107,3 +108,11 @@ def test_the_product_writes_no_rows_by_text() -> None:
     product = [*ROOT.glob("*.py"), *ROOT.glob("s*/**/*.py"), *ROOT.glob("w*/**/*.py")]
     found = [path.name for path in product if text.search(path.read_text())]
     assert found == []
+
+
+def test_a_statement_that_is_sent_alone_is_seen(engine: sa.Engine) -> None:
+    sender = PooledSender(engine)
+    sender.rows(Statement("SELECT id FROM payments WHERE id = 1 FOR UPDATE"))
+    assert WATCH.take()
+    sender.rows(Statement("SELECT id FROM payments WHERE user_id = 'alice' AND id = 1 FOR UPDATE"))
+    assert WATCH.take() == []

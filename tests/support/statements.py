@@ -9,6 +9,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from statements import PooledSender, Statement
+
 OF_USERS = (
     *("payment_methods", "orders", "events", "payments", "refunds", "disputes"),
     *("gateway_events", "idempotency_keys"),
@@ -83,6 +85,13 @@ class Watch:
         sa.event.listen(sa.Engine, "before_cursor_execute", self._note)
         for end in ("commit", "rollback"):
             sa.event.listen(sa.Engine, end, _forget_user)
+        send = PooledSender.rows
+
+        def watched(sender: PooledSender, statement: Statement, **parameters: Any) -> list[Any]:
+            self.faults += faults_of(statement.sql)
+            return send(sender, statement, **parameters)
+
+        PooledSender.rows = watched  # type: ignore[assignment, method-assign]
 
     def _note(
         self,
