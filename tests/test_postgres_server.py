@@ -88,7 +88,7 @@ def wait_for(condition: Callable[[], bool], what: str, seconds: float = 20) -> N
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds} s in vain: {what}"
-        time.sleep(0.005)
+        time.sleep(0.005)  # polls; the loop ends with the condition
 
 
 def pids(data_dir: Path) -> list[int]:
