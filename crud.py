@@ -9,31 +9,30 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from sqlalchemy import (
     BigInteger,
     Exists,
     ScalarSelect,
     Select,
+    Table,
     and_,
     bindparam,
     exists,
     func,
-    insert,
     or_,
     select,
     text,
     update,
 )
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
 
 import schemas
-from database import age, read_all, read_one, seconds_from_now
+from database import Session, age, read_all, read_one, seconds_from_now
 from domain.events import Actor, EventType
 from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, RefundOrigin
 from errors import NotFound
@@ -47,15 +46,19 @@ from models import (
     Payment,
     PaymentMethod,
     Refund,
+    one_of,
 )
 from permissions import EVERYONE, VisibleTo
 from rows import (
+    DisputeRow,
     OrderRow,
+    Payable,
     PaymentAges,
     PaymentMethodRow,
     PaymentRow,
     RefundAges,
     RefundRow,
+    columns_of,
 )
 from schemas import MAX_ID
 from statements import (
@@ -78,11 +81,12 @@ PAYMENT_COLUMNS = Payment.__table__.c
 REFUND_COLUMNS = Refund.__table__.c
 DISPUTE_COLUMNS = Dispute.__table__.c
 EVENT_COLUMNS = Event.__table__.c
+GATEWAY_EVENTS = cast(Table, GatewayEvent.__table__)
 
 METHODS = select(*[METHOD_COLUMNS[name] for name in PaymentMethodRow._fields])
-ORDERS = select(*[ORDER_COLUMNS[name] for name in OrderRow._fields])
-PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in PaymentRow._fields])
-REFUNDS = select(*[REFUND_COLUMNS[name] for name in RefundRow._fields])
+ORDERS = select(*[ORDER_COLUMNS[name] for name in columns_of(OrderRow)])
+PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in columns_of(PaymentRow)])
+REFUNDS = select(*[REFUND_COLUMNS[name] for name in columns_of(RefundRow)])
 
 
 ACTIVE_METHODS = shown(METHOD_COLUMNS, schemas.PaymentMethod).where(METHOD_COLUMNS.is_active)
@@ -108,6 +112,26 @@ SHOWN_DISPUTES = shown(
 SHOWN_EVENTS = shown(EVENT_COLUMNS, schemas.Event)
 
 
+# Lists of columns -------------------------------------------------------------------------------
+
+
+def listed(kind: type, columns: Any, alias: str) -> str:
+    """The columns of a row, as SQL lists them."""
+    return ", ".join(f"{alias}.{columns[name].name}" for name in columns_of(kind))
+
+
+def listed_method(alias: str) -> str:
+    return ", ".join(f"{alias}.{name}" for name in PaymentMethodRow._fields)
+
+
+ORDER_LIST = listed(OrderRow, ORDER_COLUMNS, "o")
+PAYMENT_LIST = listed(PaymentRow, PAYMENT_COLUMNS, "p")
+REFUND_LIST = listed(RefundRow, REFUND_COLUMNS, "r")
+DISPUTE_LIST = listed(DisputeRow, DISPUTE_COLUMNS, "d")
+ORDER_WIDTH = len(columns_of(OrderRow))
+PAYMENT_WIDTH = len(columns_of(PaymentRow))
+
+
 # What is common -----------------------------------------------------------------------------------
 
 
@@ -126,11 +150,6 @@ def found(row: T | None) -> T:
     if row is None:
         raise NotFound
     return row
-
-
-def locked(query: Select[T]) -> Select[T]:
-    """Hold the rows until the transaction ends, as they are now."""
-    return query.with_for_update().execution_options(populate_existing=True)
 
 
 # Payment methods ----------------------------------------------------------------------------------
@@ -193,12 +212,16 @@ def is_method_of(method_id: Any, user_id: Any) -> Exists:
     return exists().where(METHOD_COLUMNS.id == method_id, METHOD_COLUMNS.user_id == user_id)
 
 
-def get_charged_payment_method(session: Session, payment: Payment | PaymentRow) -> PaymentMethodRow:
+CHARGED_METHOD = Statement(
+    f"SELECT {listed_method('m')} FROM payment_methods m"
+    " WHERE m.user_id = %(user_id)s AND m.id = %(id)s"
+)
+
+
+def get_charged_payment_method(sender: Sender, payment: PaymentRow) -> PaymentMethodRow:
     """The method of a payment, whether or not its user has removed it since."""
-    query = METHODS.where(
-        METHOD_COLUMNS.user_id == payment.user_id, METHOD_COLUMNS.id == payment.payment_method_id
-    )
-    return PaymentMethodRow._make(session.execute(query).one())
+    [row] = sender.rows(CHARGED_METHOD, user_id=payment.user_id, id=payment.payment_method_id)
+    return PaymentMethodRow(*row)
 
 
 def get_gateway_customer(session: Session, user_id: str, gateway: str) -> str | None:
@@ -321,7 +344,7 @@ CREATE_ORDER = Statement(
             to_jsonb(shown)
         FROM shown
     )
-    SELECT row_to_json(shown)::text, id FROM shown"""  # noqa: S608 - names of columns
+    SELECT row_to_json(shown)::text, id FROM shown"""
 )
 
 
@@ -356,17 +379,41 @@ def create_order(
     return rows[0] if rows else None
 
 
-def require_order(session: Session, order_id: int, visible_to: VisibleTo) -> OrderRow:
-    query = ORDERS.where(ORDER_COLUMNS.id == possible_id(order_id))
-    if visible_to is not EVERYONE:
-        query = query.where(ORDER_COLUMNS.user_id == visible_to)
-    return found(read_one(session, OrderRow, query))
+ORDER = Statement(f"SELECT {ORDER_LIST} FROM orders o WHERE o.id = %(id)s")
+ORDER_OF_USER = Statement(f"{ORDER.sql} AND o.user_id = %(user_id)s")
 
 
-def lock_order(session: Session, user_id: str, order_id: int) -> Order:
-    """The order, locked. Payments and refunds are only ever locked after it. Raises NotFound."""
-    query = select(Order).where(Order.user_id == user_id, Order.id == possible_id(order_id))
-    return found(session.scalar(locked(query)))
+def require_order(sender: Sender, order_id: int, visible_to: VisibleTo) -> OrderRow:
+    rows = _visible(sender, ORDER, ORDER_OF_USER, order_id, visible_to)
+    return OrderRow(*found(rows))
+
+
+def _visible(
+    sender: Sender, of_id: Statement, of_user: Statement, row_id: int, visible_to: VisibleTo
+) -> Any:
+    """The row with this id, if it is visible to this caller."""
+    if not is_id(row_id):
+        return None
+    if visible_to is EVERYONE:
+        rows = sender.rows(of_id, id=row_id)
+    else:
+        rows = sender.rows(of_user, id=row_id, user_id=visible_to)
+    return rows[0] if rows else None
+
+
+LOCK_ORDER = Statement(
+    f"SELECT now(), {ORDER_LIST} FROM orders o"
+    " WHERE o.user_id = %(user_id)s AND o.id = %(id)s FOR UPDATE"
+)
+
+
+def lock_order(sender: Sender, user_id: str, order_id: int) -> tuple[datetime, OrderRow]:
+    """The order, locked, and when this transaction began. Raises NotFound."""
+    rows = sender.rows(LOCK_ORDER, user_id=user_id, id=possible_id(order_id))
+    if not rows:
+        raise NotFound
+    [(now, *order)] = rows
+    return now, OrderRow(*order)
 
 
 def show_order(sender: Sender, order_id: int, visible_to: VisibleTo) -> str:
@@ -412,38 +459,110 @@ def _orders(given: frozenset[str]) -> Statement:
 ANSWER_IS_DUE = 3600  # seconds in which a look-up finds nearly every charge
 
 
-def open_payment(
-    session: Session,
-    order: Order,
+# Dead payments are those of DEAD_PAYMENT_STATUSES; the unique index of live ones says the same.
+_PAYABLE = f"""
+    SELECT {ORDER_LIST}, {PAYMENT_LIST}, {listed_method("m")}
+    FROM orders o
+    LEFT JOIN payments p ON p.user_id = o.user_id AND p.order_id = o.id
+        AND NOT ({one_of("p.status", DEAD_PAYMENT_STATUSES)})
+    LEFT JOIN payment_methods m ON m.user_id = o.user_id AND m.is_active AND CASE
+        WHEN coalesce(CAST(%(method_id)s AS bigint), o.payment_method_id) IS NULL THEN m.is_default
+        ELSE m.id = coalesce(CAST(%(method_id)s AS bigint), o.payment_method_id) END
+    WHERE o.id = %(id)s"""
+PAYABLE = Statement(_PAYABLE)
+PAYABLE_OF_USER = Statement(f"{_PAYABLE} AND o.user_id = %(user_id)s")
+
+
+def find_payable(
+    sender: Sender, order_id: int, visible_to: VisibleTo, method_id: int | None
+) -> Payable:
+    """The order, if it is visible to this caller, its live payment, and the method to charge: the
+    one with this id, or else the order's, or else the user's default one. Raises NotFound."""
+    given = {
+        "id": possible_id(order_id),
+        "method_id": method_id if method_id is None or is_id(method_id) else 0,  # no method's
+    }
+    if visible_to is EVERYONE:
+        rows = sender.rows(PAYABLE, **given)
+    else:
+        rows = sender.rows(PAYABLE_OF_USER, **given, user_id=visible_to)
+    if not rows:
+        raise NotFound
+    row = rows[0]
+    live, method = row[ORDER_WIDTH:][:PAYMENT_WIDTH], row[ORDER_WIDTH + PAYMENT_WIDTH :]
+    return Payable(
+        OrderRow(*row[:ORDER_WIDTH]),
+        PaymentRow(*live) if live[0] is not None else None,
+        PaymentMethodRow(*method) if method[0] is not None else None,
+    )
+
+
+# The Idempotency-Key of the request, if it has one; the order, if it can be paid still; then the
+# payment, for which the key waits from now on.
+_CLAIM_PAYMENT = f"""
+    WITH {{key}} payable AS (
+        SELECT user_id, id, total_amount, currency FROM orders
+        WHERE user_id = %(user_id)s AND id = %(order_id)s AND status = 'pending'
+        FOR UPDATE
+    ), claimed AS (
+        INSERT INTO payments AS p (
+            user_id, order_id, amount, currency, payment_method_id, gateway, gateway_key,
+            capture_method, return_url, off_session, check_at
+        )
+        SELECT payable.*, %(method_id)s, %(gateway)s, %(gateway_key)s, %(capture_method)s,
+            %(return_url)s, %(off_session)s, now() + make_interval(secs => %(lookup_after)s)
+        FROM payable {{with_key}}
+        ON CONFLICT DO NOTHING
+        RETURNING {PAYMENT_LIST}
+    ) {{linked}}
+    SELECT claimed.* FROM claimed"""
+CLAIM_PAYMENT = Statement(_CLAIM_PAYMENT.format(key="", with_key="", linked=""))
+CLAIM_PAYMENT_FOR_KEY = Statement(
+    _CLAIM_PAYMENT.format(
+        key="""key AS (
+        SELECT user_id, id FROM idempotency_keys
+        WHERE user_id = %(key_user_id)s AND id = %(key_id)s AND owner = %(key_owner)s
+        FOR UPDATE
+    ),""",
+        with_key=", key",
+        linked=""", linked AS (
+        UPDATE idempotency_keys SET gateway_key = %(gateway_key)s FROM claimed
+        WHERE idempotency_keys.user_id = %(key_user_id)s AND idempotency_keys.id = %(key_id)s
+    )""",
+    )
+)
+
+
+def claim_payment(
+    sender: Sender,
+    order: OrderRow,
     method: PaymentMethodRow,
     *,
     capture_method: CaptureMethod,
     return_url: str,
     off_session: bool,
     lookup_after: float,
-) -> Payment | None:
-    """Claim the one live payment that an order can have; None when it has one already.
+    key: Mapping[str, Any] | None,
+) -> PaymentRow | None:
+    """Claim the one live payment that an order can have, for the request with this key.
 
+    None when the order cannot be paid any more, or somebody else works on the key.
     `lookup_after`: seconds until the gateway is asked what became of it, if nobody settled it.
     """
-    return session.scalar(
-        upsert(Payment)
-        .values(
-            order_id=order.id,
-            user_id=order.user_id,
-            payment_method_id=method.id,
-            gateway=method.gateway,
-            gateway_key=str(uuid.uuid4()),
-            amount=order.total_amount,
-            currency=order.currency,
-            capture_method=capture_method,
-            return_url=return_url,
-            off_session=off_session,
-            next_lookup_at=seconds_from_now(lookup_after),
-        )
-        .on_conflict_do_nothing()
-        .returning(Payment)
+    rows = sender.rows(
+        CLAIM_PAYMENT if key is None else CLAIM_PAYMENT_FOR_KEY,
+        user_id=order.user_id,
+        order_id=order.id,
+        method_id=method.id,
+        gateway=method.gateway,
+        gateway_key=str(uuid.uuid4()),
+        capture_method=capture_method,
+        return_url=return_url,
+        off_session=off_session,
+        lookup_after=lookup_after,
+        **(key or {}),
     )
+    return PaymentRow(*rows[0]) if rows else None
 
 
 def require_payment_to_look_up(
@@ -459,37 +578,58 @@ def require_payment_to_look_up(
             age(PAYMENT_COLUMNS.reviewed_at),
         ).where(PAYMENT_COLUMNS.user_id == user_id, PAYMENT_COLUMNS.id == payment_id)
     ).one()
-    width = len(PaymentRow._fields)
-    return PaymentRow._make(row[:width]), PaymentAges._make(row[width:])
+    return PaymentRow(*row[:PAYMENT_WIDTH]), PaymentAges(*row[PAYMENT_WIDTH:])
 
 
-def get_live_payment(session: Session, user_id: str, order_id: int) -> PaymentRow | None:
+LIVE_PAYMENT = Statement(
+    f"SELECT {PAYMENT_LIST} FROM payments p"
+    " WHERE p.user_id = %(user_id)s AND p.order_id = %(order_id)s"
+    f" AND NOT ({one_of('p.status', DEAD_PAYMENT_STATUSES)})"
+)
+
+
+def get_live_payment(sender: Sender, user_id: str, order_id: int) -> PaymentRow | None:
     """The payment of this order that holds, took or may yet take money."""
-    query = PAYMENTS.where(
-        PAYMENT_COLUMNS.user_id == user_id,
-        PAYMENT_COLUMNS.order_id == order_id,
-        PAYMENT_COLUMNS.status.not_in(DEAD_PAYMENT_STATUSES),
-    )
-    return read_one(session, PaymentRow, query)
+    rows = sender.rows(LIVE_PAYMENT, user_id=user_id, order_id=order_id)
+    return PaymentRow(*rows[0]) if rows else None
 
 
-def get_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> PaymentRow | None:
-    if not is_id(payment_id):
-        return None
-    query = PAYMENTS.where(PAYMENT_COLUMNS.id == payment_id)
-    if visible_to is not EVERYONE:
-        query = query.where(PAYMENT_COLUMNS.user_id == visible_to)
-    return read_one(session, PaymentRow, query)
+PAYMENT = Statement(f"SELECT {PAYMENT_LIST} FROM payments p WHERE p.id = %(id)s")
+PAYMENT_OF_USER = Statement(f"{PAYMENT.sql} AND p.user_id = %(user_id)s")
 
 
-def require_payment(session: Session, payment_id: int, visible_to: VisibleTo) -> PaymentRow:
-    return found(get_payment(session, payment_id, visible_to))
+def get_payment(sender: Sender, payment_id: int, visible_to: VisibleTo) -> PaymentRow | None:
+    row = _visible(sender, PAYMENT, PAYMENT_OF_USER, payment_id, visible_to)
+    return None if row is None else PaymentRow(*row)
 
 
-def lock_payment(session: Session, user_id: str, payment_id: int) -> Payment:
-    """The payment, locked; its order was locked before it. Raises NotFound."""
-    query = select(Payment).where(Payment.user_id == user_id, Payment.id == payment_id)
-    return found(session.scalar(locked(query)))
+def require_payment(sender: Sender, payment_id: int, visible_to: VisibleTo) -> PaymentRow:
+    return found(get_payment(sender, payment_id, visible_to))
+
+
+# The rows are locked in this sequence; another one could deadlock.
+LOCK_PAYMENT = Statement(
+    f"""
+    SELECT now(), {ORDER_LIST}, {PAYMENT_LIST}
+    FROM orders o JOIN payments p ON p.user_id = o.user_id AND p.order_id = o.id
+    WHERE o.user_id = %(user_id)s AND p.id = %(id)s
+    FOR UPDATE OF o, p"""
+)
+
+
+def lock_payment(
+    sender: Sender, user_id: str, payment_id: int
+) -> tuple[datetime, OrderRow, PaymentRow]:
+    """The payment's order, then the payment, locked, and when this transaction began.
+
+    Payments and refunds are only ever locked after their order. Raises NotFound.
+    """
+    rows = sender.rows(LOCK_PAYMENT, user_id=user_id, id=payment_id)
+    if not rows:
+        raise NotFound
+    row = rows[0]
+    end = 1 + ORDER_WIDTH
+    return row[0], OrderRow(*row[1:end]), PaymentRow(*row[end:])
 
 
 def show_payment(sender: Sender, payment_id: int, visible_to: VisibleTo) -> str:
@@ -529,21 +669,25 @@ def _payments(given: frozenset[str], needs_review: bool | None) -> Statement:
     )
 
 
+_OF_GATEWAY = f"SELECT {PAYMENT_LIST} FROM payments p WHERE p.gateway = %(gateway)s"
+PAYMENT_OF_ID = Statement(f"{_OF_GATEWAY} AND p.id = %(id)s")
+PAYMENT_OF_REFERENCE = Statement(f"{_OF_GATEWAY} AND p.gateway_reference = %(reference)s")
+
+
 def find_payment(
-    session: Session, gateway: str, payment_id: int | None, reference: str | None
+    sender: Sender, gateway: str, payment_id: int | None, reference: str | None
 ) -> PaymentRow | None:
     """The payment that a gateway means: by our id if it knows it, or else by its reference."""
-    if payment_id is None and reference is None:
-        return None  # NULL would match payments whose reference we have not heard yet
-    query = PAYMENTS.where(PAYMENT_COLUMNS.gateway == gateway)
     if payment_id is not None:
-        query = query.where(PAYMENT_COLUMNS.id == payment_id)
+        rows = sender.rows(PAYMENT_OF_ID, gateway=gateway, id=possible_id(payment_id))
+    elif reference is not None:
+        rows = sender.rows(PAYMENT_OF_REFERENCE, gateway=gateway, reference=reference)
     else:
-        query = query.where(PAYMENT_COLUMNS.gateway_reference == reference)
-    return read_one(session, PaymentRow, query)
+        return None  # NULL would match payments whose reference we have not heard yet
+    return PaymentRow(*rows[0]) if rows else None
 
 
-def is_other_payments_reference(session: Session, payment: Payment, reference: str) -> bool:
+def is_other_payments_reference(session: Session, payment: PaymentRow, reference: str) -> bool:
     """Whether another payment at the same gateway has this reference."""
     found = find_payment(session, payment.gateway, None, reference)
     return found is not None and found.id != payment.id
@@ -595,76 +739,93 @@ def _number_of(rows: Select[Any]) -> ScalarSelect[int]:
 # Refunds ------------------------------------------------------------------------------------------
 
 
+OPEN_REFUND_OF_PAYMENT = Statement(
+    f"""
+    INSERT INTO refunds AS r (
+        user_id, payment_id, gateway, gateway_key, amount, currency, reason, origin, check_at
+    )
+    VALUES (
+        %(user_id)s, %(payment_id)s, %(gateway)s, %(gateway_key)s, %(amount)s, %(currency)s,
+        %(reason)s, %(origin)s, now() + make_interval(secs => %(lookup_after)s)
+    )
+    RETURNING {REFUND_LIST}"""
+)
+
+
 def open_refund(
-    session: Session,
-    payment: Payment,
+    sender: Sender,
+    payment: PaymentRow,
     *,
     amount: int,
     reason: str | None,
     lookup_after: float,
     origin: RefundOrigin = "service",
-) -> Refund:
+) -> RefundRow:
     """Reserve the amount. The payment is locked, and the caller has checked what is left of it;
-    a trigger and a CHECK refuse more than was captured all the same."""
-    refund = session.scalars(
-        insert(Refund)
-        .values(
-            user_id=payment.user_id,
-            payment_id=payment.id,
-            gateway=payment.gateway,
-            gateway_key=str(uuid.uuid4()),
-            amount=amount,
-            currency=payment.currency,
-            reason=reason,
-            origin=origin,
-            next_lookup_at=seconds_from_now(lookup_after),
-        )
-        .returning(Refund)
-    ).one()
-    session.refresh(payment, ["refund_reserved"])
-    return refund
-
-
-def get_blocking_dispute(session: Session, payment: Payment) -> int | None:
-    """The id of a dispute of this payment that is open or lost: its money goes back, or may."""
-    return session.scalar(
-        select(Dispute.id)
-        .where(
-            Dispute.user_id == payment.user_id,
-            Dispute.payment_id == payment.id,
-            Dispute.status.in_(("open", "lost")),
-        )
-        .order_by(Dispute.id.desc())
-        .limit(1)
+    a trigger, which counts it, and a CHECK refuse more than was captured all the same."""
+    [row] = sender.rows(
+        OPEN_REFUND_OF_PAYMENT,
+        user_id=payment.user_id,
+        payment_id=payment.id,
+        gateway=payment.gateway,
+        gateway_key=str(uuid.uuid4()),
+        amount=amount,
+        currency=payment.currency,
+        reason=reason,
+        origin=origin,
+        lookup_after=lookup_after,
     )
+    payment.refund_reserved += amount
+    return RefundRow(*row)
 
 
-def lock_refund(session: Session, user_id: str, payment_id: int, refund_id: int) -> Refund | None:
+BLOCKING_DISPUTE = Statement(
+    "SELECT id FROM disputes WHERE user_id = %(user_id)s AND payment_id = %(payment_id)s"
+    " AND status IN ('open', 'lost') ORDER BY id DESC LIMIT 1"
+)
+
+
+def get_blocking_dispute(sender: Sender, payment: PaymentRow) -> int | None:
+    """The id of a dispute of this payment that is open or lost: its money goes back, or may."""
+    rows = sender.rows(BLOCKING_DISPUTE, user_id=payment.user_id, payment_id=payment.id)
+    return rows[0][0] if rows else None
+
+
+_LOCK_REFUNDS = f"""
+    SELECT {REFUND_LIST} FROM refunds r
+    WHERE r.user_id = %(user_id)s AND r.payment_id = %(payment_id)s AND {{which}} FOR UPDATE"""
+LOCK_REFUND = Statement(_LOCK_REFUNDS.format(which="r.id = %(id)s"))
+LOCK_REFUND_OF_REFERENCE = Statement(
+    _LOCK_REFUNDS.format(which="r.gateway_reference = %(reference)s")
+)
+LOCK_PENDING_REFUNDS = Statement(_LOCK_REFUNDS.format(which="r.status = 'pending' ORDER BY r.id"))
+
+
+def lock_refund(sender: Sender, user_id: str, payment_id: int, refund_id: int) -> RefundRow | None:
     """The refund, locked, if it is one of this payment."""
-    of_payment = _refunds_to_lock(user_id, payment_id)
-    return session.scalar(of_payment.where(Refund.id == possible_id(refund_id)))
+    of_payment = {"user_id": user_id, "payment_id": payment_id}
+    rows = sender.rows(LOCK_REFUND, **of_payment, id=possible_id(refund_id))
+    return RefundRow(*rows[0]) if rows else None
 
 
 def lock_refund_of_state(
-    session: Session, payment: Payment, reference: str, refund_id: int | None
-) -> Refund | None:
+    sender: Sender, payment: PaymentRow, reference: str, refund_id: int | None
+) -> RefundRow | None:
     """The refund of this payment that its gateway means, locked: the one that it calls so, or
     else the one whose id of ours it shows."""
-    of_payment = _refunds_to_lock(payment.user_id, payment.id)
-    named = session.scalar(of_payment.where(Refund.gateway_reference == reference))
-    if named is not None or refund_id is None:
-        return named
-    return lock_refund(session, payment.user_id, payment.id, refund_id)
+    user_id, payment_id = payment.user_id, payment.id
+    rows = sender.rows(
+        LOCK_REFUND_OF_REFERENCE, user_id=user_id, payment_id=payment_id, reference=reference
+    )
+    if rows:
+        return RefundRow(*rows[0])
+    return None if refund_id is None else lock_refund(sender, user_id, payment_id, refund_id)
 
 
-def lock_pending_refunds(session: Session, payment: Payment) -> Sequence[Refund]:
+def lock_pending_refunds(sender: Sender, payment: PaymentRow) -> list[RefundRow]:
     """The refunds of this payment that are not settled, locked."""
-    of_payment = _refunds_to_lock(payment.user_id, payment.id)
-    return session.scalars(of_payment.where(Refund.status == "pending").order_by(Refund.id)).all()
-
-
-def _refunds_to_lock(user_id: str, payment_id: int) -> Select[Refund]:
-    return locked(select(Refund).where(Refund.user_id == user_id, Refund.payment_id == payment_id))
+    of_payment = {"user_id": payment.user_id, "payment_id": payment.id}
+    return [RefundRow(*row) for row in sender.rows(LOCK_PENDING_REFUNDS, **of_payment)]
 
 
 def require_refund_to_look_up(
@@ -683,7 +844,7 @@ def require_refund_to_look_up(
         )
         .where(REFUND_COLUMNS.user_id == user_id, REFUND_COLUMNS.id == refund_id)
     ).one()
-    return RefundRow._make(row[:-2]), RefundAges._make(row[-2:])
+    return RefundRow(*row[:-2]), RefundAges(*row[-2:])
 
 
 def get_refund_of_key(session: Session, gateway_key: str) -> RefundRow | None:
@@ -711,58 +872,61 @@ def _refunds(cursor: bool) -> Statement:
 # Disputes -----------------------------------------------------------------------------------------
 
 
-def save_dispute(
-    session: Session,
-    *,
-    user_id: str,
-    payment_id: int,
-    gateway: str,
+ADD_DISPUTE = Statement(
+    f"""
+    INSERT INTO disputes AS d (
+        user_id, payment_id, gateway, gateway_reference, status, amount, currency, reason,
+        evidence_due_at
+    )
+    VALUES (
+        %(user_id)s, %(payment_id)s, %(gateway)s, %(gateway_reference)s, %(status)s, %(amount)s,
+        %(currency)s, %(reason)s, %(evidence_due_at)s
+    )
+    ON CONFLICT DO NOTHING RETURNING {DISPUTE_LIST}"""
+)
+LOCK_DISPUTE = Statement(
+    f"""
+    SELECT {DISPUTE_LIST} FROM disputes d WHERE d.user_id = %(user_id)s
+    AND d.gateway = %(gateway)s AND d.gateway_reference = %(gateway_reference)s
+    FOR UPDATE"""
+)
+
+
+def add_dispute(
+    sender: Sender,
+    payment: PaymentRow,
     gateway_reference: str,
+    *,
     status: str,
     amount: int,
     currency: str,
     reason: str,
     evidence_due_at: datetime | None = None,
-) -> Dispute | None:
-    """Write down a dispute; None when it is known to be so, or closed, already.
+) -> DisputeRow | None:
+    """Write down a dispute; None when it is known already."""
+    rows = sender.rows(
+        ADD_DISPUTE,
+        user_id=payment.user_id,
+        payment_id=payment.id,
+        gateway=payment.gateway,
+        gateway_reference=gateway_reference,
+        status=status,
+        amount=amount,
+        currency=currency,
+        reason=reason,
+        evidence_due_at=evidence_due_at,
+    )
+    return DisputeRow(*rows[0]) if rows else None
 
-    A later `evidence_due_at` is kept in any case; an earlier one is old news, for gateways
-    only prolong it.
-    """
-    created: Dispute | None = session.scalar(
-        upsert(Dispute)
-        .values(
-            user_id=user_id,
-            payment_id=payment_id,
-            gateway=gateway,
-            gateway_reference=gateway_reference,
-            status=status,
-            amount=amount,
-            currency=currency,
-            reason=reason,
-            evidence_due_at=evidence_due_at,
-        )
-        .on_conflict_do_nothing()
-        .returning(Dispute)
+
+def lock_dispute(
+    sender: Sender, user_id: str, gateway: str, gateway_reference: str
+) -> DisputeRow | None:
+    """The dispute, locked; None for another user's: no gateway gives two one reference."""
+    rows = sender.rows(
+        LOCK_DISPUTE, user_id=user_id, gateway=gateway, gateway_reference=gateway_reference
     )
-    if created is not None:
-        return created
-    known = select(Dispute).where(
-        Dispute.user_id == user_id,
-        Dispute.gateway == gateway,
-        Dispute.gateway_reference == gateway_reference,
-    )
-    dispute = session.scalar(locked(known))
-    if dispute is None:
-        return None  # another user's: no gateway gives two disputes one reference
-    due_at = dispute.evidence_due_at
-    if evidence_due_at is not None and (due_at is None or evidence_due_at > due_at):
-        dispute.evidence_due_at = evidence_due_at
-    closes = status not in ("open", dispute.status)  # a won one may be lost, none is reopened
-    if closes:
-        dispute.status = status
-    session.flush()
-    return dispute if closes else None
+    return DisputeRow(*rows[0]) if rows else None
 
 
 def show_dispute(sender: Sender, dispute_id: int) -> str:
@@ -791,32 +955,29 @@ def _disputes(given: frozenset[str]) -> Statement:
 # Events -------------------------------------------------------------------------------------------
 
 
-def add_event(
-    session: Session,
+def event_values(
     event_type: EventType,
     *,
     user_id: str,
     actor: Actor,
     request_id: str | None,
-    data: dict[str, Any],
-    order: Order | None = None,
-) -> None:
-    """Write an event into the transaction of the change that it reports.
+    data: Mapping[str, Any],
+    order: OrderRow | None = None,
+) -> dict[str, Any]:
+    """An event, by the names of its columns.
 
-    With a locked order its sequence is the order's `last_sequence`, which the change has counted up
-    already, so that both are one UPDATE.
+    It is written with the change that it reports. With a locked order its sequence is the order's
+    `last_sequence`, which the change has counted up already.
     """
-    session.execute(
-        insert(Event).values(
-            type=event_type,
-            user_id=user_id,
-            order_id=order.id if order is not None else None,
-            sequence=order.last_sequence if order is not None else None,
-            actor=actor,
-            request_id=request_id,
-            data=data,
-        )
-    )
+    return {
+        "type": event_type,
+        "user_id": user_id,
+        "order_id": order.id if order is not None else None,
+        "sequence": order.last_sequence if order is not None else None,
+        "actor": actor,
+        "request_id": request_id,
+        "data": data,
+    }
 
 
 def list_order_events(
@@ -839,42 +1000,40 @@ def _order_events(cursor: bool) -> Statement:
 # Events of gateways -------------------------------------------------------------------------------
 
 
-def add_gateway_event(
-    session: Session,
+def gateway_event_values(
     gateway: str,
     event_id: str,
     event_type: str,
-    payment: Payment | None,
     delivery_id: str | None = None,
-) -> bool:
-    """Store an event; False when it was stored before, or came in a delivery that was."""
-    stored = session.scalar(
-        upsert(GatewayEvent)
-        .values(
-            gateway=gateway,
-            event_id=event_id,
-            delivery_id=delivery_id,
-            type=event_type,
-            user_id=payment.user_id if payment is not None else None,
-            payment_id=payment.id if payment is not None else None,
-        )
-        .on_conflict_do_nothing()
-        .returning(GatewayEvent.id)
-    )
-    return stored is not None
+    payment: PaymentRow | None = None,
+) -> dict[str, Any]:
+    """An event of a gateway, by the names of its columns. Each is stored once, and so is each
+    delivery."""
+    return {
+        "gateway": gateway,
+        "event_id": event_id,
+        "delivery_id": delivery_id,
+        "type": event_type,
+        "user_id": payment.user_id if payment is not None else None,
+        "payment_id": payment.id if payment is not None else None,
+    }
 
 
-def is_known_event(session: Session, gateway: str, event_id: str) -> bool:
-    """Whether this event was stored."""
-    query = select(GatewayEvent.id).where(
-        GatewayEvent.gateway == gateway, GatewayEvent.event_id == event_id
-    )
-    return session.scalar(query) is not None
+IS_KNOWN_EVENT = Statement(
+    "SELECT FROM gateway_events WHERE gateway = %(gateway)s AND event_id = %(event_id)s"
+)
+IS_KNOWN_DELIVERY = Statement(
+    "SELECT FROM gateway_events WHERE gateway = %(gateway)s AND delivery_id = %(delivery_id)s"
+)
 
 
-def is_known_delivery(session: Session, gateway: str, delivery_id: str) -> bool:
+def is_known_event(sender: Sender, gateway: str, event_id: str, delivery_id: str | None) -> bool:
+    """Whether this event was stored, or came in a delivery that was."""
+    if delivery_id is not None and is_known_delivery(sender, gateway, delivery_id):
+        return True
+    return bool(sender.rows(IS_KNOWN_EVENT, gateway=gateway, event_id=event_id))
+
+
+def is_known_delivery(sender: Sender, gateway: str, delivery_id: str) -> bool:
     """Whether an event of this delivery was stored."""
-    query = select(GatewayEvent.id).where(
-        GatewayEvent.gateway == gateway, GatewayEvent.delivery_id == delivery_id
-    )
-    return session.scalar(query) is not None
+    return bool(sender.rows(IS_KNOWN_DELIVERY, gateway=gateway, delivery_id=delivery_id))

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, TypeVar
+from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 
 import psycopg2
 import sqlalchemy
 from alembic.config import Config as AlembicConfig
 from fastapi import Depends, Request
 from psycopg2 import extensions
-from sqlalchemy import Executable
+from sqlalchemy import Executable, orm
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, ProgrammingError
-from sqlalchemy.orm import Session
+from sqlalchemy.pool import PoolProxiedConnection
 
 import postgres_server
 import wakeup
@@ -33,7 +33,7 @@ from config import ROOT, ConfigurationError, Settings
 from observability.logs import get_logger
 
 T = TypeVar("T")
-RowType = TypeVar("RowType", bound=NamedTuple)
+RowType = TypeVar("RowType")
 log = get_logger()
 
 # One number for the whole process: as many database connections as worker threads that use them
@@ -296,6 +296,117 @@ def _wait(connection: Any) -> None:
         poll.poll(None if left is None else left * 1000)
 
 
+class Written(Protocol):
+    """A statement that is written out, and the parameters that never change."""
+
+    @property
+    def sql(self) -> str: ...
+    @property
+    def constants(self) -> dict[str, Any]: ...
+
+
+class Session(orm.Session):
+    """A session of SQLAlchemy with a second way to send statements, `rows`.
+
+    Statements that are written out already go straight to the driver, which costs a quarter of the
+    time. Both ways share one connection and one transaction, which ends with `commit`, `rollback`
+    or `close`; in between the session holds no connection.
+    """
+
+    def __init__(self, engine: sqlalchemy.Engine) -> None:
+        super().__init__(expire_on_commit=False)
+        self.engine = engine
+        self._pooled: PoolProxiedConnection | None = None
+        self._connection: sqlalchemy.Connection | None = None
+
+    def rows(self, statement: Written, **parameters: Any) -> list[Any]:
+        """The rows that it returns, as tuples."""
+        pooled = self._check_out(statement)
+        try:
+            driver: Any = pooled.driver_connection
+            with driver.cursor() as cursor:
+                cursor.execute(statement.sql, statement.constants | parameters)
+                return cursor.fetchall() if cursor.description is not None else []
+        except psycopg2.Error as error:
+            raise driver_error(self.engine, statement, error, pooled) from error
+
+    def get_bind(self, *_: Any, **__: Any) -> sqlalchemy.Connection:
+        """The connection of this transaction, for what SQLAlchemy sends itself."""
+        if self._connection is None:
+            self._connection = sqlalchemy.Connection(self.engine, self._check_out())
+        return self._connection
+
+    def commit(self) -> None:
+        if super().in_transaction():
+            super().commit()
+        if self._pooled is not None:
+            try:
+                driver: Any = self._pooled.driver_connection
+                driver.commit()  # nothing, if SQLAlchemy has sent it
+            except psycopg2.Error as error:
+                raise driver_error(self.engine, COMMIT, error, self._pooled) from error
+            self._give_back()
+
+    def rollback(self) -> None:
+        if super().in_transaction():
+            super().rollback()
+        self._give_back()
+
+    def close(self) -> None:
+        super().close()
+        self._give_back()
+
+    def in_transaction(self) -> bool:
+        return self._pooled is not None or super().in_transaction()
+
+    def _check_out(self, statement: Written | None = None) -> PoolProxiedConnection:
+        if self._pooled is None:
+            try:
+                self._pooled = self.engine.raw_connection()
+            except psycopg2.Error as error:
+                raise driver_error(self.engine, statement, error) from error
+        return self._pooled
+
+    def _give_back(self) -> None:
+        """The pool rolls back what was not committed."""
+        pooled, self._pooled, self._connection = self._pooled, None, None
+        if pooled is not None:
+            pooled.close()
+
+
+def driver_error(
+    engine: sqlalchemy.Engine,
+    statement: Written | None,
+    error: psycopg2.Error,
+    pooled: PoolProxiedConnection | None = None,
+) -> Exception:
+    """The driver's error as SQLAlchemy raises it, without the parameters.
+
+    If `pooled` is lost, the pool's older connections are given up too, as SQLAlchemy does.
+    """
+    driver: Any = None if pooled is None else pooled.driver_connection
+    lost = pooled is not None and (driver is None or driver.closed)
+    if pooled is not None and lost:
+        engine.pool._invalidate(pooled, error)
+    return DBAPIError.instance(
+        None if statement is None else statement.sql,
+        None,
+        error,
+        psycopg2.Error,
+        hide_parameters=True,
+        connection_invalidated=lost,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Fixed:
+    sql: str
+    constants: dict[str, Any]
+
+
+COMMIT: Final = _Fixed("COMMIT", {})
+
+
 def get_session(request: Request) -> Session:
     """A session that has no connection until its first statement.
 
@@ -305,11 +416,11 @@ def get_session(request: Request) -> Session:
 
 
 def new_session(engine: sqlalchemy.Engine) -> Session:
-    return Session(engine, expire_on_commit=False)
+    return Session(engine)
 
 
 @contextmanager
-def autocommit(engine: sqlalchemy.Engine) -> Iterator[Session]:
+def autocommit(engine: sqlalchemy.Engine) -> Iterator[orm.Session]:
     """A session for one statement that is sent alone, with no BEGIN and ROLLBACK around it.
 
     SQLAlchemy's own AUTOCOMMIT sends a SET when it is over, for the whole session at that.
@@ -319,7 +430,7 @@ def autocommit(engine: sqlalchemy.Engine) -> Iterator[Session]:
         assert driver is not None
         try:
             driver.autocommit = True
-            with Session(connection) as session:
+            with orm.Session(connection) as session:
                 yield session
             driver.autocommit = False
         except BaseException:
@@ -336,8 +447,12 @@ def phase(session: Session) -> Iterator[Session]:
 
     Between two phases no connection is held, so that is where a gateway is called.
     """
-    with session.begin():
+    try:
         yield session
+        session.commit()
+    except BaseException:
+        session.rollback()
+        raise
     session.info["committed"] = True
     if session.info.pop("wakes", False):
         wakeup.wake()
@@ -348,15 +463,15 @@ def wake_after_commit(session: Session) -> None:
     session.info["wakes"] = True
 
 
-def read_one(session: Session, kind: type[RowType], query: Executable) -> RowType | None:
+def read_one(session: orm.Session, kind: type[RowType], query: Executable) -> RowType | None:
     """The one row that a query finds, as one of this kind; None if there is none."""
     row = session.execute(query).one_or_none()
-    return None if row is None else kind._make(row)
+    return None if row is None else kind(*row)
 
 
-def read_all(session: Session, kind: type[RowType], query: Executable) -> list[RowType]:
+def read_all(session: orm.Session, kind: type[RowType], query: Executable) -> list[RowType]:
     """The rows that a query finds, each as one of this kind."""
-    return [kind._make(row) for row in session.execute(query)]
+    return [kind(*row) for row in session.execute(query)]
 
 
 def sqlstate(error: DBAPIError) -> str | None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from pydantic import BaseModel
-from sqlalchemy import ColumnElement, Table, and_, delete, func, or_, select, update
-from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session
+from sqlalchemy import Table, and_, bindparam, func, or_, select
 
-from database import NOW, Old, find_old, read_all, read_one, seconds_from_now
+from changes import Changes
+from database import NOW, Old, Session, find_old
 from errors import ServiceError
 from models import IdempotencyKey
 from rows import KeyRow
+from statements import Sender, Statement
 
 KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
 
@@ -77,22 +77,74 @@ class WaitingKey(NamedTuple):
     request_id: str
 
 
+_NEW = {
+    "fingerprint": "%(fingerprint)s",
+    "request_id": "%(request_id)s",
+    "created_at": "now()",
+}
+_OWNED = {
+    "owner": "%(owner)s",
+    "owned_until": "now() + make_interval(secs => %(seconds)s)",
+}
+_CLEARED = dict.fromkeys(("gateway_key", "status", "headers", "body"), "NULL")
+_IS_KEY = "user_id = %(user_id)s AND id = %(key_id)s"
+
+
+def _assigned(values: dict[str, str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in values.items())
+
+
+CLAIM_KEY = Statement(
+    f"INSERT INTO idempotency_keys (user_id, key, {', '.join(_NEW | _OWNED)})"
+    f" VALUES (%(user_id)s, %(key)s, {', '.join((_NEW | _OWNED).values())})"
+    " ON CONFLICT DO NOTHING RETURNING id, owner"
+)
+CLAIM_EXPIRED_KEY = Statement(
+    f"UPDATE idempotency_keys SET {_assigned(_CLEARED | _NEW | _OWNED)} WHERE {_IS_KEY}"
+    " RETURNING id, owner"
+)
+TAKE_OVER_KEY = Statement(
+    f"UPDATE idempotency_keys SET {_assigned(_OWNED)} WHERE {_IS_KEY} RETURNING id, owner"
+)
+LOCK_KEY = Statement(
+    select(*[KEYS.c[name] for name in KeyRow._fields[:-2]], KEYS.c.owned_until > NOW, HAS_EXPIRED)
+    .where(KEYS.c.user_id == bindparam("user_id"), KEYS.c.key == bindparam("key"))
+    .with_for_update()
+)
+WAITING_KEYS = Statement(
+    f"SELECT {', '.join(WaitingKey._fields)} FROM idempotency_keys"
+    " WHERE gateway_key = %(gateway_key)s AND status IS NULL"
+)
+STORED_RESPONSE = Statement(
+    f"SELECT status, body, headers FROM idempotency_keys WHERE {_IS_KEY} AND status IS NOT NULL"
+)
+FORGET_KEY = Statement(
+    f"DELETE FROM idempotency_keys WHERE {_IS_KEY} AND owner = %(owner)s"
+    " AND gateway_key IS NULL AND status IS NULL"
+)
+LEAVE_KEY = Statement(
+    f"UPDATE idempotency_keys SET owned_until = now() WHERE {_IS_KEY} AND owner = %(owner)s"
+)
+
+
 def claim_key(
-    session: Session, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
+    sender: Sender, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
 ) -> KeyClaim | None:
     """Own a key that is new. None when it is known."""
-    return read_one(
-        session,
-        KeyClaim,
-        upsert(KEYS)
-        .values(user_id=user_id, key=key, **_new(fingerprint, request_id, seconds))
-        .on_conflict_do_nothing()
-        .returning(KEYS.c.id, KEYS.c.owner),
+    rows = sender.rows(
+        CLAIM_KEY,
+        user_id=user_id,
+        key=key,
+        fingerprint=fingerprint,
+        request_id=request_id,
+        seconds=seconds,
+        owner=_new_owner(),
     )
+    return KeyClaim(*rows[0]) if rows else None
 
 
 def claim_expired_key(
-    session: Session,
+    sender: Sender,
     user_id: str,
     key_id: int,
     *,
@@ -101,91 +153,87 @@ def claim_expired_key(
     seconds: float,
 ) -> KeyClaim:
     """Own a locked key that has expired, as if it were new."""
-    cleared = dict.fromkeys(("gateway_key", "status", "headers", "body"))
-    return _own(session, user_id, key_id, **cleared, **_new(fingerprint, request_id, seconds))
+    [claim] = sender.rows(
+        CLAIM_EXPIRED_KEY,
+        user_id=user_id,
+        key_id=key_id,
+        fingerprint=fingerprint,
+        request_id=request_id,
+        seconds=seconds,
+        owner=_new_owner(),
+    )
+    return KeyClaim(*claim)
 
 
-def take_over_key(session: Session, user_id: str, key_id: int, seconds: float) -> KeyClaim:
+def take_over_key(sender: Sender, user_id: str, key_id: int, seconds: float) -> KeyClaim:
     """Own a locked key whose owner is gone."""
-    return _own(session, user_id, key_id, **_ownership(seconds))
+    [claim] = sender.rows(
+        TAKE_OVER_KEY, user_id=user_id, key_id=key_id, seconds=seconds, owner=_new_owner()
+    )
+    return KeyClaim(*claim)
 
 
-def _own(session: Session, user_id: str, key_id: int, **values: Any) -> KeyClaim:
-    query = update(KEYS).where(_is_key(user_id, key_id)).values(**values)
-    return KeyClaim._make(session.execute(query.returning(KEYS.c.id, KEYS.c.owner)).one())
+def _new_owner() -> str:
+    return secrets.token_hex(16)
 
 
-def _new(fingerprint: str, request_id: str, seconds: float) -> dict[str, Any]:
-    of_request = {"fingerprint": fingerprint, "request_id": request_id, "created_at": NOW}
-    return of_request | _ownership(seconds)
-
-
-def _ownership(seconds: float) -> dict[str, Any]:
-    return {"owner": secrets.token_hex(16), "owned_until": seconds_from_now(seconds)}
-
-
-def _is_key(user_id: str, key_id: int) -> ColumnElement[bool]:
-    return and_(KEYS.c.user_id == user_id, KEYS.c.id == key_id)
-
-
-def lock_key(session: Session, user_id: str, key: str) -> KeyRow | None:
+def lock_key(sender: Sender, user_id: str, key: str) -> KeyRow | None:
     """The key, locked."""
-    query = (
-        select(
-            *[KEYS.c[name] for name in KeyRow._fields[:-2]], KEYS.c.owned_until > NOW, HAS_EXPIRED
-        )
-        .where(KEYS.c.user_id == user_id, KEYS.c.key == key)
-        .with_for_update()
-    )
-    return read_one(session, KeyRow, query)
+    rows = sender.rows(LOCK_KEY, user_id=user_id, key=key)
+    return KeyRow(*rows[0]) if rows else None
 
 
-def link_key(session: Session, user_id: str, key_id: int, owner: str, *, gateway_key: str) -> bool:
-    """Remember the money request that this one led to. False when the key has another owner."""
-    linked = session.execute(
-        update(KEYS)
-        .where(_is_key(user_id, key_id), KEYS.c.owner == owner)
-        .values(gateway_key=gateway_key)
-        .returning(KEYS.c.id)
-    )
-    return linked.one_or_none() is not None
+def link_key(
+    changes: Changes,
+    user_id: str,
+    key_id: int,
+    owner: str,
+    *,
+    gateway_key: str,
+    required: Exception,
+) -> None:
+    """Remember with these changes the money request that this one led to. `required` is raised
+    when the key has another owner."""
+    is_ours = {"user_id": user_id, "id": key_id, "owner": owner}
+    changes.update(KEYS, is_ours, {"gateway_key": gateway_key}, required=required)
 
 
-def list_waiting_keys(session: Session, gateway_key: str) -> list[WaitingKey]:
+def list_waiting_keys(sender: Sender, gateway_key: str) -> list[WaitingKey]:
     """The keys that wait for the outcome of this money request; staff's may be among them."""
-    query = select(*[KEYS.c[name] for name in WaitingKey._fields]).where(
-        KEYS.c.gateway_key == gateway_key, KEYS.c.status.is_(None)
-    )
-    return read_all(session, WaitingKey, query)
+    return [WaitingKey(*row) for row in sender.rows(WAITING_KEYS, gateway_key=gateway_key)]
 
 
-def get_stored_response(session: Session, user_id: str, key_id: int) -> StoredResponse | None:
-    query = select(KEYS.c.status, KEYS.c.body, KEYS.c.headers).where(
-        _is_key(user_id, key_id), KEYS.c.status.is_not(None)
-    )
-    row = session.execute(query).one_or_none()
-    return None if row is None else StoredResponse.from_row(*row)
+def get_stored_response(sender: Sender, user_id: str, key_id: int) -> StoredResponse | None:
+    rows = sender.rows(STORED_RESPONSE, user_id=user_id, key_id=key_id)
+    return StoredResponse.from_row(*rows[0]) if rows else None
 
 
 def store_response(
-    session: Session, user_id: str, key_id: int, response: StoredResponse, owner: str | None = None
-) -> bool:
-    """Store the response. False if the key has one already, or has another owner."""
-    query = update(KEYS).where(_is_key(user_id, key_id), KEYS.c.status.is_(None))
-    if owner is not None:
-        query = query.where(KEYS.c.owner == owner)
-    values = {"status": response.status, "headers": response.headers, "body": response.body}
-    stored = session.execute(query.values(values).returning(KEYS.c.id))
-    return stored.one_or_none() is not None
-
-
-def release_key(session: Session, user_id: str, key_id: int, owner: str) -> None:
-    """Stop working on a request: forget it if nothing came of it, else leave it to its repeats."""
-    is_ours = and_(_is_key(user_id, key_id), KEYS.c.owner == owner)
-    session.execute(
-        delete(KEYS).where(is_ours, KEYS.c.gateway_key.is_(None), KEYS.c.status.is_(None))
+    changes: Changes,
+    user_id: str,
+    key_id: int,
+    response: StoredResponse,
+    *,
+    owner: str | None = None,
+    required: Exception | None = None,
+) -> int:
+    """Store the response, unless the key has one already, with these changes; the number of this
+    part. `required` is raised if it has one, or another owner."""
+    is_key = {"user_id": user_id, "id": key_id}
+    return changes.update(
+        KEYS,
+        is_key if owner is None else is_key | {"owner": owner},
+        {"status": response.status, "headers": response.headers, "body": response.body},
+        condition="status IS NULL",
+        required=required,
     )
-    session.execute(update(KEYS).where(is_ours).values(owned_until=func.now()))
+
+
+def release_key(sender: Sender, user_id: str, key_id: int, owner: str) -> None:
+    """Stop working on a request: forget it if nothing came of it, else leave it to its repeats."""
+    key = {"user_id": user_id, "key_id": key_id, "owner": owner}
+    sender.rows(FORGET_KEY, **key)
+    sender.rows(LEAVE_KEY, **key)
 
 
 def find_expired(session: Session, limit: int) -> list[Old]:

@@ -15,18 +15,18 @@ from typing import Any, Final
 
 from sqlalchemy import ColumnElement, any_, func, literal, or_, select, text, true, tuple_
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
-from sqlalchemy.orm import InstrumentedAttribute, Session
+from sqlalchemy.orm import InstrumentedAttribute
 
-from database import read_all
+from database import Session, read_all
 from models import Dispute, Order, Payment, PaymentMethod, Refund
-from rows import PaymentRow, RefundRow
+from rows import PaymentRow, RefundRow, columns_of
 from schemas import MAX_ID
 
 PAYMENT_COLUMNS = Payment.__table__.c
 REFUND_COLUMNS = Refund.__table__.c
 DISPUTE_COLUMNS = Dispute.__table__.c
-PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in PaymentRow._fields])
-REFUNDS = select(*[REFUND_COLUMNS[name] for name in RefundRow._fields])
+PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in columns_of(PaymentRow)])
+REFUNDS = select(*[REFUND_COLUMNS[name] for name in columns_of(RefundRow)])
 
 # Each query returns the ids of offending rows of its window, :after < key <= :until. What it joins
 # has the bounds too where it has the key, so that everything is read by ranges. Most of it the

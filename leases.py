@@ -16,16 +16,16 @@ from datetime import datetime, timedelta
 from typing import Any, Final, Literal, NamedTuple, cast
 
 import sqlalchemy as sa
+from sqlalchemy import orm
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.dialects.postgresql import insert as upsert
-from sqlalchemy.orm import Session, object_session
 
 from database import (
     NOW,
     Old,
+    Session,
     find_old,
     read_all,
-    read_clock,
     read_one,
     seconds_from_now,
     wake_after_commit,
@@ -33,6 +33,7 @@ from database import (
 from domain.settlement import NextLookup
 from domain.states import CAPTURED_PAYMENT_STATUSES, PaymentStatus, RefundStatus
 from models import Comparison, GatewayEvent, Payment, Refund
+from rows import PaymentRow, RefundRow
 
 Lane = Literal["open", "waiting"]
 LookedUp = type[Payment] | type[Refund]
@@ -54,16 +55,20 @@ GATEWAY_EVENTS = cast(sa.Table, GatewayEvent.__table__)
 # When next --------------------------------------------------------------------------------------
 
 
-def schedule_first_lookup(session: Session, row: Payment | Refund, seconds: float) -> None:
+def schedule_first_lookup(row: PaymentRow | RefundRow, now: datetime, seconds: float) -> None:
     """A request is about to be sent: look up what became of it in so many seconds."""
-    row.requested_at = sa.func.now()
-    row.next_lookup_at = seconds_from_now(seconds)
+    row.requested_at = now
+    row.next_lookup_at = now + timedelta(seconds=seconds)
     row.lookup_count = 0
-    session.flush()
 
 
-def schedule_lookup(row: Payment | Refund, lookup: NextLookup) -> None:
-    """Set when the gateway of a locked row is asked next; the caller flushes."""
+def schedule_lookup(
+    session: Session, row: PaymentRow | RefundRow, now: datetime, lookup: NextLookup
+) -> None:
+    """Set when the gateway of a locked row is asked next.
+
+    `now` is the begin of the transaction, by the database's clock.
+    """
     if lookup == "keep":
         return
     if lookup != "at_expiry":
@@ -71,32 +76,24 @@ def schedule_lookup(row: Payment | Refund, lookup: NextLookup) -> None:
     if lookup == "never":
         row.next_lookup_at = None
     elif lookup == "now":
-        row.next_lookup_at = sa.func.now()
-        wake_after_commit(_session_of(row))
+        row.next_lookup_at = now
+        wake_after_commit(session)
     elif lookup == "soon":
-        row.next_lookup_at = seconds_from_now(FIRST_PAUSE)
+        row.next_lookup_at = now + timedelta(seconds=FIRST_PAUSE)
     elif lookup == "later":
-        row.next_lookup_at = seconds_from_now(WAITING_PAUSE)
-    elif isinstance(row, Payment):
-        _schedule_at_expiry(row)
+        row.next_lookup_at = now + timedelta(seconds=WAITING_PAUSE)
+    elif isinstance(row, PaymentRow):
+        _schedule_at_expiry(row, now)
 
 
-def _schedule_at_expiry(row: Payment) -> None:
+def _schedule_at_expiry(row: PaymentRow, now: datetime) -> None:
     """Ask when the authorization ends; after that as the last look-up has set it."""
     if row.capture_before is None:
         row.next_lookup_at = None
-        return
-    now = read_clock(_session_of(row))
-    if row.capture_before > now:
+    elif row.capture_before > now:
         row.next_lookup_at, row.lookup_count = row.capture_before, 0
     elif row.next_lookup_at is None:
         row.next_lookup_at = now + timedelta(seconds=FIRST_PAUSE)
-
-
-def _session_of(row: Payment | Refund) -> Session:
-    session = object_session(row)
-    assert session is not None  # that locked it
-    return session
 
 
 def finish_lookup(session: Session, lease: Lease) -> None:
@@ -164,7 +161,7 @@ class DueWork:
     sandbox: bool
 
 
-def find_due_work(session: Session, sandbox: sa.ColumnElement[bool] | None) -> DueWork:
+def find_due_work(session: orm.Session, sandbox: sa.ColumnElement[bool] | None) -> DueWork:
     """Find out what is due, with one statement that costs the same whatever the tables hold.
 
     `sandbox`: whether the sandbox gateway has something to do; None where it is switched off.

@@ -1,15 +1,23 @@
 """Rows as they are read: one class for each table, of the columns that are read of it.
 
-A row is made of what a statement returns, in this order, and never changes. Where the text says
-`Payment | PaymentRow`, a locked row that may be changed will do as well as one that was read.
+A row is made of what a statement returns, in this order. Rows of money may be locked and changed
+(see `settlement/transitions.py`); one that was only read stays as it is.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, fields
 from datetime import datetime
+from functools import cache
 from typing import Any, NamedTuple
 
 from domain import states
+
+
+@cache
+def columns_of(kind: type) -> tuple[str, ...]:
+    """The names of the columns that a row of this class is made of."""
+    return tuple(field.name for field in fields(kind))
 
 
 class PaymentMethodRow(NamedTuple):
@@ -26,7 +34,8 @@ class PaymentMethodRow(NamedTuple):
     updated_at: datetime
 
 
-class OrderRow(NamedTuple):
+@dataclass(slots=True)
+class OrderRow:
     id: int
     user_id: str
     product_id: str
@@ -36,11 +45,13 @@ class OrderRow(NamedTuple):
     status: states.OrderStatus
     payment_method_id: int | None
     metadata_: dict[str, str]
+    last_sequence: int
     created_at: datetime
     updated_at: datetime
 
 
-class PaymentRow(NamedTuple):
+@dataclass(slots=True)
+class PaymentRow:
     id: int
     order_id: int
     user_id: str
@@ -59,7 +70,9 @@ class PaymentRow(NamedTuple):
     failure: dict[str, Any] | None
     needs_review: bool
     review_reason: states.ReviewReason | None
+    # What the gateway showed then, in short: once accepted, the same is not asked about again.
     review_state: str | None
+    reviewed_at: datetime | None
     return_url: str | None
     off_session: bool
     operation: states.PaymentOperation | None
@@ -82,7 +95,8 @@ class PaymentAges(NamedTuple):
     reviewed_ago: float | None  # since the latter
 
 
-class RefundRow(NamedTuple):
+@dataclass(slots=True)
+class RefundRow:
     id: int
     payment_id: int
     user_id: str
@@ -94,6 +108,7 @@ class RefundRow(NamedTuple):
     amount: int
     currency: str
     reason: str | None
+    requested_at: datetime
     next_lookup_at: datetime | None
     lookup_count: int
     created_at: datetime
@@ -105,6 +120,30 @@ class RefundAges(NamedTuple):
 
     open_for: float
     unreviewed_for: float
+
+
+@dataclass(slots=True)
+class DisputeRow:
+    id: int
+    user_id: str
+    payment_id: int
+    gateway: str
+    gateway_reference: str
+    status: str
+    amount: int
+    currency: str
+    reason: str
+    evidence_due_at: datetime | None
+    created_at: datetime
+    updated_at: datetime
+
+
+class Payable(NamedTuple):
+    """An order, with what decides whether and how it can be paid now."""
+
+    order: OrderRow
+    live: PaymentRow | None  # the payment that holds, took or may yet take money
+    method: PaymentMethodRow | None  # the one to charge
 
 
 class KeyRow(NamedTuple):

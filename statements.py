@@ -13,10 +13,9 @@ import psycopg2
 import sqlalchemy as sa
 from fastapi import Depends, Request
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.orm import Session
 
 import schemas
+from database import Session, driver_error
 from errors import NotFound
 from models import LISTS_ALL, LISTS_BY_ONE_FILTER
 from permissions import EVERYONE, VisibleTo
@@ -42,24 +41,10 @@ class Statement:
 
 
 class Sender(Protocol):
-    """Sends statements."""
+    """Sends statements: a session, in its transaction, or `PooledSender`, each alone."""
 
     def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
         """The rows that it returns, as tuples."""
-
-
-class SessionSender:
-    """Sends statements in the transaction of a session."""
-
-    __slots__ = ("_session",)
-
-    def __init__(self, session: Session) -> None:
-        self._session = session
-
-    def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
-        connection = self._session.connection()
-        sent = connection.exec_driver_sql(statement.sql, statement.constants | parameters)
-        return [tuple(row) for row in sent]
 
 
 class PooledSender:
@@ -73,15 +58,13 @@ class PooledSender:
     @classmethod
     def beside(cls, session: Session) -> PooledSender:
         """For one statement that needs no transaction, where a session would begin one."""
-        engine = session.get_bind()
-        assert isinstance(engine, sa.Engine)
-        return cls(engine)
+        return cls(session.engine)
 
     def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
         try:
             pooled = self._engine.raw_connection()
         except psycopg2.Error as error:
-            raise _wrapped(statement, error) from error
+            raise driver_error(self._engine, statement, error) from error
         driver = pooled.driver_connection
         assert driver is not None
         try:
@@ -90,26 +73,12 @@ class PooledSender:
                 cursor.execute(statement.sql, statement.constants | parameters)
                 rows: list[Any] = cursor.fetchall()
         except psycopg2.Error as error:
-            if driver.closed:  # the pool's older connections are given up too, as SQLAlchemy does
-                self._engine.pool._invalidate(pooled, error)
-            raise _wrapped(statement, error, lost=bool(driver.closed)) from error
+            raise driver_error(self._engine, statement, error, pooled) from error
         finally:
             if not driver.closed:
                 driver.autocommit = False
             pooled.close()
         return rows
-
-
-def _wrapped(statement: Statement, error: psycopg2.Error, *, lost: bool = False) -> Exception:
-    """The error as SQLAlchemy raises it, without the parameters."""
-    return DBAPIError.instance(
-        statement.sql,
-        None,
-        error,
-        psycopg2.Error,
-        hide_parameters=True,
-        connection_invalidated=lost,
-    )
 
 
 MOMENT = 'YYYY-MM-DD"T"HH24:MI:SS.US"Z"'  # RFC 3339 in UTC
@@ -161,7 +130,7 @@ def shown_of(table: str, resource: type[schemas.Out]) -> str:
         else name
         for name in resource.model_fields
     )
-    return f"SELECT {', '.join(columns)} FROM {table}"  # noqa: S608 - names of columns
+    return f"SELECT {', '.join(columns)} FROM {table}"
 
 
 def show(

@@ -4,12 +4,9 @@ import dataclasses
 import math
 import os
 import uuid
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
-
-from sqlalchemy.orm import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,35 +29,28 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 
 def _unique_live_payment() -> None:
-    from services import payments
+    """Look at no other payment of the order."""
+    import crud
 
-    _replace(payments, require_payable=_nothing)
+    find = crud.find_payable
+
+    def without_payment(*arguments: Any) -> Any:
+        return find(*arguments)._replace(live=None)
+
+    _replace(crud, find_payable=without_payment)
 
 
 def _claim_before_call() -> None:
     """Claim and settlement in one transaction, with the call inside it."""
-    import database
     from services import payments
-    from settlement import gateway_calls
+    from statements import PooledSender
 
-    points = database.phase
+    class Uncommitted(PooledSender):
+        @classmethod
+        def beside(cls, session: Any) -> Any:
+            return session  # in its transaction, which ends with the settlement
 
-    @contextmanager
-    def uncommitted(session: Session) -> Iterator[Session]:
-        yield session
-        session.flush()
-
-    @contextmanager
-    def all_at_once(session: Session) -> Iterator[Session]:
-        if session.in_transaction():
-            yield session
-            session.commit()
-        else:
-            with points(session):
-                yield session
-
-    _replace(payments, phase=uncommitted)
-    _replace(gateway_calls, phase=all_at_once)
+    _replace(payments, PooledSender=Uncommitted)
 
 
 def _stored_key() -> None:
@@ -96,7 +86,7 @@ def _unknown_is_open() -> None:
 def _idempotency() -> None:
     from settlement import idempotency
 
-    def every_time(_session: Session, _context: Any, work: Callable[[], Any]) -> Any:
+    def every_time(_session: Any, _context: Any, work: Callable[[], Any], _check: Any) -> Any:
         return work()
 
     _replace(idempotency, run=every_time, read_key=_nothing)
@@ -150,9 +140,9 @@ def _resend_window() -> None:
 
 
 def _action_expiry() -> None:
-    from services import payments
+    from services import lookups
 
-    _replace(payments, cancel_expired_payment=_nothing)
+    _replace(lookups, _void_expired=_nothing)
 
 
 def _outside_books() -> None:
@@ -167,8 +157,8 @@ def _outside_refund_once() -> None:
 
     find = crud.lock_refund_of_state
 
-    def only_ours(session: Session, payment: Any, reference: str, refund_id: Any) -> Any:
-        return None if refund_id is None else find(session, payment, reference, refund_id)
+    def only_ours(sender: Any, payment: Any, reference: str, refund_id: Any) -> Any:
+        return None if refund_id is None else find(sender, payment, reference, refund_id)
 
     _replace(crud, lock_refund_of_state=only_ours)
 

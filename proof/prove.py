@@ -33,11 +33,13 @@ POINTS: Final = [
     f"{step}.{moment}"
     for step in (
         "payments._claim",
-        "payments.execute_claimed",
         "payments._operate",
-        "gateway_calls.settling",
+        "payments.pay",
+        "payments._settle_operation",
         "refunds.refund",
+        "refunds._settle",
         "orders.create",
+        "idempotency._claim_new",
         "idempotency.run",
         "lookups._take",
         "lookups.look_up",
@@ -55,7 +57,7 @@ POINTS: Final = [
 LATE_POINTS: Final = [
     f"{step}.{moment}"
     for step in (
-        "payments.cancel_expired_payment",
+        "payments.void_waiting_payment",
         "reconciliation.run_once",
         "reconciliation.schedule_lookup_now",
     )

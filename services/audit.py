@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from sqlalchemy.orm import Session
-
-from database import phase
+from database import Session, phase
 from gateways.registry import Gateways
 from invariants import MOST_SHOWN, find_violations
 from services.reconciliation import compare

@@ -14,12 +14,11 @@ from functools import partial
 from typing import Final
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 import crud
 import leases
 from config import Settings
-from database import new_session, phase
+from database import Session, new_session, phase
 from domain.settlement import decide_unknown
 from gateways.base import Charge, ChargeLookup, Gateway, NotExecuted
 from gateways.registry import Gateways
@@ -31,7 +30,7 @@ from services import payments
 from settlement import apply, gateway_requests
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
-from settlement.transitions import ChangedBy, lock_payment, lock_refund
+from settlement.transitions import ChangedBy, lock_refund, locked_payment
 
 log = get_logger()
 
@@ -236,8 +235,7 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
     charge = known_state(answer)
     if charge is None and not not_executed:
         return  # the gateway cannot tell, or not now
-    with phase(session):
-        locked = lock_payment(session, RECONCILER, seen, gateway)
+    with locked_payment(session, RECONCILER, seen, gateway) as locked:
         payment = locked.payment
         source = snapshot.source(payment)
         not_executed = not_executed and payment.operation_key == seen.operation_key
@@ -261,8 +259,7 @@ def look_up_payment(session: Session, rules: LookupRules, known: Lease | Payment
     charge = known_state(answer)
     if charge is None and answer is not None:
         return
-    with phase(session):
-        locked = lock_payment(session, RECONCILER, seen, gateway)
+    with locked_payment(session, RECONCILER, seen, gateway) as locked:
         source = snapshot.source(locked.payment)
         if charge is not None:
             apply.settle_charge(locked, charge, source)
@@ -291,8 +288,9 @@ def look_up_refund(session: Session, rules: LookupRules, known: Lease) -> None:
     answer = call_gateway(gateway, "look_up_refund", lambda: gateway.look_up_refund(query))
     if answer is UNKNOWN or isinstance(answer, NotExecuted):
         return
-    with phase(session):
-        locked, refund = lock_refund(session, RECONCILER, of, seen.id, gateway)
+    with locked_payment(session, RECONCILER, of, gateway) as locked:
+        refund = lock_refund(locked, seen.id)
+        assert refund is not None  # rows of money are never deleted
         source = snapshot.source(refund)
         if answer is not None:
             apply.settle_refund(locked, refund, answer, source)
@@ -312,8 +310,7 @@ def _look_up_refunds_of(
     )
     if charge is None or charge.refunds is None:
         return
-    with phase(session):
-        locked = lock_payment(session, RECONCILER, of)
+    with locked_payment(session, RECONCILER, of) as locked:
         apply.settle_refunds(locked, charge.refunds, snapshot.source(locked.payment))
 
 
@@ -324,7 +321,7 @@ def _void_expired(
 
     After a day of refusals a person has to look. A gateway that did not answer may only be away.
     """
-    status = payments.cancel_expired_payment(session, rules.access, RECONCILER, seen)
+    status = payments.void_waiting_payment(session, rules.access, RECONCILER, seen)
     overdue = ages.charge > rules.action_expires_after + REVIEW_AFTER
     looked_at_lately = ages.reviewed_ago is not None and ages.reviewed_ago <= REVIEW_AFTER
     if status == "requires_action" and overdue and not looked_at_lately:
@@ -347,8 +344,7 @@ def _is_overdue(
 
 
 def _flag_unknown(session: Session, seen: PaymentRow) -> None:
-    with phase(session):
-        locked = lock_payment(session, RECONCILER, seen)
+    with locked_payment(session, RECONCILER, seen) as locked:
         ours = apply.payment_facts(locked)
         if ours.status == seen.status and ours.review_reason is None:
             apply.apply_decision(locked, decide_unknown(ours, overdue=True))
@@ -363,7 +359,7 @@ def _flag_overdue_refund(session: Session, lease: Lease) -> None:
     overdue = _is_overdue(seen.lookup_count, ages, patience)
     if seen.status != "pending" or of.needs_review or not overdue:
         return
-    with phase(session):
-        locked, refund = lock_refund(session, RECONCILER, of, seen.id)
-        if refund.status == "pending":
+    with locked_payment(session, RECONCILER, of) as locked:
+        refund = lock_refund(locked, seen.id)
+        if refund is not None and refund.status == "pending":
             apply.request_review(locked, "outcome_unknown", "")

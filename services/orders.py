@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from sqlalchemy.orm import Session
-
 import crud
 import schemas
-from database import phase
+from database import Session, phase
 from domain.states import ORDER_TRANSITIONS, OrderStatus, TransitionRole, allowed_transitions
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
 from idempotency_keys import StoredResponse
-from models import Order
 from permissions import ORDERS_MANAGE
+from rows import OrderRow
 from services import payments
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
-from settlement.transitions import ChangedBy, transition_order
-from statements import PooledSender, Sender, SessionSender
+from settlement.transitions import locked_order, transition_order
+from statements import PooledSender, Sender
 
 
 def create(
@@ -27,7 +25,7 @@ def create(
     if context.key is None:
         return _create(PooledSender.beside(session), context, data, user_id, default_currency)
     with phase(session):
-        response = _create(SessionSender(session), context, data, user_id, default_currency)
+        response = _create(session, context, data, user_id, default_currency)
         return context.store_response(session, response)
 
 
@@ -64,15 +62,15 @@ def set_status(
     Raises NotFound, InvalidStatusTransition for an illegal transition, Forbidden for a legal one
     that this caller may not make, PaymentInProgress while a payment's outcome is open.
     """
-    with phase(session):
-        found = context.require_order(session, "set_order_status", order_id)
-        order = crud.lock_order(session, found.user_id, found.id)
+    found = context.require_order(PooledSender.beside(session), "set_order_status", order_id)
+    with locked_order(session, context, found.user_id, found.id) as locked:
+        order = locked.order
         live = crud.get_live_payment(session, order.user_id, order.id)
         if order.status != status:
             _check_move(order, status, _roles(context, order))
         if order.status == status or live is None or live.amount_captured > 0:
             if order.status != status:
-                transition_order(session, ChangedBy.caller(context), order, status)
+                transition_order(locked, status)
             shown = schemas.Order.model_validate(order)
             return context.store_response(session, StoredResponse.resource(200, shown))
         if status != "canceled" or live.status == "pending":
@@ -80,7 +78,7 @@ def set_status(
     return payments.cancel_with_order(session, context, access, live.id)
 
 
-def _roles(context: CallContext, order: Order) -> frozenset[TransitionRole]:
+def _roles(context: CallContext, order: OrderRow) -> frozenset[TransitionRole]:
     roles: set[TransitionRole] = set()
     if order.user_id == context.principal.user_id:
         roles.add("owner")
@@ -89,7 +87,7 @@ def _roles(context: CallContext, order: Order) -> frozenset[TransitionRole]:
     return frozenset(roles)
 
 
-def _check_move(order: Order, status: OrderStatus, roles: frozenset[TransitionRole]) -> None:
+def _check_move(order: OrderRow, status: OrderStatus, roles: frozenset[TransitionRole]) -> None:
     movers = ORDER_TRANSITIONS.get((order.status, status))
     if movers is None:
         raise InvalidStatusTransition(

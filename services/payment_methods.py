@@ -7,13 +7,12 @@ from dataclasses import replace
 from typing import Any
 
 from pydantic_core import PydanticCustomError
-from sqlalchemy.orm import Session
 
 import crud
 import errors
 import fields
 import schemas
-from database import phase
+from database import Session, phase
 from domain.masking import mask_email
 from gateways import base
 from gateways.registry import Gateways

@@ -14,27 +14,27 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy.orm import Session
-
 import crud
 import errors
 import leases
 import schemas
-from database import phase
+from database import Session, phase
 from domain.states import DEAD_PAYMENT_STATUSES, PaymentOperation, PaymentStatus
 from gateways import base
 from idempotency_keys import StoredResponse
-from models import Order, Payment
-from rows import PaymentMethodRow, PaymentRow
+from rows import OrderRow, Payable, PaymentMethodRow, PaymentRow
 from settlement import apply, gateway_requests
 from settlement.context import CallContext
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import charge_response, operation_response
-from settlement.transitions import ChangedBy, LockedPayment, lock_payment
+from settlement.transitions import ChangedBy, LockedPayment, locked_payment
+from statements import PooledSender
 
 # Where shoppers land without a `return_url` (see routers/checkout.py).
 RETURN_PAGE = "checkout/return"
+# An order may change between the look at it and the claim; then it is looked at again.
+CLAIM_ATTEMPTS = 4
 
 
 # Charging ---------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ class ClaimedCharge:
     """A charge that is claimed and about to be sent."""
 
     gateway: base.Gateway
-    payment: Payment
+    payment: PaymentRow
     request: base.ChargeRequest
     snapshot: RowSnapshot
 
@@ -65,28 +65,21 @@ def pay(
     PaymentMethodNotFound, OperationNotSupported.
     """
     claim = _claim(session, context, access, order_id, data)
-    if isinstance(claim, ClaimedOperation):
-        status = execute_claimed(session, access, claim, ChangedBy.caller(context))
-        if status not in DEAD_PAYMENT_STATUSES:
-            # Its shopper may have approved meanwhile, or the outcome is unknown.
-            raise errors.PaymentInProgress(payment_id=claim.request.payment_id)
-        claim = _claim(session, context, access, order_id, data, may_void_waiting=False)
-    assert isinstance(claim, ClaimedCharge)
     gateway, request = claim.gateway, claim.request
-    unknown = charge_response(claim.payment, context.request_id)
     charge = call_gateway(gateway, "charge", lambda: gateway.charge(request), access.seconds)
-    if charge is UNKNOWN:
-        return unknown
-    with settling(session, unknown) as outcome:
-        by = ChangedBy.gateway(gateway.name, context.request_id)
-        locked = lock_payment(session, by, claim.payment, gateway)
-        source = claim.snapshot.source(locked.payment)
-        if isinstance(charge, base.NotExecuted):
-            apply.settle_not_executed(locked, source, refused=isinstance(charge, base.Refused))
-        else:
-            apply.settle_charge(locked, charge, source)
-        outcome.response = charge_response(locked.payment, context.request_id)
-    return outcome.response
+    with settling(session) as outcome:
+        if charge is not UNKNOWN:
+            by = ChangedBy.gateway(gateway.name, context.request_id)
+            with locked_payment(session, by, claim.payment, gateway, context) as locked:
+                source = claim.snapshot.source(locked.payment)
+                if isinstance(charge, base.NotExecuted):
+                    refused = isinstance(charge, base.Refused)
+                    apply.settle_not_executed(locked, source, refused=refused)
+                else:
+                    apply.settle_charge(locked, charge, source)
+                settled = context.response or charge_response(locked.payment, context.request_id)
+            outcome.response = settled
+    return outcome.response or charge_response(claim.payment, context.request_id)
 
 
 def _claim(
@@ -95,31 +88,33 @@ def _claim(
     access: GatewayAccess,
     order_id: int,
     data: schemas.PaymentCreate,
-    *,
-    may_void_waiting: bool = True,
-) -> ClaimedCharge | ClaimedOperation:
-    """Claim what is sent to the gateway next: the charge, or the void of an earlier payment that
-    waits for its shopper."""
-    with phase(session):
-        found = context.require_order(session, "pay_order", order_id)
-        order = crud.lock_order(session, found.user_id, found.id)
-        waiting = _waiting_payment(session, order) if may_void_waiting else None
-        if waiting is None:
-            require_payable(session, order)
-        method = _method(session, order, data.payment_method_id)
+) -> ClaimedCharge:
+    """Claim the charge. An earlier payment that waits for its shopper is voided first, once."""
+    voided = False
+    visible_to = context.principal.visible_to("get_order")
+    for _ in range(CLAIM_ATTEMPTS):
+        # What is refused is refused by what is true now. The claim looks again.
+        found = crud.find_payable(
+            PooledSender.beside(session), order_id, visible_to, data.payment_method_id
+        )
+        order, live = found.order, found.live
+        context.principal.require("pay_order", order.user_id)
+        waits = live is not None and live.status == "requires_action" and live.operation is None
+        if not waits or voided:
+            require_payable(order, live)
+        method = _method(found, data.payment_method_id)
         gateway = access.gateway(method.gateway)
-        manual = data.capture_method == "manual"
-        if manual and not gateway.capabilities.manual_capture:
+        if data.capture_method == "manual" and not gateway.capabilities.manual_capture:
             raise errors.OperationNotSupported(
                 "This gateway cannot authorize now and capture later"
             )
         require_supported_amount(gateway, order.total_amount, order.currency)
-        if waiting is not None:
-            # A Sandbox-Fault is meant for the charge.
-            locked = LockedPayment(session, ChangedBy.caller(context), order, waiting)
-            return claim_operation(locked, replace(access, fault=None), "void")
-        payment = crud.open_payment(
-            session,
+        if live is not None:
+            _void_waiting(session, context, access, live)
+            voided = True
+            continue
+        payment = crud.claim_payment(
+            PooledSender.beside(session),
             order,
             method,
             capture_method=data.capture_method,
@@ -127,27 +122,34 @@ def _claim(
             # Somebody else pays for the shopper, and names no place to send them to.
             off_session=data.return_url is None and order.user_id != context.principal.user_id,
             lookup_after=access.lookup_after,
+            key=context.owned_key,
         )
         if payment is None:
-            raise errors.PaymentInProgress
-        context.link_gateway_request(session, payment.gateway_key)
+            continue
+        session.info["committed"] = True
+        context.gateway_key = payment.gateway_key
         request = gateway_requests.charge_request(
             payment, method, service_url=access.service_url, fault=access.fault
         )
         return ClaimedCharge(gateway, payment, request, RowSnapshot.of_payment(payment))
+    # The order moves all the time, or a repeat has taken the Idempotency-Key over.
+    raise errors.PaymentInProgress
 
 
-def _waiting_payment(session: Session, order: Order) -> Payment | None:
-    """The payment of a locked order that waits for its shopper and can be voided, locked."""
-    live = crud.get_live_payment(session, order.user_id, order.id)
-    if live is None or live.status != "requires_action" or live.operation is not None:
-        return None
-    return crud.lock_payment(session, live.user_id, live.id)
+def _void_waiting(
+    session: Session, context: CallContext, access: GatewayAccess, seen: PaymentRow
+) -> None:
+    """Void a payment that waits for its shopper. Raises PaymentInProgress if that is not possible:
+    its shopper may have approved meanwhile, or the outcome is unknown."""
+    by = ChangedBy.caller(context)
+    # A Sandbox-Fault is meant for the charge.
+    status = void_waiting_payment(session, replace(access, fault=None), by, seen)
+    if status not in DEAD_PAYMENT_STATUSES:
+        raise errors.PaymentInProgress(payment_id=seen.id)
 
 
-def require_payable(session: Session, order: Order) -> None:
-    """Raises unless a locked order may be paid now."""
-    live = crud.get_live_payment(session, order.user_id, order.id)
+def require_payable(order: OrderRow, live: PaymentRow | None) -> None:
+    """Raises unless an order may be paid now. `live`: its payment that may have taken money."""
     if live is not None and live.status in ("pending", "requires_action"):
         raise errors.PaymentInProgress(payment_id=live.id)
     if order.status == "canceled":
@@ -167,7 +169,7 @@ class ClaimedOperation:
     """A capture or void that is claimed and about to be sent."""
 
     gateway: base.Gateway
-    payment: Payment
+    payment: PaymentRow
     operation: PaymentOperation
     request: base.ChangeRequest
     lookup: base.ChargeLookup  # to look the charge up, should the gateway refuse
@@ -205,15 +207,14 @@ def cancel_with_order(
     return _operate(session, context, access, payment_id, "cancel", None)
 
 
-def cancel_expired_payment(
+def void_waiting_payment(
     session: Session, access: GatewayAccess, by: ChangedBy, seen: PaymentRow
 ) -> PaymentStatus | None:
-    """Void a payment whose shopper has stayed away, if it still waits; its order stays.
+    """Void a payment that waits for its shopper, if it still does; its order stays.
 
     Returns the payment's status then; None if the gateway did not answer.
     """
-    with phase(session):
-        locked = lock_payment(session, by, seen)
+    with locked_payment(session, by, seen) as locked:
         if locked.payment.status != "requires_action" or locked.payment.operation is not None:
             return None
         claim = claim_operation(locked, access, "void")
@@ -228,11 +229,12 @@ def _operate(
     operation: PaymentOperation,
     amount: int | None,
 ) -> StoredResponse:
-    with phase(session):  # claim
-        found = context.require_payment(session, _ACTIONS[operation], payment_id)
-        locked = lock_payment(session, ChangedBy.caller(context), found)
+    found = context.require_payment(PooledSender.beside(session), _ACTIONS[operation], payment_id)
+    by = ChangedBy.caller(context)
+    with locked_payment(session, by, found, context=context) as locked:  # claim
         claim = claim_operation(locked, access, operation, amount)
-        context.link_gateway_request(session, claim.request.key)
+        locked.link_gateway_request(claim.request.key)
+        locked.touch()
         shown: schemas.Out = (
             schemas.Order.model_validate(locked.order)
             if operation == "cancel"
@@ -242,14 +244,14 @@ def _operate(
     asked, charge = _call_operation(claim, access)
     if asked is UNKNOWN:
         return unknown
-    with settling(session, unknown) as outcome:
-        locked = _settle_operation(session, claim, ChangedBy.caller(context), asked, charge)
+    with settling(session) as outcome:
+        locked = _settle_operation(session, claim, by, asked, charge, context)
         if locked.payment.operation_key != claim.request.key:
-            outcome.response = operation_response(
+            outcome.response = context.response or operation_response(
                 locked.order, locked.payment, operation, claim.request.amount, context.request_id
             )
         # Else the gateway only received it, a look-up is under way, or the books contradict us.
-    return outcome.response
+    return outcome.response or unknown
 
 
 def claim_operation(
@@ -273,7 +275,7 @@ def claim_operation(
     payment.operation = operation
     payment.operation_key = str(uuid.uuid4())
     payment.operation_amount = payment.amount if amount is None else amount
-    leases.schedule_first_lookup(session, payment, access.lookup_after)
+    leases.schedule_first_lookup(payment, locked.now, access.lookup_after)
     method = crud.get_charged_payment_method(session, payment)
     return ClaimedOperation(
         gateway=gateway,
@@ -295,10 +297,9 @@ def execute_claimed(
     asked, charge = _call_operation(claim, access)
     if asked is UNKNOWN:
         return None
-    with phase(session):
-        payment = _settle_operation(session, claim, by, asked, charge).payment
-        answered = charge is not None or isinstance(asked, base.Refused)
-        return payment.status if answered else None
+    payment = _settle_operation(session, claim, by, asked, charge).payment
+    answered = charge is not None or isinstance(asked, base.Refused)
+    return payment.status if answered else None
 
 
 def _call_operation(
@@ -316,18 +317,23 @@ def _call_operation(
 
 
 def _settle_operation(
-    session: Session, claim: ClaimedOperation, by: ChangedBy, asked: Any, charge: base.Charge | None
+    session: Session,
+    claim: ClaimedOperation,
+    by: ChangedBy,
+    asked: Any,
+    charge: base.Charge | None,
+    context: CallContext | None = None,
 ) -> LockedPayment:
-    locked = lock_payment(session, by, claim.payment, claim.gateway)
-    source = claim.snapshot.source(locked.payment)
-    not_executed = isinstance(asked, base.NotExecuted)
-    if charge is not None:
-        apply.settle_charge(
-            locked, charge, source, not_executed=not_executed and source == "answer"
-        )
-    undecided = charge is None or charge.status in ("authorized", "requires_action")
-    if not_executed and undecided and locked.payment.operation_key == claim.request.key:
-        apply.settle_not_executed(locked, source)
+    with locked_payment(session, by, claim.payment, claim.gateway, context) as locked:
+        source = claim.snapshot.source(locked.payment)
+        not_executed = isinstance(asked, base.NotExecuted)
+        if charge is not None:
+            apply.settle_charge(
+                locked, charge, source, not_executed=not_executed and source == "answer"
+            )
+        undecided = charge is None or charge.status in ("authorized", "requires_action")
+        if not_executed and undecided and locked.payment.operation_key == claim.request.key:
+            apply.settle_not_executed(locked, source)
     return locked
 
 
@@ -354,10 +360,9 @@ def confirm(
     `returned` is what the gateway added to the return URL. 200 with the payment as it is then; 202
     while its outcome is unknown. Raises NotFound.
     """
-    with phase(session):  # claim
-        found = context.require_payment(session, "confirm_payment", payment_id)
-        by = ChangedBy.gateway(found.gateway, context.request_id)
-        locked = lock_payment(session, by, found)
+    found = context.require_payment(PooledSender.beside(session), "confirm_payment", payment_id)
+    by = ChangedBy.gateway(found.gateway, context.request_id)
+    with locked_payment(session, by, found) as locked:  # claim
         payment = locked.payment
         gateway = access.gateway(payment.gateway)
         waits = payment.status == "requires_action" and payment.operation is None
@@ -376,8 +381,7 @@ def confirm(
     if waits and request is None:
         state = _look_up(gateway, charge, access)
         if state is not None:
-            with phase(session):
-                locked = lock_payment(session, by, found, gateway)
+            with locked_payment(session, by, found, gateway) as locked:
                 payment = locked.payment
                 apply.settle_charge(locked, state, snapshot.source(payment))
                 if state.status == "approved" and payment.status == "pending":
@@ -386,8 +390,7 @@ def confirm(
     if request is not None:
         not_executed = complete(session, gateway, by, found, request, snapshot, access.seconds)
         if not_executed and next_action is not None:  # the parameters were another payment's
-            with phase(session):
-                locked = lock_payment(session, by, found)
+            with locked_payment(session, by, found) as locked:
                 if (
                     locked.payment.status == "pending"
                     and snapshot.source(locked.payment) == "answer"
@@ -419,8 +422,7 @@ def complete(
     asked = call_gateway(gateway, "complete", lambda: gateway.complete(request), seconds)
     charge = known_state(asked)
     if charge is not None:  # else a look-up asks again
-        with phase(session):
-            locked = lock_payment(session, by, seen, gateway)
+        with locked_payment(session, by, seen, gateway) as locked:
             apply.settle_charge(locked, charge, snapshot.source(locked.payment))
     return isinstance(asked, base.NotExecuted)
 
@@ -436,7 +438,7 @@ def require_supported_amount(gateway: base.Gateway, amount: int | None, currency
 
 
 def _require_allowed_operation(
-    payment: Payment, operation: PaymentOperation, amount: int | None
+    payment: PaymentRow, operation: PaymentOperation, amount: int | None
 ) -> None:
     if payment.status == "pending" or payment.operation is not None:
         raise errors.PaymentInProgress(payment_id=payment.id)
@@ -457,16 +459,11 @@ _PAST_PARTICIPLE = {"capture": "captured", "void": "voided", "cancel": "voided"}
 _ALLOWED_STATUSES = {"authorized": ["captured", "voided"], "requires_action": ["canceled"]}
 
 
-def _method(session: Session, order: Order, named: int | None) -> PaymentMethodRow:
-    method_id = named if named is not None else order.payment_method_id
-    if method_id is None:
-        method = crud.get_default_payment_method(session, order.user_id)
-        if method is None:
-            raise errors.InvalidRequest.of(
-                "payment_method_id", "missing", "Name a payment method, or save one first"
-            )
-        return method
-    method = crud.get_payment_method(session, method_id, order.user_id)
-    if method is None:
-        raise errors.PaymentMethodNotFound
-    return method
+def _method(found: Payable, named: int | None) -> PaymentMethodRow:
+    if found.method is not None:
+        return found.method
+    if named is None and found.order.payment_method_id is None:
+        raise errors.InvalidRequest.of(
+            "payment_method_id", "missing", "Name a payment method, or save one first"
+        )
+    raise errors.PaymentMethodNotFound

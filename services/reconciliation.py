@@ -13,22 +13,21 @@ from functools import partial
 from typing import Any, Final
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 import crud
 import invariants
 import leases
-from database import new_session, phase, read_clock
+from database import Session, new_session, phase, read_clock
 from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
 from rows import PaymentRow, RefundRow
-from services.lookups import LookupRules, look_up_everything_open
+from services.lookups import RECONCILER, LookupRules, look_up_everything_open
 from settlement import gateway_requests
 from settlement.apply import settle_charge, settle_dispute
 from settlement.gateway_calls import call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot
-from settlement.transitions import ChangedBy, lock_payment
+from settlement.transitions import ChangedBy, locked_payment
 
 log = get_logger()
 
@@ -138,8 +137,8 @@ def _look_up_difference(
     No look-up shows another charge for the same payment, so that one is settled at once.
     """
     if _is_other_charge(payment, charge):
-        with phase(session):
-            locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
+        by = ChangedBy.gateway(gateway.name)
+        with locked_payment(session, by, payment) as locked:
             settle_charge(locked, charge, "hint")
     else:
         schedule_lookup_now(session, payment)
@@ -156,12 +155,9 @@ def can_compare(gateway: base.Gateway) -> bool:
 
 def schedule_lookup_now(session: Session, payment: PaymentRow) -> None:
     """Schedule a look-up for now; the payment may have changed since it was read."""
-    with phase(session):
-        crud.lock_order(session, payment.user_id, payment.order_id)
-        locked = crud.lock_payment(session, payment.user_id, payment.id)
-        if locked.status != "pending" and locked.operation is None:
-            leases.schedule_lookup(locked, "now")
-            session.flush()
+    with locked_payment(session, RECONCILER, payment) as locked:
+        if locked.payment.status != "pending" and locked.payment.operation is None:
+            leases.schedule_lookup(session, locked.payment, locked.now, "now")
 
 
 def compare(
@@ -247,8 +243,8 @@ def _settle(
     query = gateway_requests.charge_lookup(payment, method)
     charge = known_state(call_gateway(gateway, "look_up", lambda: gateway.look_up(query)))
     if charge is not None:
-        with phase(session):
-            locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
+        by = ChangedBy.gateway(gateway.name)
+        with locked_payment(session, by, payment) as locked:
             settle_charge(locked, charge, snapshot.source(locked.payment))
     with phase(session):
         payment = crud.require_payment(session, payment.id, payment.user_id)
@@ -335,8 +331,7 @@ def _save_disputes(
     news = [dispute for dispute in disputes if known.get(dispute.reference) != dispute.status]
     if not news:
         return
-    with phase(session):
-        locked = lock_payment(session, ChangedBy.gateway(gateway.name), payment)
+    with locked_payment(session, ChangedBy.gateway(gateway.name), payment) as locked:
         for dispute in news:
             settle_dispute(locked, dispute)
 

@@ -1,14 +1,12 @@
 """Refunds: reserve, call, settle. Never more than was captured, however many at a time."""
 
-from sqlalchemy.orm import Session
-
 import crud
 import errors
 import schemas
-from database import phase
-from gateways.base import NotExecuted, Refused
+from database import Session
+from gateways.base import Gateway, NotExecuted, Refund, Refused
 from idempotency_keys import StoredResponse
-from models import Payment
+from rows import PaymentRow
 from services.payments import require_supported_amount
 from settlement import gateway_requests
 from settlement.apply import settle_refund, settle_refund_not_executed
@@ -16,7 +14,8 @@ from settlement.context import CallContext
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, settling
 from settlement.gateway_requests import RowSnapshot
 from settlement.responses import refund_not_made_response, refund_response
-from settlement.transitions import ChangedBy, lock_payment, lock_refund, transition_refund
+from settlement.transitions import ChangedBy, lock_refund, locked_payment, transition_refund
+from statements import PooledSender
 
 
 def refund(
@@ -32,10 +31,10 @@ def refund(
     AmountExceedsRemaining, InvalidStatusTransition, OperationNotSupported, and PaymentDisputed when
     the shopper's bank gives the money back or may do so, unless the caller allows that.
     """
-    with phase(session):  # claim: reserve the amount before the gateway is asked
-        found = context.require_payment(session, "refund_payment", payment_id)
-        by = ChangedBy.caller(context)
-        locked = lock_payment(session, by, found)
+    found = context.require_payment(PooledSender.beside(session), "refund_payment", payment_id)
+    by = ChangedBy.caller(context)
+    # Claim: reserve the amount before the gateway is asked.
+    with locked_payment(session, by, found, context=context) as locked:
         payment = locked.payment
         gateway = access.gateway(payment.gateway)
         amount = _amount(payment, data.amount)
@@ -49,30 +48,44 @@ def refund(
             session, payment, amount=amount, reason=data.reason, lookup_after=access.lookup_after
         )
         transition_refund(locked, row, "pending")
-        context.link_gateway_request(session, row.gateway_key)
+        locked.link_gateway_request(row.gateway_key)
         request = gateway_requests.refund_request(payment, row, access.fault)
-        unknown = refund_response(row)
         snapshot = RowSnapshot.of_refund(row)
     state = call_gateway(gateway, "refund", lambda: gateway.refund(request), access.seconds)
-    if state is UNKNOWN:
-        return unknown
-    with settling(session, unknown) as outcome:
-        locked, row = lock_refund(session, by, found, row.id)
-        source = snapshot.source(row)
+    with settling(session) as outcome:
+        if state is not UNKNOWN:
+            outcome.response = _settle(session, context, found, row.id, gateway, snapshot, state)
+    return outcome.response or refund_response(row)
+
+
+def _settle(
+    session: Session,
+    context: CallContext,
+    found: PaymentRow,
+    refund_id: int,
+    gateway: Gateway,
+    snapshot: RowSnapshot,
+    state: Refund | NotExecuted,
+) -> StoredResponse | None:
+    """Settle a refund by its gateway's answer; None: it stays open."""
+    by = ChangedBy.caller(context)
+    with locked_payment(session, by, found, gateway, context) as locked:
+        refund = lock_refund(locked, refund_id)
+        assert refund is not None  # rows of money are never deleted
+        source = snapshot.source(refund)
         if not isinstance(state, NotExecuted):
-            settle_refund(locked, row, state, source)
-            outcome.response = refund_response(row)
-        elif source == "answer":
+            settle_refund(locked, refund, state, source)
+            return context.response or refund_response(refund)
+        if source == "answer":
             refused = isinstance(state, Refused)
-            settle_refund_not_executed(locked, row, source, refused=refused)
-            outcome.response = refund_not_made_response(
-                locked.payment, row, context.request_id, refused=refused
+            settle_refund_not_executed(locked, refund, source, refused=refused)
+            return context.response or refund_not_made_response(
+                locked.payment, refund, context.request_id, refused=refused
             )
-        # Else a look-up is under way, and may have sent the request that we could not.
-    return outcome.response
+        return None  # a look-up is under way, and may have sent the request that we could not
 
 
-def _amount(payment: Payment, asked: int | None) -> int:
+def _amount(payment: PaymentRow, asked: int | None) -> int:
     if payment.amount_captured == 0:
         raise errors.InvalidStatusTransition(
             f"A payment that is {payment.status} cannot be refunded",

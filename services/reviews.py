@@ -7,22 +7,26 @@ payment's state is refused.
 from dataclasses import replace
 from typing import Final
 
-from sqlalchemy.orm import Session
-
 import crud
 import schemas
-from database import phase
+from database import Session
 from domain.settlement import CHARGE_STATUSES_WITH_MONEY, Decision, decide, decide_not_executed
 from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
 from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
 from gateways import base
 from idempotency_keys import StoredResponse
-from models import Payment
 from permissions import EVERYONE
 from rows import PaymentRow
 from settlement import apply
 from settlement.context import CallContext
-from settlement.transitions import ChangedBy, LockedPayment, lock_payment, record_review_ended
+from settlement.transitions import (
+    ChangedBy,
+    LockedPayment,
+    lock_refund,
+    locked_payment,
+    record_review_ended,
+)
+from statements import PooledSender
 
 CHARGE_STATUS_OF_RESOLUTION: Final[dict[ReviewResolution, ChargeStatus]] = {
     "captured": "captured",
@@ -43,9 +47,9 @@ def end_review(
     session: Session, context: CallContext, payment_id: int, data: schemas.ReviewCreate
 ) -> StoredResponse:
     """End the review of a payment. Raises Forbidden, and what `resolve` raises."""
-    with phase(session):
-        found = context.require_payment(session, "review_payment", payment_id)
-        shown = _resolve(session, ChangedBy.caller(context), found, data)
+    found = context.require_payment(PooledSender.beside(session), "review_payment", payment_id)
+    with locked_payment(session, ChangedBy.caller(context), found) as locked:
+        shown = _resolve(locked, data)
         return context.store_response(session, StoredResponse.resource(200, shown))
 
 
@@ -57,15 +61,12 @@ def resolve(
     Raises NotFound, InvalidRequest, AmountExceedsRemaining, and InvalidStatusTransition for a
     payment that needs no review and for what cannot follow from its state.
     """
-    with phase(session):
-        found = crud.require_payment(session, payment_id, EVERYONE)
-        return _resolve(session, by, found, data)
+    found = crud.require_payment(PooledSender.beside(session), payment_id, EVERYONE)
+    with locked_payment(session, by, found) as locked:
+        return _resolve(locked, data)
 
 
-def _resolve(
-    session: Session, by: ChangedBy, found: PaymentRow, data: schemas.ReviewCreate
-) -> schemas.Payment:
-    locked = lock_payment(session, by, found)
+def _resolve(locked: LockedPayment, data: schemas.ReviewCreate) -> schemas.Payment:
     payment = locked.payment
     if not payment.needs_review:
         raise InvalidStatusTransition(
@@ -118,7 +119,7 @@ def _settle_charge(locked: LockedPayment, data: schemas.ReviewCreate) -> None:
     apply.apply_decision(locked, decision, charge)
 
 
-def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> base.Charge:
+def _stated(session: Session, payment: PaymentRow, data: schemas.ReviewCreate) -> base.Charge:
     """The charge that the gateway's books show, by the person's statement."""
     status = CHARGE_STATUS_OF_RESOLUTION[data.resolution]
     reference = data.gateway_reference or payment.gateway_reference
@@ -148,8 +149,8 @@ def _stated(session: Session, payment: Payment, data: schemas.ReviewCreate) -> b
 
 
 def _settle_refund(locked: LockedPayment, refund_id: int, data: schemas.ReviewCreate) -> None:
-    session, payment = locked.session, locked.payment
-    refund = crud.lock_refund(session, payment.user_id, payment.id, refund_id)
+    payment = locked.payment
+    refund = lock_refund(locked, refund_id)
     if refund is None:
         raise NotFound
     if refund.status != "pending":
@@ -162,7 +163,7 @@ def _settle_refund(locked: LockedPayment, refund_id: int, data: schemas.ReviewCr
     reference = data.gateway_reference or refund.gateway_reference
     if reference is None:
         raise InvalidRequest.of("gateway_reference", "missing", "Name the gateway's refund")
-    named = crud.lock_refund_of_state(session, payment, reference, None)
+    named = crud.lock_refund_of_state(locked.session, payment, reference, None)
     if named is not None and named.id != refund.id:
         raise InvalidRequest.of("gateway_reference", "taken", "This is another refund")
     state = base.Refund(reference, "succeeded", refund.amount, refund.currency)

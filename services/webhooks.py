@@ -5,26 +5,27 @@ before the answer to its request moves nothing back.
 """
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 
 from sqlalchemy import Engine
-from sqlalchemy.orm import Session
 
 import crud
 import leases
-from database import new_session, phase
+from changes import Changes
+from database import Session, new_session, phase
 from domain.settlement import OPERABLE_STATUSES
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from gateways import base
 from gateways.registry import Gateways
-from models import Payment
 from observability.logs import get_logger
 from rows import PaymentRow
 from services import payment_methods
 from settlement import apply
 from settlement.gateway_requests import OPERATIONS
-from settlement.transitions import ChangedBy, LockedPayment, lock_payment
+from settlement.transitions import ChangedBy, LockedPayment, locked_payment
+from statements import PooledSender
 
 log = get_logger()
 
@@ -55,23 +56,39 @@ def receive(
     if event.method is not None:
         _change_methods(session, name, event, event.method)
         return
+    read = PooledSender.beside(session)
+    found = crud.find_payment(read, name, event.payment_id, event.reference)
+    if found is None or not _is_about(event, found):
+        _receive_unmatched(session, name, event)
+        return
+    if crud.is_known_event(read, name, event.id, event.delivery_id):
+        return
+    by = ChangedBy.gateway(name)
+    with (
+        suppress(KnownEvent),  # it has come twice this very moment
+        locked_payment(session, by, found, gateway) as locked,
+    ):
+        _store(locked, name, event)
+        _apply(locked, event)
+
+
+class KnownEvent(Exception):
+    """The event was stored before, or came in a delivery that was: it was applied then."""
+
+
+def _receive_unmatched(session: Session, name: str, event: base.GatewayEvent) -> None:
+    """Raises PaymentInProgress for an event that may be about a payment of ours all the same."""
+    log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
     with phase(session):
-        found = crud.find_payment(session, name, event.payment_id, event.reference)
-        if found is None or not _is_about(event, found):
-            log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
-            unclear = event.key is None and event.reference is not None
-            if unclear and crud.has_unreferenced_payment(session, name):
-                # The event may be about it: the answer with its reference is still due.
-                raise PaymentInProgress(
-                    "It may be about a payment whose outcome is open; send it again"
-                )
-            if event.delivery_id is not None:  # a signed delivery counts once, whatever it says
-                _store(session, name, event, None)
-            return  # else not stored: if it is sent again it may be known by then
-        # The locks come first: storing the event locks the payment a little, for its foreign key.
-        locked = lock_payment(session, ChangedBy.gateway(name), found, gateway)
-        if _store(session, name, event, locked.payment):
-            _apply(locked, event)
+        unclear = event.key is None and event.reference is not None
+        if unclear and crud.has_unreferenced_payment(session, name):
+            # The event may be about it: the answer with its reference is still due.
+            raise PaymentInProgress(
+                "It may be about a payment whose outcome is open; send it again"
+            )
+        if event.delivery_id is not None:  # a signed delivery counts once, whatever it says
+            _store_alone(session, name, event)
+        # Else it is not stored: if it is sent again it may be known by then.
 
 
 def connect_gateways(engine: Engine, gateways: Gateways) -> None:
@@ -85,9 +102,20 @@ def connect_gateways(engine: Engine, gateways: Gateways) -> None:
         gateway.is_known_delivery = partial(is_known, name)
 
 
-def _store(session: Session, name: str, event: base.GatewayEvent, payment: Payment | None) -> bool:
-    """Store the event. Returns whether it is new; it is applied in the same transaction."""
-    return crud.add_gateway_event(session, name, event.id, event.type, payment, event.delivery_id)
+def _store(locked: LockedPayment, name: str, event: base.GatewayEvent) -> None:
+    """Store the event in the transaction that applies it, which raises KnownEvent."""
+    values = crud.gateway_event_values(
+        name, event.id, event.type, event.delivery_id, locked.payment
+    )
+    locked.insert(crud.GATEWAY_EVENTS, values, required=KnownEvent())
+
+
+def _store_alone(session: Session, name: str, event: base.GatewayEvent) -> None:
+    """Store an event that is about no payment, once."""
+    changes = Changes()
+    values = crud.gateway_event_values(name, event.id, event.type, event.delivery_id)
+    changes.insert(crud.GATEWAY_EVENTS, [values], once=True)
+    changes.send(session)
 
 
 def _is_about(event: base.GatewayEvent, payment: PaymentRow) -> bool:
@@ -130,16 +158,15 @@ def _apply(locked: LockedPayment, event: base.GatewayEvent) -> None:
     if contradicts:
         apply.request_review(locked, "state_contradicts", f"{event.type} {event.id}")
     if event.needs_lookup:
-        leases.schedule_lookup(payment, "now")
-        for refund in crud.lock_pending_refunds(session, payment):
-            leases.schedule_lookup(refund, "now")
-        session.flush()
+        leases.schedule_lookup(session, payment, locked.now, "now")
+        for refund in apply.lock_pending_refunds(locked):
+            leases.schedule_lookup(session, refund, locked.now, "now")
 
 
 def _apply_refund(locked: LockedPayment, event: base.GatewayEvent, state: base.Refund) -> None:
     """A refund of ours, or one that was made outside."""
-    session, payment = locked.session, locked.payment
-    refund = crud.lock_refund_of_state(session, payment, state.reference, state.refund_id)
+    payment = locked.payment
+    refund = apply.lock_refund_of_state(locked, state)
     if refund is not None and event.refund_key not in (None, refund.gateway_key):
         log.warning("webhook.unmatched", gateway=payment.gateway, gateway_event=event.id)
     elif refund is not None:
@@ -147,8 +174,7 @@ def _apply_refund(locked: LockedPayment, event: base.GatewayEvent, state: base.R
     elif payment.amount_captured:
         apply.settle_refunds(locked, [state], "hint")
     elif locked.can_retrieve:  # it came before the event of its capture
-        leases.schedule_lookup(payment, "now")
-        session.flush()
+        leases.schedule_lookup(locked.session, payment, locked.now, "now")
     else:
         raise PaymentInProgress("The charge is not captured here yet; send it again")
 
@@ -161,7 +187,7 @@ def _change_methods(
     The event is stored when all is done: to do it twice changes nothing.
     """
     with phase(session):
-        known = crud.is_known_event(session, name, event.id)
+        known = crud.is_known_event(session, name, event.id, None)
         methods = [] if known else crud.list_methods_of_token(session, name, change.token)
     for method in methods:
         with phase(session):  # of one user; a token is seldom that of several
@@ -170,4 +196,4 @@ def _change_methods(
             )
     if not known:
         with phase(session):
-            _store(session, name, event, None)
+            _store_alone(session, name, event)

@@ -7,11 +7,8 @@ is one transaction.
 from collections.abc import Sequence
 from typing import Any, Final
 
-from sqlalchemy.orm import Session
-
 import crud
 import leases
-from database import NOW
 from domain.declines import RETRYABLE_DECLINES, decline_message
 from domain.settlement import (
     Decision,
@@ -26,10 +23,9 @@ from domain.settlement import (
 )
 from domain.states import CAPTURED_PAYMENT_STATUSES, PaymentStatus, ReviewReason
 from gateways import base
-from models import Payment, Refund
 from observability.logs import get_logger
+from rows import RefundRow
 from settlement import responses
-from settlement.context import answer_waiting_requests
 from settlement.transitions import (
     LockedPayment,
     flag_for_review,
@@ -94,13 +90,13 @@ def apply_decision(
     next_action: dict[str, Any] | None = None,
 ) -> None:
     """Write a decision about a payment, with all that follows from it."""
-    session, order, payment = locked.session, locked.order, locked.payment
+    order, payment = locked.order, locked.payment
     if charge is not None and payment.gateway_reference in (None, charge.replaces):
         payment.gateway_reference = charge.reference
     if charge is not None and charge.status == "authorized" and decision.lookup == "at_expiry":
         # An event may have given a rougher time.
         payment.capture_before = charge.capture_before or payment.capture_before
-    leases.schedule_lookup(payment, decision.lookup)
+    leases.schedule_lookup(locked.session, payment, locked.now, decision.lookup)
     operation, key, amount = payment.operation, payment.operation_key, payment.operation_amount
     if decision.operation_result is not None:
         payment.operation = payment.operation_key = payment.operation_amount = None
@@ -108,23 +104,19 @@ def apply_decision(
         payment.needs_review, payment.review_reason = False, None
     status = decision.payment_status
     if status is not None:
-        _set_facts(payment, status, charge, refused=refused, next_action=next_action)
+        _set_facts(locked, status, charge, refused=refused, next_action=next_action)
         transition_payment(locked, status)
     if decision.order_status is not None:
-        transition_order(session, locked.by, order, decision.order_status)
+        transition_order(locked, decision.order_status)
     if decision.review_reason is not None:
         request_review(locked, decision.review_reason, _evidence(charge, decision.review_reason))
-    session.flush()
+    locked.touch()
     if decision.operation_result is not None and operation and key and amount:
-        answer_waiting_requests(
-            session,
-            key,
-            lambda id: responses.operation_response(order, payment, operation, amount, id),
+        locked.answer(
+            key, lambda id: responses.operation_response(order, payment, operation, amount, id)
         )
     if payment.status != "pending":
-        answer_waiting_requests(
-            session, payment.gateway_key, lambda id: responses.charge_response(payment, id)
-        )
+        locked.answer(payment.gateway_key, lambda id: responses.charge_response(payment, id))
 
 
 def request_review(locked: LockedPayment, reason: ReviewReason, seen: str) -> None:
@@ -154,7 +146,7 @@ def _evidence(charge: base.Charge | None, reason: ReviewReason) -> str:
 
 
 def _set_facts(
-    payment: Payment,
+    locked: LockedPayment,
     status: PaymentStatus,
     charge: base.Charge | None,
     *,
@@ -162,9 +154,10 @@ def _set_facts(
     next_action: dict[str, Any] | None,
 ) -> None:
     """Set the fields that belong to a new status."""
+    payment = locked.payment
     payment.next_action = None
     if status == "pending":
-        payment.requested_at = NOW  # open from now on
+        payment.requested_at = locked.now  # open from now on
     elif status == "requires_action":
         url = charge.redirect_url if charge is not None else None
         payment.next_action = (
@@ -209,7 +202,7 @@ def record_action_required(locked: LockedPayment, next_action: dict[str, Any]) -
 # Refunds ----------------------------------------------------------------------------------------
 
 
-def refund_facts(locked: LockedPayment, refund: Refund) -> RefundFacts:
+def refund_facts(locked: LockedPayment, refund: RefundRow) -> RefundFacts:
     return RefundFacts(
         status=refund.status,
         amount=refund.amount,
@@ -223,7 +216,7 @@ def refund_facts(locked: LockedPayment, refund: Refund) -> RefundFacts:
 
 
 def settle_refund(
-    locked: LockedPayment, refund: Refund, state: base.Refund, source: Source
+    locked: LockedPayment, refund: RefundRow, state: base.Refund, source: Source
 ) -> None:
     """Apply the state of a refund, which is locked too."""
     decision = decide_refund(refund_facts(locked, refund), state, source)
@@ -233,7 +226,7 @@ def settle_refund(
 
 
 def settle_refund_not_executed(
-    locked: LockedPayment, refund: Refund, source: Source, *, refused: bool = False
+    locked: LockedPayment, refund: RefundRow, source: Source, *, refused: bool = False
 ) -> None:
     """The refund was surely never made; its reserved amount is free again."""
     decision = decide_refund_not_executed(refund_facts(locked, refund), source)
@@ -242,7 +235,7 @@ def settle_refund_not_executed(
 
 def apply_refund_decision(
     locked: LockedPayment,
-    refund: Refund,
+    refund: RefundRow,
     decision: RefundDecision,
     seen: str = "",
     *,
@@ -250,42 +243,55 @@ def apply_refund_decision(
 ) -> None:
     """Write a decision about a refund, with all that follows from it."""
     session, payment = locked.session, locked.payment
-    leases.schedule_lookup(refund, decision.lookup)
+    leases.schedule_lookup(session, refund, locked.now, decision.lookup)
     if decision.refund_status is not None:
         transition_refund(locked, refund, decision.refund_status)
-        session.refresh(payment, ["refund_reserved"])  # a trigger has counted it
         if decision.refund_status == "failed":
             # A refund made outside may have waited for this amount.
-            leases.schedule_lookup(payment, "now")
+            leases.schedule_lookup(session, payment, locked.now, "now")
     if decision.payment_status is not None:
         payment.amount_refunded += decision.refunded_change
         payment.status = decision.payment_status
-        session.flush()
     if decision.order_status is not None:
-        transition_order(session, locked.by, locked.order, decision.order_status)
+        transition_order(locked, decision.order_status)
     if decision.review_reason is not None:
         request_review(locked, decision.review_reason, seen)
     elif decision.refund_status is not None and payment.review_reason == "outcome_unknown":
-        _end_review_of_refunds(session, payment)
-    session.flush()
+        _end_review_of_refunds(locked)
+    locked.touch()
     if refund.gateway_reference is not None:
-        answer_waiting_requests(
-            session, refund.gateway_key, lambda _: responses.refund_response(refund)
-        )
+        locked.answer(refund.gateway_key, lambda _: responses.refund_response(refund))
     elif refund.status == "failed":
-        answer_waiting_requests(
-            session,
+        locked.answer(
             refund.gateway_key,
             lambda id: responses.refund_not_made_response(payment, refund, id, refused=refused),
         )
 
 
+def lock_refund_of_state(locked: LockedPayment, state: base.Refund) -> RefundRow | None:
+    """The refund of a locked payment that its gateway means, locked."""
+    locked.write()  # it may be one that has changed already
+    refund = crud.lock_refund_of_state(
+        locked.session, locked.payment, state.reference, state.refund_id
+    )
+    if refund is not None:
+        locked.watch(refund)
+    return refund
+
+
+def lock_pending_refunds(locked: LockedPayment) -> list[RefundRow]:
+    """The refunds of a locked payment that are not settled, locked."""
+    locked.write()
+    refunds = crud.lock_pending_refunds(locked.session, locked.payment)
+    for refund in refunds:
+        locked.watch(refund)
+    return refunds
+
+
 def settle_refunds(locked: LockedPayment, states: Sequence[base.Refund], source: Source) -> None:
     """Apply the refunds of a charge as its gateway shows them, and import those made outside."""
     for state in states:
-        refund = crud.lock_refund_of_state(
-            locked.session, locked.payment, state.reference, state.refund_id
-        )
+        refund = lock_refund_of_state(locked, state)
         if refund is not None:
             settle_refund(locked, refund, state, source)
         elif state.status != "failed":
@@ -302,21 +308,23 @@ def import_refund(locked: LockedPayment, state: base.Refund) -> None:
     session, payment = locked.session, locked.payment
     room = payment.amount_captured - payment.refund_reserved
     if state.currency != payment.currency or not 0 < state.amount <= room:
-        if state.currency != payment.currency or not crud.lock_pending_refunds(session, payment):
+        if state.currency != payment.currency or not lock_pending_refunds(locked):
             request_review(locked, "amount_differs", _refund_evidence(state))
         return
     refund = crud.open_refund(
         session, payment, amount=state.amount, reason=None, origin="gateway", lookup_after=0
     )
+    locked.watch(refund)
     log.info("refund.imported", payment_id=payment.id, refund_id=refund.id)
     refund.gateway_reference = state.reference
     transition_refund(locked, refund, "pending")
     settle_refund(locked, refund, state, "answer")
 
 
-def _end_review_of_refunds(session: Session, payment: Payment) -> None:
+def _end_review_of_refunds(locked: LockedPayment) -> None:
     """End the review of an unknown refund once the outcome of every refund is known."""
-    if payment.operation is None and not crud.lock_pending_refunds(session, payment):
+    payment = locked.payment
+    if payment.operation is None and not lock_pending_refunds(locked):
         payment.needs_review, payment.review_reason = False, None
 
 
@@ -330,17 +338,27 @@ def _refund_evidence(state: base.Refund) -> str:
 def settle_dispute(locked: LockedPayment, state: base.Dispute) -> None:
     """Record a dispute, with one event when it opens and one when it closes."""
     payment = locked.payment
-    dispute = crud.save_dispute(
+    new = crud.add_dispute(
         locked.session,
-        user_id=payment.user_id,
-        payment_id=payment.id,
-        gateway=payment.gateway,
-        gateway_reference=state.reference,
+        payment,
+        state.reference,
         status=state.status,
         amount=state.amount,
         currency=state.currency,
         reason=state.reason,
         evidence_due_at=state.evidence_due_at,
     )
-    if dispute is not None:
-        record_dispute_event(locked, dispute)
+    if new is not None:
+        record_dispute_event(locked, new)
+        return
+    known = crud.lock_dispute(locked.session, payment.user_id, payment.gateway, state.reference)
+    if known is None:
+        return
+    locked.watch(known)
+    due_at = state.evidence_due_at
+    # An earlier time is old news, for gateways only prolong it.
+    if due_at is not None and (known.evidence_due_at is None or due_at > known.evidence_due_at):
+        known.evidence_due_at = due_at
+    if state.status not in ("open", known.status):  # a won one may be lost, none is reopened
+        known.status = state.status
+        record_dispute_event(locked, known)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-
-from sqlalchemy.orm import Session
+from typing import Any
 
 import crud
 import idempotency_keys
+from changes import Changes
+from database import Session
 from domain.events import Actor
 from errors import IdempotencyInProgress
 from idempotency_keys import StoredResponse
 from permissions import Principal
 from rows import OrderRow, PaymentMethodRow, PaymentRow
+from statements import Sender
 
 
 @dataclass(slots=True)
@@ -24,20 +25,34 @@ class ClaimedKey:
     fingerprints: list[str] = field(repr=False)  # one for each FINGERPRINT_KEY, newest first
     id: int = 0
     owner: str = ""
+    is_answered: bool = False  # its response was stored by this very request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class CallContext:
-    """The caller of a change."""
+    """The caller of a change, and how far the request has come."""
 
     principal: Principal
     request_id: str
     key: ClaimedKey | None = None
     key_lease: float = 15.0  # seconds during which a repeat does not take the key over
+    gateway_key: str | None = None  # of the request to a gateway that this one waits for
+    response: StoredResponse | None = None  # once the outcome of that is known
 
     @property
     def actor(self) -> Actor:
         return Actor(type="user", id=self.principal.user_id)
+
+    @property
+    def owned_key(self) -> dict[str, Any] | None:
+        """The key's row while this request works on it, as parameters of a statement."""
+        if self.key is None:
+            return None
+        return {
+            "key_user_id": self.principal.user_id,
+            "key_id": self.key.id,
+            "key_owner": self.key.owner,
+        }
 
     def require_owner(self, action: str, user_id: str | None) -> str:
         """The owner of the resource that is created: the caller, or the user that the body names.
@@ -57,16 +72,16 @@ class CallContext:
         self.principal.require(action, method.user_id)
         return method
 
-    def require_order(self, session: Session, action: str, order_id: int) -> OrderRow:
+    def require_order(self, sender: Sender, action: str, order_id: int) -> OrderRow:
         """The same of an order."""
-        order = crud.require_order(session, order_id, self.principal.visible_to("get_order"))
+        order = crud.require_order(sender, order_id, self.principal.visible_to("get_order"))
         self.principal.require(action, order.user_id)
         return order
 
-    def require_payment(self, session: Session, action: str, payment_id: int) -> PaymentRow:
+    def require_payment(self, sender: Sender, action: str, payment_id: int) -> PaymentRow:
         """The same of a payment."""
         visible_to = self.principal.visible_to("get_payment")
-        payment = crud.require_payment(session, payment_id, visible_to)
+        payment = crud.require_payment(sender, payment_id, visible_to)
         self.principal.require(action, payment.user_id)
         return payment
 
@@ -77,30 +92,33 @@ class CallContext:
         IdempotencyInProgress, which rolls the transaction back, when a repeat has taken the key
         over.
         """
-        if self.key is not None and not idempotency_keys.store_response(
-            session, self.principal.user_id, self.key.id, response, self.key.owner
-        ):
-            raise IdempotencyInProgress
+        key = self.key
+        if key is not None:
+            changes = Changes()
+            idempotency_keys.store_response(
+                changes,
+                self.principal.user_id,
+                key.id,
+                response,
+                owner=key.owner,
+                required=IdempotencyInProgress(),
+            )
+            changes.send(session)
+            key.is_answered = True
         return response
 
-    def link_gateway_request(self, session: Session, gateway_key: str) -> None:
-        """Link the key to the gateway request that this transaction claims.
+    def link_gateway_request(self, changes: Changes, gateway_key: str) -> None:
+        """Wait for the outcome of the gateway request that is claimed with these changes.
 
-        Raises IdempotencyInProgress when a repeat has taken the key over.
+        Sending them raises IdempotencyInProgress when a repeat has taken the key over.
         """
-        if self.key is not None and not idempotency_keys.link_key(
-            session, self.principal.user_id, self.key.id, self.key.owner, gateway_key=gateway_key
-        ):
-            raise IdempotencyInProgress
-
-
-def answer_waiting_requests(
-    session: Session, gateway_key: str, render: Callable[[str], StoredResponse]
-) -> None:
-    """Store the response for every key that waits for the outcome of this gateway request.
-
-    `render` takes the id of the request to answer.
-    """
-    for key in idempotency_keys.list_waiting_keys(session, gateway_key):
-        response = render(key.request_id)
-        idempotency_keys.store_response(session, key.user_id, key.id, response)
+        self.gateway_key = gateway_key
+        if self.key is not None:
+            idempotency_keys.link_key(
+                changes,
+                self.principal.user_id,
+                self.key.id,
+                self.key.owner,
+                gateway_key=gateway_key,
+                required=IdempotencyInProgress(),
+            )

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
-from database import phase
+from database import Session
 from errors import GatewayUnavailable, InvalidRequest
 from gateways.base import Gateway, NotExecuted, OutcomeUnknown
 from gateways.registry import Gateways
@@ -85,23 +84,22 @@ def known_state(answer: T | NotExecuted | Literal[_Unknown.UNKNOWN] | None) -> T
 
 @dataclass(slots=True)
 class Outcome:
-    """The response of a settled request."""
+    """The response of a request, once it is settled."""
 
-    response: StoredResponse
+    response: StoredResponse | None = None
 
 
 @contextmanager
-def settling(session: Session, unknown: StoredResponse) -> Iterator[Outcome]:
-    """The transaction that settles a request.
+def settling(session: Session) -> Iterator[Outcome]:
+    """Around the transaction that settles a request.
 
-    When the database fails here, the response is `unknown`, as if the gateway had not answered: a
+    When the database fails there, there is no response, as if the gateway had not answered: a
     look-up settles the payment later.
     """
-    outcome = Outcome(unknown)
+    outcome = Outcome()
     try:
-        with phase(session):
-            yield outcome
+        yield outcome
     except SQLAlchemyError as error:
         log.error("payment.settlement_failed", error=type(error).__name__)
         session.rollback()
-        outcome.response = unknown
+        outcome.response = None

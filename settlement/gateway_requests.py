@@ -12,7 +12,6 @@ from typing import Any, Final
 from domain.settlement import Source
 from domain.states import PaymentOperation
 from gateways import base
-from models import Payment, Refund
 from rows import PaymentMethodRow, PaymentRow, RefundRow
 
 # A gateway only knows void; `cancel` also cancels our order.
@@ -24,7 +23,7 @@ OPERATIONS: Final[dict[PaymentOperation, base.ChargeOperation]] = {
 
 
 def charge_request(
-    payment: Payment | PaymentRow,
+    payment: PaymentRow,
     method: PaymentMethodRow,
     *,
     service_url: str | None = None,
@@ -50,9 +49,7 @@ def charge_request(
     )
 
 
-def operation_request(
-    payment: Payment | PaymentRow, fault: str | None = None
-) -> base.ChangeRequest:
+def operation_request(payment: PaymentRow, fault: str | None = None) -> base.ChangeRequest:
     """The request for the capture or void that is claimed on this payment."""
     assert payment.operation is not None
     assert payment.operation_key is not None
@@ -62,7 +59,7 @@ def operation_request(
 
 
 def completion_request(
-    payment: Payment | PaymentRow, returned: Mapping[str, str] | None = None
+    payment: PaymentRow, returned: Mapping[str, str] | None = None
 ) -> base.ChangeRequest:
     """The request to complete a charge that its shopper has approved, under the charge's key."""
     params = returned or {}
@@ -70,7 +67,7 @@ def completion_request(
 
 
 def _change(
-    payment: Payment | PaymentRow,
+    payment: PaymentRow,
     operation: base.ChargeOperation,
     key: str,
     amount: int,
@@ -91,7 +88,7 @@ def _change(
 
 
 def refund_request(
-    payment: Payment | PaymentRow, refund: Refund | RefundRow, fault: str | None = None
+    payment: PaymentRow, refund: RefundRow, fault: str | None = None
 ) -> base.RefundRequest:
     assert payment.gateway_reference is not None
     return base.RefundRequest(
@@ -107,14 +104,14 @@ def refund_request(
 
 
 def charge_lookup(
-    payment: Payment | PaymentRow, method: PaymentMethodRow, *, resend: bool = False
+    payment: PaymentRow, method: PaymentMethodRow, *, resend: bool = False
 ) -> base.ChargeLookup:
     """Ask what became of the charge. `resend`: the look-up may send the request again."""
     request = charge_request(payment, method)
     return base.ChargeLookup(request, payment.gateway_reference, payment.created_at, resend)
 
 
-def operation_lookup(payment: Payment | PaymentRow, *, resend: bool = False) -> base.ChargeLookup:
+def operation_lookup(payment: PaymentRow, *, resend: bool = False) -> base.ChargeLookup:
     """Ask what became of the claimed capture or void."""
     request = operation_request(payment)
     return base.ChargeLookup(request, payment.gateway_reference, payment.requested_at, resend)
@@ -139,23 +136,23 @@ class RowSnapshot:
     row: tuple[object, ...]
 
     @classmethod
-    def of_payment(cls, payment: Payment | PaymentRow) -> RowSnapshot:
+    def of_payment(cls, payment: PaymentRow) -> RowSnapshot:
         return cls(_of_payment(payment))
 
     @classmethod
-    def of_refund(cls, refund: Refund | RefundRow) -> RowSnapshot:
+    def of_refund(cls, refund: RefundRow) -> RowSnapshot:
         return cls(_of_refund(refund))
 
-    def source(self, locked: Payment | Refund) -> Source:
+    def source(self, locked: PaymentRow | RefundRow) -> Source:
         """`hint` when the locked row has changed since the snapshot, else `answer`."""
-        now = _of_payment(locked) if isinstance(locked, Payment) else _of_refund(locked)
+        now = _of_payment(locked) if isinstance(locked, PaymentRow) else _of_refund(locked)
         return "answer" if now == self.row else "hint"
 
 
 # What changes when a row moves, or when somebody begins to look it up (`next_lookup_at`).
 
 
-def _of_payment(payment: Payment | PaymentRow) -> tuple[object, ...]:
+def _of_payment(payment: PaymentRow) -> tuple[object, ...]:
     return (
         payment.status,
         payment.operation_key,
@@ -167,5 +164,5 @@ def _of_payment(payment: Payment | PaymentRow) -> tuple[object, ...]:
     )
 
 
-def _of_refund(refund: Refund | RefundRow) -> tuple[object, ...]:
+def _of_refund(refund: RefundRow) -> tuple[object, ...]:
     return (refund.status, refund.gateway_reference, refund.next_lookup_at)

@@ -14,17 +14,17 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.orm import Session
 
 import crud
 import errors
 import idempotency_keys
 import schemas
-from database import phase, retry_transaction
+from database import Session, phase, retry_transaction
 from idempotency_keys import StoredResponse
 from observability.card_numbers import holds_card_number
 from rows import KeyRow
 from settlement.context import CallContext, ClaimedKey
+from statements import PooledSender
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
@@ -85,17 +85,25 @@ def _without_cvc(body: Any) -> Any:
 
 
 def run(
-    session: Session, context: CallContext, work: Callable[[], StoredResponse]
+    session: Session,
+    context: CallContext,
+    work: Callable[[], StoredResponse],
+    check_permission: Callable[[], None],
 ) -> StoredResponse:
     """Do the work once per key. Raises what the work raises, IdempotencyKeyReused and
-    IdempotencyInProgress."""
+    IdempotencyInProgress.
+
+    `check_permission` is called before a stored answer is repeated; the work does so itself.
+    """
     key = context.key
     if key is None:
         return retry_transaction(session, work)
-    with phase(session):
-        known = _claim(session, context, key)
-        if known is not None:
-            return _replay(session, known)
+    if not _claim_new(session, context, key):
+        check_permission()
+        with phase(session):
+            known = _claim(session, context, key)
+            if known is not None:
+                return _replay(session, known)
     session.info.pop("committed", None)  # by the claim; the work itself may still be retried
     try:
         answer = retry_transaction(session, work)
@@ -110,6 +118,8 @@ def run(
     except Exception:
         _release(session, context, key)
         raise
+    if key.is_answered:
+        return answer
     with phase(session):
         # Another process may have learned the outcome first, and stored its response.
         user_id = context.principal.user_id
@@ -119,31 +129,44 @@ def run(
     return answer if stored is None else stored
 
 
-def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | None:
-    """Claim the key: None. A key that is answered, or whose outcome is open: its row."""
-    user_id = context.principal.user_id
-    request: Any = {
+def _claim_new(session: Session, context: CallContext, key: ClaimedKey) -> bool:
+    """Claim the key if it is new, with one statement alone."""
+    claim = idempotency_keys.claim_key(
+        PooledSender.beside(session), context.principal.user_id, key.value, **_request(context, key)
+    )
+    if claim is not None:
+        key.id, key.owner = claim
+    return claim is not None
+
+
+def _request(context: CallContext, key: ClaimedKey) -> Any:
+    return {
         "fingerprint": key.fingerprints[0],
         "request_id": context.request_id,
         "seconds": context.key_lease,
     }
-    claim = idempotency_keys.claim_key(session, user_id, key.value, **request)
-    if claim is None:
-        row = idempotency_keys.lock_key(session, user_id, key.value)
-        if row is None:  # released between the two statements
+
+
+def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | None:
+    """Claim a key that is known: None. One that is answered, or whose outcome is open: its row."""
+    user_id = context.principal.user_id
+    row = idempotency_keys.lock_key(session, user_id, key.value)
+    if row is None:  # released between the two statements
+        raise errors.IdempotencyInProgress
+    if row.has_expired:
+        claim = idempotency_keys.claim_expired_key(
+            session, user_id, row.id, **_request(context, key)
+        )
+    else:
+        if row.fingerprint not in key.fingerprints:
+            raise errors.IdempotencyKeyReused
+        if row.status is not None:
+            return row
+        if row.is_owned:
             raise errors.IdempotencyInProgress
-        if row.has_expired:
-            claim = idempotency_keys.claim_expired_key(session, user_id, row.id, **request)
-        else:
-            if row.fingerprint not in key.fingerprints:
-                raise errors.IdempotencyKeyReused
-            if row.status is not None:
-                return row
-            if row.is_owned:
-                raise errors.IdempotencyInProgress
-            if row.gateway_key is not None:
-                return row
-            claim = idempotency_keys.take_over_key(session, user_id, row.id, context.key_lease)
+        if row.gateway_key is not None:
+            return row
+        claim = idempotency_keys.take_over_key(session, user_id, row.id, context.key_lease)
     key.id, key.owner = claim
     return None
 

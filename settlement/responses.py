@@ -6,12 +6,12 @@ import schemas
 from domain.states import PaymentOperation
 from errors import GatewayUnavailable, InvalidStatusTransition, PaymentDeclined
 from idempotency_keys import StoredResponse
-from models import Order, Payment, Refund
+from rows import OrderRow, PaymentRow, RefundRow
 
 NOT_CHARGED: Final = "not_charged"  # the failure code of a charge that never happened
 
 
-def charge_response(payment: Payment, request_id: str) -> StoredResponse:
+def charge_response(payment: PaymentRow, request_id: str) -> StoredResponse:
     """The response to the request that opened this payment."""
     if payment.status == "failed" and payment.failure is not None:
         failure = payment.failure
@@ -33,7 +33,7 @@ def charge_response(payment: Payment, request_id: str) -> StoredResponse:
 
 
 def operation_response(
-    order: Order, payment: Payment, operation: PaymentOperation, amount: int, request_id: str
+    order: OrderRow, payment: PaymentRow, operation: PaymentOperation, amount: int, request_id: str
 ) -> StoredResponse:
     """The response to a capture of `amount`, a void, or a cancellation, once it is decided."""
     if payment.status in ("authorized", "requires_action"):  # surely not executed
@@ -58,7 +58,7 @@ def operation_response(
     return StoredResponse.resource(200, shown)
 
 
-def refund_response(refund: Refund) -> StoredResponse:
+def refund_response(refund: RefundRow) -> StoredResponse:
     """The response to a refund request: 201 once the gateway has accepted it."""
     location = f"/payments/{refund.payment_id}/refunds/{refund.id}"
     status = 202 if refund.gateway_reference is None else 201
@@ -66,7 +66,7 @@ def refund_response(refund: Refund) -> StoredResponse:
 
 
 def refund_not_made_response(
-    payment: Payment, refund: Refund, request_id: str, *, refused: bool
+    payment: PaymentRow, refund: RefundRow, request_id: str, *, refused: bool
 ) -> StoredResponse:
     """The response to a refund request that was surely not executed."""
     problem = GatewayUnavailable(

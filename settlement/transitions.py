@@ -2,22 +2,37 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, cast
 
-from sqlalchemy.orm import Session
+import sqlalchemy as sa
 
 import crud
+import idempotency_keys
+import models
 import schemas
-from database import NOW
+from changes import Changes
+from database import Session, phase
 from domain.events import Actor, EventType
 from domain.states import OrderStatus, PaymentStatus, RefundStatus, ReviewReason
 from gateways.base import Gateway
-from models import Dispute, Order, Payment, PaymentMethod, Refund
-from rows import PaymentRow
+from idempotency_keys import StoredResponse, WaitingKey
+from rows import DisputeRow, OrderRow, PaymentRow, RefundRow, columns_of
 from settlement.context import CallContext
 
-Shown = TypeVar("Shown", bound=schemas.Out)
+Row = OrderRow | PaymentRow | RefundRow | DisputeRow
+
+TABLES: dict[type, sa.Table] = {
+    OrderRow: cast(sa.Table, models.Order.__table__),
+    PaymentRow: cast(sa.Table, models.Payment.__table__),
+    RefundRow: cast(sa.Table, models.Refund.__table__),
+    DisputeRow: cast(sa.Table, models.Dispute.__table__),
+}
+EVENTS = cast(sa.Table, models.Event.__table__)
+COUNTED_BY_A_TRIGGER = "refund_reserved"
 
 PAYMENT_EVENTS: dict[PaymentStatus, EventType] = {
     "requires_action": "payment.requires_action",
@@ -55,60 +70,202 @@ class ChangedBy:
         return cls(Actor(type="service", id=name), None)
 
 
-@dataclass(frozen=True, slots=True)
-class LockedPayment:
-    """A payment and its order, locked until the transaction ends, and who changes them."""
+@dataclass(slots=True)
+class LockedOrder:
+    """An order, locked until the transaction ends, and what changes of it and of its payment.
+
+    Changes are made to the rows and kept in memory; `write` sends all of them as one statement.
+    """
 
     session: Session
     by: ChangedBy
-    order: Order
-    payment: Payment
+    now: datetime  # the begin of the transaction, by the database's clock
+    order: OrderRow
+    context: CallContext | None = None  # of the request that makes the change, if it is one
+    _before: list[tuple[Row, tuple[Any, ...]]] = field(default_factory=list)
+    _events: list[Mapping[str, Any]] = field(default_factory=list)
+    _changes: Changes = field(default_factory=Changes)
+    _answer: int | None = None  # the part of the changes that answers the request itself
+
+    def __post_init__(self) -> None:
+        self.watch(self.order)
+
+    def watch(self, row: Row) -> None:
+        """Write what changes of this row, which is locked, from now on."""
+        self._before.append((row, _values_of(row)))
+
+    def touch(self) -> None:
+        """Date what has changed, before it is shown."""
+        for row, before in self._before:
+            if row.updated_at != self.now and _values_of(row) != before:
+                row.updated_at = self.now
+
+    def record(
+        self, event_type: EventType, schema: type[schemas.Out], row: Row, **more: Any
+    ) -> None:
+        """Write an event with the change: the row as the API shows it now."""
+        self.order.last_sequence += 1
+        self.touch()
+        shown = schema.model_validate(row)
+        self._events.append(
+            crud.event_values(
+                event_type,
+                user_id=self.order.user_id,
+                order=self.order,
+                actor=self.by.actor,
+                request_id=self.by.request_id,
+                data=shown.model_dump(mode="json") | more,
+            )
+        )
+
+    def insert(self, table: sa.Table, values: Mapping[str, Any], required: Exception) -> None:
+        """Insert a row with the changes. `required` is raised by `write` if it is there already."""
+        self._changes.insert(table, [values], required=required)
+
+    def link_gateway_request(self, gateway_key: str) -> None:
+        """The request that makes the change waits for the outcome of this gateway request.
+
+        `write` raises IdempotencyInProgress when a repeat has taken its key over.
+        """
+        assert self.context is not None
+        self.context.link_gateway_request(self._changes, gateway_key)
+
+    def answer(self, gateway_key: str, render: Callable[[str], StoredResponse]) -> None:
+        """Answer the requests that wait for the outcome of this gateway request: the request
+        itself, and every Idempotency-Key. `render` takes the id of the request to answer."""
+        context = self.context
+        if context is None or context.gateway_key != gateway_key:
+            for key in idempotency_keys.list_waiting_keys(self.session, gateway_key):
+                self._store(key, render(key.request_id))
+            return
+        context.response = render(context.request_id)  # only it is linked to what it has asked for
+        if context.key is not None:
+            own = WaitingKey(context.key.id, context.principal.user_id, context.request_id)
+            self._answer = self._store(own, context.response)
+
+    def _store(self, key: WaitingKey, response: StoredResponse) -> int:
+        return idempotency_keys.store_response(self._changes, key.user_id, key.id, response)
+
+    def write(self) -> None:
+        """Send what has changed, with its events. Raises what an insert requires."""
+        self.touch()
+        for row, before in self._before:
+            changed = {
+                name: getattr(row, name)
+                for name, was in zip(_names(row), before, strict=True)
+                if getattr(row, name) != was and name != COUNTED_BY_A_TRIGGER
+            }
+            if changed:
+                is_it = {"user_id": row.user_id, "id": row.id}
+                self._changes.update(TABLES[type(row)], is_it, changed)
+        if self._events:
+            self._changes.insert(EVENTS, self._events)
+        changes, answer = self._changes, self._answer
+        self._before = [(row, _values_of(row)) for row, _ in self._before]
+        self._events, self._changes, self._answer = [], Changes(), None
+        written = changes.send(self.session)
+        if answer is not None and self.context is not None and self.context.key is not None:
+            self.context.key.is_answered = bool(written[answer])
+
+
+@dataclass(slots=True)
+class LockedPayment(LockedOrder):
+    """A payment and its order, locked until the transaction ends, and what changes of them."""
+
+    payment: PaymentRow = field(kw_only=True)
     can_retrieve: bool = True  # whether the gateway can be asked about what contradicts our row
 
+    def __post_init__(self) -> None:
+        LockedOrder.__post_init__(self)
+        self.watch(self.payment)
 
-def lock_payment(
-    session: Session, by: ChangedBy, known: Payment | PaymentRow, gateway: Gateway | None = None
-) -> LockedPayment:
-    """Lock the order, then the payment. Another sequence could deadlock.
+
+def _names(row: Row) -> tuple[str, ...]:
+    kind: type = type(row)
+    return columns_of(kind)
+
+
+def _values_of(row: Row) -> tuple[Any, ...]:
+    return tuple([getattr(row, name) for name in _names(row)])
+
+
+@contextmanager
+def locked_order(
+    session: Session, context: CallContext, user_id: str, order_id: int
+) -> Iterator[LockedOrder]:
+    """A transaction that has locked an order, and writes what changes of it."""
+    with phase(session):
+        now, order = crud.lock_order(session, user_id, order_id)
+        locked = LockedOrder(session, ChangedBy.caller(context), now, order, context)
+        yield locked
+        locked.write()
+
+
+@contextmanager
+def locked_payment(
+    session: Session,
+    by: ChangedBy,
+    known: PaymentRow,
+    gateway: Gateway | None = None,
+    context: CallContext | None = None,
+) -> Iterator[LockedPayment]:
+    """A transaction that has locked a payment and its order, and writes what changes of them.
 
     `gateway` is the one that may be asked about what contradicts our row.
     """
-    can_retrieve = gateway is None or gateway.capabilities.can_retrieve
-    order = crud.lock_order(session, known.user_id, known.order_id)
-    payment = crud.lock_payment(session, known.user_id, known.id)
-    return LockedPayment(session, by, order, payment, can_retrieve)
+    with phase(session):
+        locked = lock_payment(session, by, known, gateway, context)
+        yield locked
+        locked.write()
 
 
-def lock_refund(
+def lock_payment(
     session: Session,
     by: ChangedBy,
-    known: Payment | PaymentRow,
-    refund_id: int,
+    known: PaymentRow,
     gateway: Gateway | None = None,
-) -> tuple[LockedPayment, Refund]:
-    """Lock the order, the payment, then this refund of it."""
-    locked = lock_payment(session, by, known, gateway)
-    refund = crud.lock_refund(session, known.user_id, known.id, refund_id)
-    assert refund is not None  # rows of money are never deleted
-    return locked, refund
+    context: CallContext | None = None,
+) -> LockedPayment:
+    """Lock a payment in the caller's transaction, who calls `write`."""
+    can_retrieve = gateway is None or gateway.capabilities.can_retrieve
+    now, order, payment = crud.lock_payment(session, known.user_id, known.id)
+    return LockedPayment(
+        session, by, now, order, context, payment=payment, can_retrieve=can_retrieve
+    )
 
 
-# Each of these flushes. The database refuses an illegal transition.
+def lock_refund(locked: LockedPayment, refund_id: int) -> RefundRow | None:
+    """Lock a refund of a locked payment; None if it has no such refund."""
+    payment = locked.payment
+    refund = crud.lock_refund(locked.session, payment.user_id, payment.id, refund_id)
+    if refund is not None:
+        locked.watch(refund)
+    return refund
+
+
+# Each of these writes an event. The database refuses an illegal transition.
 
 
 def record_payment_method_event(
-    session: Session, by: ChangedBy, event_type: EventType, method: PaymentMethod
+    session: Session, by: ChangedBy, event_type: EventType, method: models.PaymentMethod
 ) -> schemas.PaymentMethod:
     shown = schemas.PaymentMethod.model_validate(method)
-    _add(session, by, event_type, shown, method.user_id)
+    changes = Changes()
+    event = crud.event_values(
+        event_type,
+        user_id=method.user_id,
+        actor=by.actor,
+        request_id=by.request_id,
+        data=shown.model_dump(mode="json"),
+    )
+    changes.insert(EVENTS, [event])
+    changes.send(session)
     return shown
 
 
-def transition_order(
-    session: Session, by: ChangedBy, order: Order, status: OrderStatus
-) -> schemas.Order:
-    order.status = status
-    return _record(session, by, "order.status_changed", order, schemas.Order, order)
+def transition_order(locked: LockedOrder, status: OrderStatus) -> None:
+    locked.order.status = status
+    locked.record("order.status_changed", schemas.Order, locked.order)
 
 
 def transition_payment(locked: LockedPayment, status: PaymentStatus) -> None:
@@ -127,59 +284,22 @@ def record_review_ended(locked: LockedPayment, *, resolution: str, note: str) ->
     payment = locked.payment
     review = {"reason": payment.review_reason, "resolution": resolution, "note": note}
     payment.needs_review, payment.review_reason = False, None
-    payment.reviewed_at = NOW
+    payment.reviewed_at = locked.now
     _record_payment(locked, "payment.reviewed", review=review)
 
 
-def transition_refund(locked: LockedPayment, refund: Refund, status: RefundStatus) -> None:
-    """Set the status of a refund; for a new one that is `pending`."""
+def transition_refund(locked: LockedPayment, refund: RefundRow, status: RefundStatus) -> None:
+    """Set the status of a locked refund; for a new one that is `pending`."""
+    if status == "failed" and refund.status != "failed":
+        locked.payment.refund_reserved -= refund.amount  # the database does so by a trigger
     refund.status = status
-    event_type = REFUND_EVENTS[status]
-    _record(locked.session, locked.by, event_type, locked.order, schemas.Refund, refund)
+    locked.record(REFUND_EVENTS[status], schemas.Refund, refund)
 
 
-def record_dispute_event(locked: LockedPayment, dispute: Dispute) -> None:
+def record_dispute_event(locked: LockedPayment, dispute: DisputeRow) -> None:
     event_type: EventType = "dispute.opened" if dispute.status == "open" else "dispute.closed"
-    _record(locked.session, locked.by, event_type, locked.order, schemas.Dispute, dispute)
+    locked.record(event_type, schemas.Dispute, dispute)
 
 
 def _record_payment(locked: LockedPayment, event_type: EventType, **more: Any) -> None:
-    payment = schemas.Payment
-    _record(locked.session, locked.by, event_type, locked.order, payment, locked.payment, **more)
-
-
-def _record(
-    session: Session,
-    by: ChangedBy,
-    event_type: EventType,
-    order: Order,
-    schema: type[Shown],
-    row: object,
-    **more: Any,
-) -> Shown:
-    """Flush a change, and write its event: the row as the API shows it now."""
-    order.last_sequence += 1
-    session.flush()
-    shown = schema.model_validate(row)
-    _add(session, by, event_type, shown, order.user_id, order, **more)
-    return shown
-
-
-def _add(
-    session: Session,
-    by: ChangedBy,
-    event_type: EventType,
-    shown: schemas.Out,
-    user_id: str,
-    order: Order | None = None,
-    **more: Any,
-) -> None:
-    crud.add_event(
-        session,
-        event_type,
-        user_id=user_id,
-        order=order,
-        actor=by.actor,
-        request_id=by.request_id,
-        data=shown.model_dump(mode="json") | more,
-    )
+    locked.record(event_type, schemas.Payment, locked.payment, **more)

@@ -18,12 +18,11 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Header, Request, Response
 from fastapi.exceptions import ResponseValidationError
 from fastapi.routing import APIRoute
-from sqlalchemy.orm import Session
 from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import POOL_SIZE, phase, retry_transaction
+from database import POOL_SIZE, Session, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -116,9 +115,10 @@ def _call(endpoint: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         if context is None:
             result = retry_transaction(session, work)
         else:
-            if context.key is not None:
-                _check_permission(session, endpoint.__name__, context, arguments)
-            result = idempotency.run(session, context, work)
+            check = functools.partial(
+                _check_permission, session, endpoint.__name__, context, arguments
+            )
+            result = idempotency.run(session, context, work, check)
     finally:
         session.close()
     return result

@@ -9,12 +9,11 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import sqlalchemy
-from sqlalchemy.orm import Session
 
 import idempotency_keys
 import leases
 from config import Settings
-from database import Old, autocommit, delete_old, new_session, phase
+from database import Old, Session, autocommit, delete_old, new_session, phase
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from leases import Lane
