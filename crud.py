@@ -37,6 +37,10 @@ from domain.events import Actor, EventType
 from domain.states import DEAD_PAYMENT_STATUSES, CaptureMethod, RefundOrigin
 from errors import NotFound
 from models import (
+    LISTS_ALL,
+    LISTS_BY_ONE_FILTER,
+    LISTS_OF_USER,
+    LISTS_OF_USER_BY_STATUS,
     OPEN_PAYMENT,
     OPEN_REFUND,
     Dispute,
@@ -431,22 +435,26 @@ def list_orders(sender: Sender, query: schemas.OrderQuery, visible_to: VisibleTo
 
 @cache
 def _orders(given: frozenset[str]) -> Statement:
-    rows, filters = SHOWN_ORDERS, 0
+    rows = SHOWN_ORDERS
+    condition: str | None = LISTS_ALL
     if "status" in given:
-        rows, filters = rows.where(ORDER_COLUMNS.status == bindparam("status")), filters + 1
+        rows = rows.where(ORDER_COLUMNS.status == bindparam("status"))
+        condition = LISTS_BY_ONE_FILTER
     if "created_after" in given:
         rows = rows.where(ORDER_COLUMNS.created_at > bindparam("created_after"))
     if "payment_method_id" in given:
         method_id = bindparam("payment_method_id", type_=BigInteger)
-        rows, filters = rows.where(ORDER_COLUMNS.payment_method_id == method_id), filters + 1
+        rows = rows.where(ORDER_COLUMNS.payment_method_id == method_id)
+        condition = None if "status" in given else LISTS_BY_ONE_FILTER
         if "user_id" in given:  # all orders of a method are its user's
             rows = rows.where(is_method_of(method_id, bindparam("user_id")))
     elif "user_id" in given:
-        rows, filters = rows.where(ORDER_COLUMNS.user_id == bindparam("user_id")), filters + 1
+        rows = rows.where(ORDER_COLUMNS.user_id == bindparam("user_id"))
+        condition = LISTS_OF_USER_BY_STATUS if "status" in given else LISTS_OF_USER
     return page_by_time(
         rows,
         Order.__table__,
-        filters=filters,
+        condition=condition,
         of_user="user_id" in given,
         cursor="cursor" in given,
         before="created_before" in given,
@@ -520,14 +528,14 @@ CLAIM_PAYMENT = Statement(_CLAIM_PAYMENT.format(key="", with_key="", linked=""))
 CLAIM_PAYMENT_FOR_KEY = Statement(
     _CLAIM_PAYMENT.format(
         key="""key AS (
-        SELECT user_id, id FROM idempotency_keys
-        WHERE user_id = %(key_user_id)s AND id = %(key_id)s AND owner = %(key_owner)s
+        SELECT FROM idempotency_keys
+        WHERE user_id = %(key_user_id)s AND key = %(key)s AND owner = %(key_owner)s
         FOR UPDATE
     ),""",
         with_key=", key",
         linked=""", linked AS (
         UPDATE idempotency_keys SET gateway_key = %(gateway_key)s FROM claimed
-        WHERE idempotency_keys.user_id = %(key_user_id)s AND idempotency_keys.id = %(key_id)s
+        WHERE idempotency_keys.user_id = %(key_user_id)s AND idempotency_keys.key = %(key)s
     )""",
     )
 )
@@ -612,19 +620,19 @@ LOCK_PAYMENT = Statement(
     f"""
     SELECT now(), {ORDER_LIST}, {PAYMENT_LIST}
     FROM orders o JOIN payments p ON p.user_id = o.user_id AND p.order_id = o.id
-    WHERE o.user_id = %(user_id)s AND p.id = %(id)s
+    WHERE o.user_id = %(user_id)s AND o.id = %(order_id)s AND p.id = %(id)s
     FOR UPDATE OF o, p"""
 )
 
 
 def lock_payment(
-    sender: Sender, user_id: str, payment_id: int
+    sender: Sender, user_id: str, order_id: int, payment_id: int
 ) -> tuple[datetime, OrderRow, PaymentRow]:
-    """The payment's order, then the payment, locked, and when this transaction began.
+    """The order, then this payment of it, locked, and when this transaction began.
 
     Payments and refunds are only ever locked after their order. Raises NotFound.
     """
-    rows = sender.rows(LOCK_PAYMENT, user_id=user_id, id=payment_id)
+    rows = sender.rows(LOCK_PAYMENT, user_id=user_id, order_id=order_id, id=payment_id)
     if not rows:
         raise NotFound
     row = rows[0]
@@ -649,21 +657,24 @@ def list_payments(
 
 @cache
 def _payments(given: frozenset[str], needs_review: bool | None) -> Statement:
-    rows, filters = SHOWN_PAYMENTS, 0
-    if "user_id" in given:
-        rows, filters = rows.where(PAYMENT_COLUMNS.user_id == bindparam("user_id")), filters + 1
+    rows = SHOWN_PAYMENTS
+    condition: str | None = LISTS_ALL
     if "status" in given:
-        rows, filters = rows.where(PAYMENT_COLUMNS.status == bindparam("status")), filters + 1
+        rows = rows.where(PAYMENT_COLUMNS.status == bindparam("status"))
+        condition = LISTS_BY_ONE_FILTER
+    if "user_id" in given:
+        rows = rows.where(PAYMENT_COLUMNS.user_id == bindparam("user_id"))
+        condition = LISTS_OF_USER_BY_STATUS if "status" in given else LISTS_OF_USER
     if "order_id" in given:  # an order has few payments, and
-        rows, filters = rows.where(PAYMENT_COLUMNS.order_id == bindparam("order_id")), filters + 2
+        rows, condition = rows.where(PAYMENT_COLUMNS.order_id == bindparam("order_id")), None
     if needs_review is True:  # few need a review: these indexes do, whatever else is asked
-        rows, filters = rows.where(PAYMENT_COLUMNS.needs_review), filters + 2
+        rows, condition = rows.where(PAYMENT_COLUMNS.needs_review), None
     elif needs_review is False:
         rows = rows.where(~PAYMENT_COLUMNS.needs_review)
     return page_by_time(
         rows,
         Payment.__table__,
-        filters=filters,
+        condition=condition,
         of_user="user_id" in given,
         cursor="cursor" in given,
     )
@@ -949,7 +960,7 @@ def _disputes(given: frozenset[str]) -> Statement:
         rows = rows.where(DISPUTE_COLUMNS.payment_id == bindparam("payment_id"))
     if "status" in given:
         rows = rows.where(DISPUTE_COLUMNS.status == bindparam("status"))
-    return page_by_time(rows, Dispute.__table__, filters=2, of_user=False, cursor="cursor" in given)
+    return page_by_time(rows, Dispute.__table__, of_user=False, cursor="cursor" in given)
 
 
 # Events -------------------------------------------------------------------------------------------

@@ -62,17 +62,10 @@ class StoredResponse:
         return cls(error.status, error.body(request_id), headers)
 
 
-class KeyClaim(NamedTuple):
-    """A key that is ours to work on, as long as nobody takes it over."""
-
-    id: int
-    owner: str
-
-
 class WaitingKey(NamedTuple):
     """A key whose request waits for an outcome."""
 
-    id: int
+    key: str
     user_id: str
     request_id: str
 
@@ -87,7 +80,8 @@ _OWNED = {
     "owned_until": "now() + make_interval(secs => %(seconds)s)",
 }
 _CLEARED = dict.fromkeys(("gateway_key", "status", "headers", "body"), "NULL")
-_IS_KEY = "user_id = %(user_id)s AND id = %(key_id)s"
+# As its unique index has it, so that it is found at once however many keys the user has.
+_IS_KEY = "user_id = %(user_id)s AND key = %(key)s"
 
 
 def _assigned(values: dict[str, str]) -> str:
@@ -97,14 +91,14 @@ def _assigned(values: dict[str, str]) -> str:
 CLAIM_KEY = Statement(
     f"INSERT INTO idempotency_keys (user_id, key, {', '.join(_NEW | _OWNED)})"
     f" VALUES (%(user_id)s, %(key)s, {', '.join((_NEW | _OWNED).values())})"
-    " ON CONFLICT DO NOTHING RETURNING id, owner"
+    " ON CONFLICT DO NOTHING RETURNING owner"
 )
 CLAIM_EXPIRED_KEY = Statement(
     f"UPDATE idempotency_keys SET {_assigned(_CLEARED | _NEW | _OWNED)} WHERE {_IS_KEY}"
-    " RETURNING id, owner"
+    " RETURNING owner"
 )
 TAKE_OVER_KEY = Statement(
-    f"UPDATE idempotency_keys SET {_assigned(_OWNED)} WHERE {_IS_KEY} RETURNING id, owner"
+    f"UPDATE idempotency_keys SET {_assigned(_OWNED)} WHERE {_IS_KEY} RETURNING owner"
 )
 LOCK_KEY = Statement(
     select(*[KEYS.c[name] for name in KeyRow._fields[:-2]], KEYS.c.owned_until > NOW, HAS_EXPIRED)
@@ -129,8 +123,8 @@ LEAVE_KEY = Statement(
 
 def claim_key(
     sender: Sender, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
-) -> KeyClaim | None:
-    """Own a key that is new. None when it is known."""
+) -> str | None:
+    """Own a key that is new: its owner from now on. None when it is known."""
     rows = sender.rows(
         CLAIM_KEY,
         user_id=user_id,
@@ -140,37 +134,37 @@ def claim_key(
         seconds=seconds,
         owner=_new_owner(),
     )
-    return KeyClaim(*rows[0]) if rows else None
+    return rows[0][0] if rows else None
 
 
 def claim_expired_key(
     sender: Sender,
     user_id: str,
-    key_id: int,
+    key: str,
     *,
     fingerprint: str,
     request_id: str,
     seconds: float,
-) -> KeyClaim:
+) -> str:
     """Own a locked key that has expired, as if it were new."""
-    [claim] = sender.rows(
+    [(owner,)] = sender.rows(
         CLAIM_EXPIRED_KEY,
         user_id=user_id,
-        key_id=key_id,
+        key=key,
         fingerprint=fingerprint,
         request_id=request_id,
         seconds=seconds,
         owner=_new_owner(),
     )
-    return KeyClaim(*claim)
+    return str(owner)
 
 
-def take_over_key(sender: Sender, user_id: str, key_id: int, seconds: float) -> KeyClaim:
+def take_over_key(sender: Sender, user_id: str, key: str, seconds: float) -> str:
     """Own a locked key whose owner is gone."""
-    [claim] = sender.rows(
-        TAKE_OVER_KEY, user_id=user_id, key_id=key_id, seconds=seconds, owner=_new_owner()
+    [(owner,)] = sender.rows(
+        TAKE_OVER_KEY, user_id=user_id, key=key, seconds=seconds, owner=_new_owner()
     )
-    return KeyClaim(*claim)
+    return str(owner)
 
 
 def _new_owner() -> str:
@@ -186,7 +180,7 @@ def lock_key(sender: Sender, user_id: str, key: str) -> KeyRow | None:
 def link_key(
     changes: Changes,
     user_id: str,
-    key_id: int,
+    key: str,
     owner: str,
     *,
     gateway_key: str,
@@ -194,7 +188,7 @@ def link_key(
 ) -> None:
     """Remember with these changes the money request that this one led to. `required` is raised
     when the key has another owner."""
-    is_ours = {"user_id": user_id, "id": key_id, "owner": owner}
+    is_ours = {"user_id": user_id, "key": key, "owner": owner}
     changes.update(KEYS, is_ours, {"gateway_key": gateway_key}, required=required)
 
 
@@ -203,15 +197,15 @@ def list_waiting_keys(sender: Sender, gateway_key: str) -> list[WaitingKey]:
     return [WaitingKey(*row) for row in sender.rows(WAITING_KEYS, gateway_key=gateway_key)]
 
 
-def get_stored_response(sender: Sender, user_id: str, key_id: int) -> StoredResponse | None:
-    rows = sender.rows(STORED_RESPONSE, user_id=user_id, key_id=key_id)
+def get_stored_response(sender: Sender, user_id: str, key: str) -> StoredResponse | None:
+    rows = sender.rows(STORED_RESPONSE, user_id=user_id, key=key)
     return StoredResponse.from_row(*rows[0]) if rows else None
 
 
 def store_response(
     changes: Changes,
     user_id: str,
-    key_id: int,
+    key: str,
     response: StoredResponse,
     *,
     owner: str | None = None,
@@ -219,7 +213,7 @@ def store_response(
 ) -> int:
     """Store the response, unless the key has one already, with these changes; the number of this
     part. `required` is raised if it has one, or another owner."""
-    is_key = {"user_id": user_id, "id": key_id}
+    is_key = {"user_id": user_id, "key": key}
     return changes.update(
         KEYS,
         is_key if owner is None else is_key | {"owner": owner},
@@ -229,11 +223,11 @@ def store_response(
     )
 
 
-def release_key(sender: Sender, user_id: str, key_id: int, owner: str) -> None:
+def release_key(sender: Sender, user_id: str, key: str, owner: str) -> None:
     """Stop working on a request: forget it if nothing came of it, else leave it to its repeats."""
-    key = {"user_id": user_id, "key_id": key_id, "owner": owner}
-    sender.rows(FORGET_KEY, **key)
-    sender.rows(LEAVE_KEY, **key)
+    is_ours = {"user_id": user_id, "key": key, "owner": owner}
+    sender.rows(FORGET_KEY, **is_ours)
+    sender.rows(LEAVE_KEY, **is_ours)
 
 
 def find_expired(session: Session, limit: int) -> list[Old]:

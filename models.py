@@ -58,7 +58,11 @@ OPEN_REFUND = "status = 'pending' AND gateway_reference IS NULL"
 # walks all of it when the newest rows do not fit. A partial index serves only statements that state
 # its condition. These two are true of every row: they keep an index to the lists that it is for.
 LISTS_ALL = "id > 0"
-LISTS_BY_ONE_FILTER = "id <> 0"  # of one user, of one status, ...
+LISTS_BY_ONE_FILTER = "id <> 0"  # of one status, of one method
+# These two as well. And `id = 1` does not prove them, so that no row is looked up by its user, with
+# all rows of that user, where PostgreSQL does not know yet how many they are.
+LISTS_OF_USER = "created_at > '-infinity'"
+LISTS_OF_USER_BY_STATUS = "created_at < 'infinity'"
 HAS_METHOD = "payment_method_id IS NOT NULL"
 
 
@@ -183,13 +187,20 @@ class Order(OfUser):
             postgresql_where=text(LISTS_BY_ONE_FILTER),
         ),
         Index(
-            "ix_orders_user_id_created_at_id",
+            "ix_orders_of_user",
             "user_id",
             "created_at",
             "id",
-            postgresql_where=text(LISTS_BY_ONE_FILTER),
+            postgresql_where=text(LISTS_OF_USER),
         ),
-        Index("ix_orders_user_id_status_created_at_id", "user_id", "status", "created_at", "id"),
+        Index(
+            "ix_orders_of_user_by_status",
+            "user_id",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text(LISTS_OF_USER_BY_STATUS),
+        ),
         Index(
             "ix_orders_payment_method_id_created_at_id",
             "payment_method_id",
@@ -325,13 +336,20 @@ class Payment(OfUser):
             postgresql_where=text(LISTS_BY_ONE_FILTER),
         ),
         Index(
-            "ix_payments_user_id_created_at_id",
+            "ix_payments_of_user",
             "user_id",
             "created_at",
             "id",
-            postgresql_where=text(LISTS_BY_ONE_FILTER),
+            postgresql_where=text(LISTS_OF_USER),
         ),
-        Index("ix_payments_user_id_status_created_at_id", "user_id", "status", "created_at", "id"),
+        Index(
+            "ix_payments_of_user_by_status",
+            "user_id",
+            "status",
+            "created_at",
+            "id",
+            postgresql_where=text(LISTS_OF_USER_BY_STATUS),
+        ),
         Index("ix_payments_order_id_created_at_id", "order_id", "created_at", "id"),
         Index("ix_payments_review", "created_at", "id", postgresql_where=text("needs_review")),
         Index("ix_payments_payment_method_id", "payment_method_id"),

@@ -149,7 +149,6 @@ class Payable(NamedTuple):
 class KeyRow(NamedTuple):
     """An Idempotency-Key that is known already."""
 
-    id: int
     fingerprint: str
     gateway_key: str | None
     status: int | None

@@ -17,7 +17,6 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 import schemas
 from database import Session, driver_error
 from errors import NotFound
-from models import LISTS_ALL, LISTS_BY_ONE_FILTER
 from permissions import EVERYONE, VisibleTo
 from schemas import MAX_ID
 
@@ -180,17 +179,17 @@ def page_by_time(
     query: sa.Select[Any],
     table: Any,
     *,
-    filters: int,
     of_user: bool,
     cursor: bool,
     before: bool = False,
+    condition: str | None = None,
 ) -> Statement:
     """One page, newest first: by time, and by id where times are the same.
 
     Ids alone would not do: transactions end in another order than they begin, and clocks are set
     back. The cursor is the id of the last row that was shown, one that is visible too.
     `before`: the list begins at a time; a page begins there or at its cursor, whichever is earlier.
-    `filters` is how many of the columns that have an index `query` compares (see `models`).
+    `condition` keeps the list to its index (see `LISTS_ALL` in models.py).
     """
     time, key = table.c.created_at, table.c.id
     start: Any = sa.bindparam("created_before")
@@ -212,8 +211,7 @@ def page_by_time(
         query = query.where(sa.tuple_(time, key) < place)
     elif before:
         query = query.where(time < start)
-    if filters <= 1:
-        condition = LISTS_BY_ONE_FILTER if filters else LISTS_ALL
+    if condition is not None:
         query = query.where(sa.text(f"{table.name}.{condition}"))
     query = query.order_by(time.desc(), key.desc()).limit(sa.bindparam("limit"))
     return Statement(as_json(query, "id"))

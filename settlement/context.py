@@ -19,11 +19,10 @@ from statements import Sender
 
 @dataclass(slots=True)
 class ClaimedKey:
-    """The Idempotency-Key of a request; `id` and `owner` are set once it is claimed."""
+    """The Idempotency-Key of a request; `owner` is set once it is claimed."""
 
     value: str
     fingerprints: list[str] = field(repr=False)  # one for each FINGERPRINT_KEY, newest first
-    id: int = 0
     owner: str = ""
     is_answered: bool = False  # its response was stored by this very request
 
@@ -50,7 +49,7 @@ class CallContext:
             return None
         return {
             "key_user_id": self.principal.user_id,
-            "key_id": self.key.id,
+            "key": self.key.value,
             "key_owner": self.key.owner,
         }
 
@@ -98,7 +97,7 @@ class CallContext:
             idempotency_keys.store_response(
                 changes,
                 self.principal.user_id,
-                key.id,
+                key.value,
                 response,
                 owner=key.owner,
                 required=IdempotencyInProgress(),
@@ -117,7 +116,7 @@ class CallContext:
             idempotency_keys.link_key(
                 changes,
                 self.principal.user_id,
-                self.key.id,
+                self.key.value,
                 self.key.owner,
                 gateway_key=gateway_key,
                 required=IdempotencyInProgress(),

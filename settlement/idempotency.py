@@ -123,20 +123,20 @@ def run(
     with phase(session):
         # Another process may have learned the outcome first, and stored its response.
         user_id = context.principal.user_id
-        stored = idempotency_keys.get_stored_response(session, user_id, key.id)
+        stored = idempotency_keys.get_stored_response(session, user_id, key.value)
         if stored is None:
-            idempotency_keys.release_key(session, user_id, key.id, key.owner)
+            idempotency_keys.release_key(session, user_id, key.value, key.owner)
     return answer if stored is None else stored
 
 
 def _claim_new(session: Session, context: CallContext, key: ClaimedKey) -> bool:
     """Claim the key if it is new, with one statement alone."""
-    claim = idempotency_keys.claim_key(
+    owner = idempotency_keys.claim_key(
         PooledSender.beside(session), context.principal.user_id, key.value, **_request(context, key)
     )
-    if claim is not None:
-        key.id, key.owner = claim
-    return claim is not None
+    if owner is not None:
+        key.owner = owner
+    return owner is not None
 
 
 def _request(context: CallContext, key: ClaimedKey) -> Any:
@@ -154,8 +154,8 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
     if row is None:  # released between the two statements
         raise errors.IdempotencyInProgress
     if row.has_expired:
-        claim = idempotency_keys.claim_expired_key(
-            session, user_id, row.id, **_request(context, key)
+        key.owner = idempotency_keys.claim_expired_key(
+            session, user_id, key.value, **_request(context, key)
         )
     else:
         if row.fingerprint not in key.fingerprints:
@@ -166,8 +166,7 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
             raise errors.IdempotencyInProgress
         if row.gateway_key is not None:
             return row
-        claim = idempotency_keys.take_over_key(session, user_id, row.id, context.key_lease)
-    key.id, key.owner = claim
+        key.owner = idempotency_keys.take_over_key(session, user_id, key.value, context.key_lease)
     return None
 
 
@@ -198,6 +197,6 @@ def _release(session: Session, context: CallContext, key: ClaimedKey) -> None:
     session.rollback()
     try:
         with phase(session):
-            idempotency_keys.release_key(session, context.principal.user_id, key.id, key.owner)
+            idempotency_keys.release_key(session, context.principal.user_id, key.value, key.owner)
     except SQLAlchemyError:
         session.rollback()  # the database is gone; the lease of the key ends by itself

@@ -140,11 +140,11 @@ class LockedOrder:
             return
         context.response = render(context.request_id)  # only it is linked to what it has asked for
         if context.key is not None:
-            own = WaitingKey(context.key.id, context.principal.user_id, context.request_id)
+            own = WaitingKey(context.key.value, context.principal.user_id, context.request_id)
             self._answer = self._store(own, context.response)
 
     def _store(self, key: WaitingKey, response: StoredResponse) -> int:
-        return idempotency_keys.store_response(self._changes, key.user_id, key.id, response)
+        return idempotency_keys.store_response(self._changes, key.user_id, key.key, response)
 
     def write(self) -> None:
         """Send what has changed, with its events. Raises what an insert requires."""
@@ -228,7 +228,7 @@ def lock_payment(
 ) -> LockedPayment:
     """Lock a payment in the caller's transaction, who calls `write`."""
     can_retrieve = gateway is None or gateway.capabilities.can_retrieve
-    now, order, payment = crud.lock_payment(session, known.user_id, known.id)
+    now, order, payment = crud.lock_payment(session, known.user_id, known.order_id, known.id)
     return LockedPayment(
         session, by, now, order, context, payment=payment, can_retrieve=can_retrieve
     )
