@@ -680,22 +680,42 @@ def _payments(given: frozenset[str], needs_review: bool | None) -> Statement:
     )
 
 
-_OF_GATEWAY = f"SELECT {PAYMENT_LIST} FROM payments p WHERE p.gateway = %(gateway)s"
+_OF_GATEWAY = f"""
+    SELECT {PAYMENT_LIST}, EXISTS (
+        SELECT FROM gateway_events WHERE gateway = %(gateway)s AND event_id = %(event_id)s
+    ) OR EXISTS (
+        SELECT FROM gateway_events WHERE gateway = %(gateway)s AND delivery_id = %(delivery_id)s
+    )
+    FROM payments p WHERE p.gateway = %(gateway)s"""
 PAYMENT_OF_ID = Statement(f"{_OF_GATEWAY} AND p.id = %(id)s")
 PAYMENT_OF_REFERENCE = Statement(f"{_OF_GATEWAY} AND p.gateway_reference = %(reference)s")
+
+
+def find_payment_of_event(
+    sender: Sender,
+    gateway: str,
+    payment_id: int | None,
+    reference: str | None,
+    event_id: str | None = None,
+    delivery_id: str | None = None,
+) -> tuple[PaymentRow | None, bool]:
+    """The payment that a gateway means, by our id if it knows it, or else by its reference; and
+    whether this event was stored, or came in a delivery that was."""
+    event = {"gateway": gateway, "event_id": event_id, "delivery_id": delivery_id}
+    if payment_id is not None:
+        rows = sender.rows(PAYMENT_OF_ID, **event, id=possible_id(payment_id))
+    elif reference is not None:
+        rows = sender.rows(PAYMENT_OF_REFERENCE, **event, reference=reference)
+    else:
+        rows = []  # NULL would match payments whose reference we have not heard yet
+    return (PaymentRow(*rows[0][:-1]), rows[0][-1]) if rows else (None, False)
 
 
 def find_payment(
     sender: Sender, gateway: str, payment_id: int | None, reference: str | None
 ) -> PaymentRow | None:
-    """The payment that a gateway means: by our id if it knows it, or else by its reference."""
-    if payment_id is not None:
-        rows = sender.rows(PAYMENT_OF_ID, gateway=gateway, id=possible_id(payment_id))
-    elif reference is not None:
-        rows = sender.rows(PAYMENT_OF_REFERENCE, gateway=gateway, reference=reference)
-    else:
-        return None  # NULL would match payments whose reference we have not heard yet
-    return PaymentRow(*rows[0]) if rows else None
+    """The payment that a gateway means."""
+    return find_payment_of_event(sender, gateway, payment_id, reference)[0]
 
 
 def is_other_payments_reference(session: Session, payment: PaymentRow, reference: str) -> bool:
@@ -1038,10 +1058,8 @@ IS_KNOWN_DELIVERY = Statement(
 )
 
 
-def is_known_event(sender: Sender, gateway: str, event_id: str, delivery_id: str | None) -> bool:
-    """Whether this event was stored, or came in a delivery that was."""
-    if delivery_id is not None and is_known_delivery(sender, gateway, delivery_id):
-        return True
+def is_known_event(sender: Sender, gateway: str, event_id: str) -> bool:
+    """Whether this event was stored."""
     return bool(sender.rows(IS_KNOWN_EVENT, gateway=gateway, event_id=event_id))
 
 

@@ -4,20 +4,24 @@ Nothing depends on it: without it any process finds the work with its next poll,
 """
 
 import threading
+from typing import Literal
 
-_listeners: set[threading.Event] = set()
+Topic = Literal["poll", "sandbox"]  # whatever is due, or webhooks of the sandbox
+
+_listeners: dict[threading.Event, Topic] = {}
 
 
-def listen(event: threading.Event) -> None:
-    """Set this event at every `wake`."""
-    _listeners.add(event)
+def listen(event: threading.Event, topic: Topic = "poll") -> None:
+    """Set this event at every `wake` for this topic."""
+    _listeners[event] = topic
 
 
 def unlisten(event: threading.Event) -> None:
-    _listeners.discard(event)
+    _listeners.pop(event, None)
 
 
-def wake() -> None:
+def wake(topic: Topic = "poll") -> None:
     """Wake the workers: there is committed work. Cheap where no workers run."""
-    for event in tuple(_listeners):
-        event.set()
+    for event, wanted in tuple(_listeners.items()):
+        if wanted == topic:
+            event.set()

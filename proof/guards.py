@@ -55,7 +55,7 @@ def _claim_before_call() -> None:
 
 def _stored_key() -> None:
     """Send the gateway a key that is stored nowhere."""
-    from gateways.sandbox import SandboxGateway, webhooks
+    from gateways.sandbox import SandboxGateway, operations, webhooks
 
     charge = SandboxGateway.charge
 
@@ -64,7 +64,8 @@ def _stored_key() -> None:
 
     # Its webhooks name our payment and would mend it; a gateway need not be that kind.
     _replace(SandboxGateway, charge=with_other_key)
-    _replace(webhooks, announce=_nothing)
+    _replace(webhooks, _insert=_nothing)
+    _replace(operations, capture_at_once=_nothing)
 
 
 def _unknown_is_open() -> None:

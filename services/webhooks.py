@@ -56,12 +56,18 @@ def receive(
     if event.method is not None:
         _change_methods(session, name, event, event.method)
         return
-    read = PooledSender.beside(session)
-    found = crud.find_payment(read, name, event.payment_id, event.reference)
+    found, is_known = crud.find_payment_of_event(
+        PooledSender.beside(session),
+        name,
+        event.payment_id,
+        event.reference,
+        event.id,
+        event.delivery_id,
+    )
     if found is None or not _is_about(event, found):
         _receive_unmatched(session, name, event)
         return
-    if crud.is_known_event(read, name, event.id, event.delivery_id):
+    if is_known:
         return
     by = ChangedBy.gateway(name)
     with (
@@ -187,7 +193,7 @@ def _change_methods(
     The event is stored when all is done: to do it twice changes nothing.
     """
     with phase(session):
-        known = crud.is_known_event(session, name, event.id, None)
+        known = crud.is_known_event(session, name, event.id)
         methods = [] if known else crud.list_methods_of_token(session, name, change.token)
     for method in methods:
         with phase(session):  # of one user; a token is seldom that of several

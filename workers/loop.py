@@ -39,6 +39,7 @@ class Workers:
 
     def start(self) -> None:
         wakeup.listen(self._wakes["poll"])
+        wakeup.listen(self._wakes["sandbox"], "sandbox")
         for thread in self._threads:
             thread.start()
 
@@ -49,7 +50,8 @@ class Workers:
             wake.set()
         for thread in self._threads:
             thread.join()
-        wakeup.unlisten(self._wakes["poll"])
+        for wake in self._wakes.values():
+            wakeup.unlisten(wake)
 
     def _wake_due(self, resources: Resources) -> int:
         for name in due_roles(resources):

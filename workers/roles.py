@@ -74,16 +74,20 @@ def run_sandbox(resources: Resources) -> int:
     if not isinstance(sandbox, SandboxGateway):
         return 0
     done = sandbox.tick()
-    for webhook_id, headers, body in sandbox.due_webhooks():
-        try:
-            with resources.session() as session:
-                webhooks.receive(session, resources.gateways, sandbox.name, headers, body)
-        except Exception as error:
-            log.error("sandbox.webhook_failed", error=type(error).__name__)
-            sandbox.postpone(webhook_id)
-        else:
-            sandbox.delivered(webhook_id)
-        done += 1
+    while not resources.stopping.is_set() and (due := sandbox.due_webhooks()):
+        delivered = []
+        for webhook_id, headers, body in due:
+            try:
+                with resources.session() as session:
+                    webhooks.receive(session, resources.gateways, sandbox.name, headers, body)
+            except Exception as error:
+                log.error("sandbox.webhook_failed", error=type(error).__name__)
+                sandbox.postpone(webhook_id)
+            else:
+                delivered.append(webhook_id)
+        if delivered:
+            sandbox.delivered(*delivered)
+        done += len(due)
     return done
 
 

@@ -19,6 +19,7 @@ from gateways.sandbox.dashboard import Dashboard
 from gateways.sandbox.faults import with_fault
 from gateways.sandbox.listing import Entry
 from gateways.sandbox.webhooks import announcing
+from statements import PooledSender
 
 
 class SandboxGateway(base.Gateway):
@@ -36,6 +37,7 @@ class SandboxGateway(base.Gateway):
         self.engine = engine
         self.timeout = timeout  # seconds that a call takes at most
         self.dashboard = Dashboard(engine)
+        self._sender = PooledSender(engine)
 
     @classmethod
     def build(cls, settings: Settings, engine: sa.Engine) -> SandboxGateway:
@@ -50,8 +52,12 @@ class SandboxGateway(base.Gateway):
         return with_fault(request.fault, self.timeout, lambda: self._charge(request))
 
     def _charge(self, request: base.ChargeRequest) -> base.Charge:
+        reference = operations.new_reference("ch")
+        charge = operations.capture_at_once(self._sender, reference, request)
+        if charge is not None:
+            webhooks.wake_deliveries()
+            return records.charge_state(charge)
         with announcing(self.engine) as connection:
-            reference = operations.new_reference("ch")
             known = records.claim_key(connection, request.key, reference)
             if known is not None:
                 return records.charge_state(records.require_charge(connection, known))
@@ -166,16 +172,13 @@ class SandboxGateway(base.Gateway):
         with self.engine.connect() as connection:
             return webhooks.read_secret(connection)
 
-    def due_webhooks(self, limit: int = 20) -> list[tuple[int, dict[str, str], bytes]]:
+    def due_webhooks(self, limit: int = 50) -> list[tuple[int, dict[str, str], bytes]]:
         """Signed webhooks that are due and not delivered: (id, headers, body)."""
-        secret = self._webhook_secret
-        with self.engine.connect() as connection:
-            return webhooks.list_due(connection, secret, limit)
+        return webhooks.list_due(self._sender, self._webhook_secret, limit)
 
-    def delivered(self, webhook_id: int) -> None:
-        """The service has accepted this webhook."""
-        with self.engine.begin() as connection:
-            webhooks.mark_delivered(connection, webhook_id)
+    def delivered(self, *webhook_ids: int) -> None:
+        """The service has accepted these webhooks."""
+        webhooks.mark_delivered(self._sender, webhook_ids)
 
     def postpone(self, webhook_id: int) -> None:
         """The service did not accept this webhook; it is sent again a little later."""

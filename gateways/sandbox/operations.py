@@ -3,6 +3,7 @@
 Each function writes within the caller's transaction, and writes the webhook for it.
 """
 
+import json
 import secrets
 from collections.abc import Mapping
 from datetime import timedelta
@@ -11,18 +12,66 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from gateways.base import ChargeRequest, NotExecuted
-from gateways.sandbox import records
+from gateways.base import Charge, ChargeRequest, NotExecuted
+from gateways.sandbox import records, webhooks
 from gateways.sandbox.cards import DECLINES, outcome_of
 from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow
 from gateways.sandbox.tables import account, charges, disputes, refunds
-from gateways.sandbox.webhooks import announce_charge, announce_dispute, announce_refund
+from statements import Sender, Statement
 
 AUTHORIZATION_LIFETIME = timedelta(days=7)  # what card schemes commonly honor
 REFUND_FAILS_AFTER = timedelta(seconds=2)  # long enough to be seen as pending
 # For the test card that is disputed.
 DISPUTE_OPENS_AFTER = timedelta(seconds=1)
 DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
+
+
+# A charge that is captured at once, unless its key is known or the dashboard declines the next one.
+CHARGE = Statement(f"""
+    WITH asked AS (
+        INSERT INTO sandbox.requests (key, reference)
+        SELECT %(key)s, %(reference)s FROM sandbox.account WHERE NOT decline_next
+        ON CONFLICT DO NOTHING
+        RETURNING reference
+    ), made AS (
+        INSERT INTO sandbox.charges (
+            reference, order_id, payment_id, idempotency_key, amount, currency, outcome, capture,
+            status, amount_captured
+        )
+        SELECT reference, %(order_id)s, %(payment_id)s, %(key)s, %(amount)s, %(currency)s,
+            %(outcome)s, true, 'captured', %(amount)s
+        FROM asked
+        RETURNING {", ".join(ChargeRow._fields)}
+    ), told AS (
+        INSERT INTO sandbox.webhooks (payload)
+        SELECT payload FROM asked, jsonb_array_elements(CAST(%(told)s AS jsonb)) AS payload
+    )
+    SELECT * FROM made""")
+
+
+def capture_at_once(sender: Sender, reference: str, request: ChargeRequest) -> ChargeRow | None:
+    """Make a charge that is captured at once, with one statement alone.
+
+    None for one that takes more than that (see `make_charge`).
+    """
+    outcome = outcome_of(request.token)
+    if not request.capture or request.fault or outcome not in ("", "success", "refund_fails"):
+        return None
+    captured = Charge(
+        reference, "captured", request.amount, request.currency, amount_captured=request.amount
+    )
+    rows = sender.rows(
+        CHARGE,
+        reference=reference,
+        key=request.key,
+        order_id=request.order_id,
+        payment_id=request.payment_id,
+        amount=request.amount,
+        currency=request.currency,
+        outcome=outcome,
+        told=json.dumps(webhooks.charge_payloads(captured, request.payment_id)),
+    )
+    return ChargeRow(*rows[0]) if rows else None
 
 
 def make_charge(connection: sa.Connection, reference: str, request: ChargeRequest) -> ChargeRow:
@@ -138,7 +187,7 @@ def refund(
         .returning(*refunds.c)
     )
     [made] = records.read(connection, RefundRow, refunded)
-    announce_refund(connection, made, row, fault)
+    webhooks.announce_refund(connection, made, row, fault)
     return made
 
 
@@ -166,7 +215,7 @@ def open_dispute(
     found = records.read(connection, DisputeRow, opened)
     if not found:
         raise NotExecuted("the charge has been disputed before")
-    announce_dispute(connection, found[0], row, delay=announced_after)
+    webhooks.announce_dispute(connection, found[0], row, delay=announced_after)
     return found[0]
 
 
@@ -181,7 +230,7 @@ def close_dispute(connection: sa.Connection, row: ChargeRow, *, won: bool) -> Di
     found = records.read(connection, DisputeRow, closed)
     if not found:
         raise NotExecuted("the charge has no open dispute")
-    announce_dispute(connection, found[0], row)
+    webhooks.announce_dispute(connection, found[0], row)
     return found[0]
 
 
@@ -199,7 +248,7 @@ def _change(
 
 
 def _announce(connection: sa.Connection, row: ChargeRow, fault: str | None) -> None:
-    announce_charge(connection, row, fault)
+    webhooks.announce_charge(connection, row, fault)
     if row.status == "captured" and row.outcome == "dispute":
         open_dispute(connection, row, DISPUTE_CLOSES_AFTER, announced_after=DISPUTE_OPENS_AFTER)
 

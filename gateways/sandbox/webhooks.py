@@ -3,7 +3,7 @@
 import json
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import datetime, timedelta
@@ -12,9 +12,11 @@ from typing import Any
 import sqlalchemy as sa
 
 import wakeup
+from gateways.base import Charge
 from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow, charge_state, dispute_state
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import account, webhooks
+from statements import Sender, Statement
 
 LATE_WEBHOOK = timedelta(seconds=5)
 REORDERED_WEBHOOK = timedelta(seconds=2)
@@ -26,22 +28,35 @@ def announcing(engine: sa.Engine) -> Iterator[sa.Connection]:
     """A transaction that may write webhooks. The commit wakes the worker that delivers them."""
     with engine.begin() as connection:
         yield connection
-    wakeup.wake()
+    wake_deliveries()
+
+
+def wake_deliveries() -> None:
+    """There is a webhook to deliver."""
+    wakeup.wake("sandbox")
 
 
 # Content ----------------------------------------------------------------------------------------
 
 
+def charge_payloads(charge: Charge, payment_id: int) -> list[dict[str, Any]]:
+    """What is told of a new state of a charge, as JSON. Real gateways report each step."""
+    state = asdict(charge)
+    del state["refunds"], state["replaces"]  # not part of this webhook
+    told = [payload(f"charge.{charge.status}", payment_id, charge.reference, {"charge": state})]
+    if charge.status == "captured":
+        created = {"charge": state | {"status": "processing", "amount_captured": 0}}
+        told.insert(0, payload("charge.created", payment_id, charge.reference, created))
+    return told
+
+
 def announce_charge(connection: sa.Connection, row: ChargeRow, fault: str | None = None) -> None:
-    if row.status == "captured":
-        # Real gateways report each step, and not always in order.
-        created = _charge(row) | {"status": "processing", "amount_captured": 0}
-        late = REORDERED_WEBHOOK if fault == "reordered_webhooks" else None
-        announce(connection, row, "charge.created", {"charge": created}, delay=late)
-    delay = LATE_WEBHOOK if fault == "late_webhook" else None
-    times = 2 if fault == "duplicate_webhook" else 1
-    state = {"charge": _charge(row)}
-    announce(connection, row, f"charge.{row.status}", state, delay=delay, times=times)
+    *created, state = charge_payloads(charge_state(row), row.payment_id)
+    for one in created:
+        # And not always in order.
+        _insert(connection, one, REORDERED_WEBHOOK if fault == "reordered_webhooks" else None)
+    for _ in range(2 if fault == "duplicate_webhook" else 1):
+        _insert(connection, state, LATE_WEBHOOK if fault == "late_webhook" else None)
 
 
 def announce_refund(
@@ -78,12 +93,6 @@ def announce_dispute(
     )
 
 
-def _charge(row: ChargeRow) -> dict[str, Any]:
-    state = asdict(charge_state(row))
-    del state["refunds"], state["replaces"]  # not part of this webhook
-    return state
-
-
 def announce(
     connection: sa.Connection,
     charge: ChargeRow,
@@ -93,17 +102,29 @@ def announce(
     delay: timedelta | None = None,
     times: int = 1,
 ) -> None:
-    payload = {
+    told = payload(event_type, charge.payment_id, charge.reference, state)
+    for _ in range(times):
+        _insert(connection, told, delay)
+
+
+def payload(
+    event_type: str, payment_id: int, reference: str, state: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The JSON of a webhook."""
+    told = {
         "id": f"evt_{secrets.token_hex(12)}",
         "type": event_type,
-        "payment_id": charge.payment_id,
-        "reference": charge.reference,
+        "payment_id": payment_id,
+        "reference": reference,
         **state,
     }
+    shown: dict[str, Any] = json.loads(json.dumps(told, default=_iso))
+    return shown
+
+
+def _insert(connection: sa.Connection, told: dict[str, Any], delay: timedelta | None) -> None:
     due = sa.func.now() + (delay or timedelta())
-    row = {"payload": json.loads(json.dumps(payload, default=_iso))}
-    for _ in range(times):
-        connection.execute(webhooks.insert().values(due_at=due, **row))
+    connection.execute(webhooks.insert().values(due_at=due, payload=told))
 
 
 def _iso(value: Any) -> str:
@@ -120,25 +141,23 @@ def read_secret(connection: sa.Connection) -> str:
     return secret
 
 
-def list_due(
-    connection: sa.Connection, secret: str, limit: int
-) -> list[tuple[int, dict[str, str], bytes]]:
+DUE = Statement("""
+    SELECT id, payload::text FROM sandbox.webhooks
+    WHERE delivered_at IS NULL AND due_at <= now()
+    AND NOT (SELECT webhooks_held FROM sandbox.account)
+    ORDER BY due_at, id LIMIT %(limit)s""")
+DELIVERED = Statement(
+    "UPDATE sandbox.webhooks SET delivered_at = now() WHERE id = ANY(%(ids)s) RETURNING id"
+)
+
+
+def list_due(sender: Sender, secret: str, limit: int) -> list[tuple[int, dict[str, str], bytes]]:
     """Signed webhooks that are due and not delivered: (id, headers, body). None while they are
     held back."""
-    rows = connection.execute(
-        sa.select(webhooks.c.id, webhooks.c.payload)
-        .where(
-            webhooks.c.delivered_at.is_(None),
-            webhooks.c.due_at <= sa.func.now(),
-            sa.not_(sa.select(account.c.webhooks_held).scalar_subquery()),
-        )
-        .order_by(webhooks.c.due_at, webhooks.c.id)
-        .limit(limit)
-    ).all()
     signed = []
-    for row in rows:
-        body = json.dumps(row.payload, separators=(",", ":")).encode()
-        signed.append((row.id, sign(secret, body, int(time.time())), body))
+    for webhook_id, text in sender.rows(DUE, limit=limit):
+        body = text.encode()
+        signed.append((webhook_id, sign(secret, body, int(time.time())), body))
     return signed
 
 
@@ -151,10 +170,8 @@ def count_waiting(connection: sa.Connection, most: int) -> int:
     return count
 
 
-def mark_delivered(connection: sa.Connection, webhook_id: int) -> None:
-    connection.execute(
-        webhooks.update().where(webhooks.c.id == webhook_id).values(delivered_at=sa.func.now())
-    )
+def mark_delivered(sender: Sender, ids: Sequence[int]) -> None:
+    sender.rows(DELIVERED, ids=list(ids))
 
 
 def postpone(connection: sa.Connection, webhook_id: int) -> None:
