@@ -10,12 +10,11 @@ from typing import NamedTuple, cast
 from pydantic import BaseModel
 from sqlalchemy import Table, and_, bindparam, func, or_, select
 
-from changes import Changes
 from database import NOW, Old, Session, find_old
 from errors import ServiceError
 from models import IdempotencyKey
 from rows import KeyRow
-from statements import Sender, Statement
+from statements import Changes, Sender, Statement
 
 KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
 

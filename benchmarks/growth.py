@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
+from sqlalchemy import orm
 
 import crud
 import database
@@ -34,13 +34,13 @@ import leases
 import postgres_server
 import schemas
 from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
-from database import Old, delete_old, read_one
+from database import Old, Session, delete_old, read_one
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from invariants import INVARIANTS, find_violations
 from models import Payment, Refund
 from permissions import EVERYONE, VisibleTo
 from rows import PaymentRow
-from statements import Sender, SessionSender
+from statements import Sender
 
 # Pages that a statement may touch.
 A_LIST = 100  # 51 rows, each on a page of its own at worst, and a few pages of indexes
@@ -211,12 +211,8 @@ def other_lists(engine: sa.Engine) -> Iterator[Probe]:
     for name, run in {
         "payments of an order": _listing(crud.list_payments, by_order, EVERYONE),
         "payment methods": _listing(crud.list_payment_methods, methods, BUSY_USER),
-        "refunds of a payment": lambda session: crud.list_refunds(
-            SessionSender(session), of, refund, page
-        ),
-        "events of an order": lambda session: crud.list_order_events(
-            SessionSender(session), of, refund, page
-        ),
+        "refunds of a payment": lambda session: crud.list_refunds(session, of, refund, page),
+        "events of an order": lambda session: crud.list_order_events(session, of, refund, page),
     }.items():
         yield Probe(name, A_LIST, run)
     for name, query in disputes.items():  # each with its payment
@@ -305,7 +301,7 @@ def comparisons(engine: sa.Engine) -> Iterator[Probe]:
             )
         )
         after = read_one(
-            Session(connection),
+            orm.Session(connection),
             PaymentRow,
             crud.PAYMENTS.where(crud.PAYMENT_COLUMNS.gateway == "paypal").limit(1),
         )
@@ -340,11 +336,11 @@ def comparisons(engine: sa.Engine) -> Iterator[Probe]:
 def _listing(
     function: Callable[[Sender, Any, Any], object], query: schemas.Page, visible_to: VisibleTo
 ) -> Callable[[Session], object]:
-    return lambda session: function(SessionSender(session), query, visible_to)
+    return lambda session: function(session, query, visible_to)
 
 
 def _disputes(query: schemas.DisputeQuery, session: Session) -> object:
-    return crud.list_disputes(SessionSender(session), query)
+    return crud.list_disputes(session, query)
 
 
 def _times(connection: sa.Connection) -> list[str]:

@@ -21,7 +21,14 @@ import database
 UNANSWERED: Final = 0.05  # of the questions that the gateway is asked
 
 # Between a use case and its statement.
-PASSED: Final = {"contextlib", "settlement.transitions", "crud", "idempotency_keys", __name__}
+PASSED: Final = {
+    "contextlib",
+    "settlement.transitions",
+    "crud",
+    "locks",
+    "idempotency_keys",
+    __name__,
+}
 WRITES: Final = ("INSERT", "UPDATE", "WITH")
 
 _kill_point, _, _kill_count = os.environ.get("PROOF_KILL_AT", "").partition(":")

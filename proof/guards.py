@@ -30,14 +30,14 @@ def _nothing(*_: Any, **__: Any) -> None:
 
 def _unique_live_payment() -> None:
     """Look at no other payment of the order."""
-    import crud
+    import locks
 
-    find = crud.find_payable
+    find = locks.find_payable
 
     def without_payment(*arguments: Any) -> Any:
         return find(*arguments)._replace(live=None)
 
-    _replace(crud, find_payable=without_payment)
+    _replace(locks, find_payable=without_payment)
 
 
 def _claim_before_call() -> None:
@@ -154,14 +154,14 @@ def _outside_books() -> None:
 
 def _outside_refund_once() -> None:
     """Import a refund that was made outside each time that a gateway reports it."""
-    import crud
+    import locks
 
-    find = crud.lock_refund_of_state
+    find = locks.lock_refund_of_state
 
     def only_ours(sender: Any, payment: Any, reference: str, refund_id: Any) -> Any:
         return None if refund_id is None else find(sender, payment, reference, refund_id)
 
-    _replace(crud, lock_refund_of_state=only_ours)
+    _replace(locks, lock_refund_of_state=only_ours)
 
 
 GUARDS: Final[Mapping[str, Guard]] = {

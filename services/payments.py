@@ -17,6 +17,7 @@ from typing import Any
 import crud
 import errors
 import leases
+import locks
 import schemas
 from database import Session, phase
 from domain.states import DEAD_PAYMENT_STATUSES, PaymentOperation, PaymentStatus
@@ -94,7 +95,7 @@ def _claim(
     visible_to = context.principal.visible_to("get_order")
     for _ in range(CLAIM_ATTEMPTS):
         # What is refused is refused by what is true now. The claim looks again.
-        found = crud.find_payable(
+        found = locks.find_payable(
             PooledSender.beside(session), order_id, visible_to, data.payment_method_id
         )
         order, live = found.order, found.live
@@ -113,7 +114,7 @@ def _claim(
             _void_waiting(session, context, access, live)
             voided = True
             continue
-        payment = crud.claim_payment(
+        payment = locks.claim_payment(
             PooledSender.beside(session),
             order,
             method,

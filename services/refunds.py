@@ -2,6 +2,7 @@
 
 import crud
 import errors
+import locks
 import schemas
 from database import Session
 from gateways.base import Gateway, NotExecuted, Refund, Refused
@@ -44,7 +45,7 @@ def refund(
         if amount != payment.amount_captured and not gateway.capabilities.partial_refund:
             raise errors.OperationNotSupported("This gateway refunds all of it or nothing")
         require_supported_amount(gateway, amount, payment.currency)
-        row = crud.open_refund(
+        row = locks.open_refund(
             session, payment, amount=amount, reason=data.reason, lookup_after=access.lookup_after
         )
         transition_refund(locked, row, "pending")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Final
 
 import crud
+import locks
 import schemas
 from database import Session
 from domain.settlement import CHARGE_STATUSES_WITH_MONEY, Decision, decide, decide_not_executed
@@ -163,7 +164,7 @@ def _settle_refund(locked: LockedPayment, refund_id: int, data: schemas.ReviewCr
     reference = data.gateway_reference or refund.gateway_reference
     if reference is None:
         raise InvalidRequest.of("gateway_reference", "missing", "Name the gateway's refund")
-    named = crud.lock_refund_of_state(locked.session, payment, reference, None)
+    named = locks.lock_refund_of_state(locked.session, payment, reference, None)
     if named is not None and named.id != refund.id:
         raise InvalidRequest.of("gateway_reference", "taken", "This is another refund")
     state = base.Refund(reference, "succeeded", refund.amount, refund.currency)

@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 import crud
 import leases
-from changes import Changes
+import locks
 from database import Session, new_session, phase
 from domain.settlement import OPERABLE_STATUSES
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
@@ -25,7 +25,7 @@ from services import payment_methods
 from settlement import apply
 from settlement.gateway_requests import OPERATIONS
 from settlement.transitions import ChangedBy, LockedPayment, locked_payment
-from statements import PooledSender
+from statements import Changes, PooledSender
 
 log = get_logger()
 
@@ -110,17 +110,17 @@ def connect_gateways(engine: Engine, gateways: Gateways) -> None:
 
 def _store(locked: LockedPayment, name: str, event: base.GatewayEvent) -> None:
     """Store the event in the transaction that applies it, which raises KnownEvent."""
-    values = crud.gateway_event_values(
+    values = locks.gateway_event_values(
         name, event.id, event.type, event.delivery_id, locked.payment
     )
-    locked.insert(crud.GATEWAY_EVENTS, values, required=KnownEvent())
+    locked.insert(locks.GATEWAY_EVENTS, values, required=KnownEvent())
 
 
 def _store_alone(session: Session, name: str, event: base.GatewayEvent) -> None:
     """Store an event that is about no payment, once."""
     changes = Changes()
-    values = crud.gateway_event_values(name, event.id, event.type, event.delivery_id)
-    changes.insert(crud.GATEWAY_EVENTS, [values], once=True)
+    values = locks.gateway_event_values(name, event.id, event.type, event.delivery_id)
+    changes.insert(locks.GATEWAY_EVENTS, [values], once=True)
     changes.send(session)
 
 

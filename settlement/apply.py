@@ -7,8 +7,8 @@ is one transaction.
 from collections.abc import Sequence
 from typing import Any, Final
 
-import crud
 import leases
+import locks
 from domain.declines import RETRYABLE_DECLINES, decline_message
 from domain.settlement import (
     Decision,
@@ -271,7 +271,7 @@ def apply_refund_decision(
 def lock_refund_of_state(locked: LockedPayment, state: base.Refund) -> RefundRow | None:
     """The refund of a locked payment that its gateway means, locked."""
     locked.write()  # it may be one that has changed already
-    refund = crud.lock_refund_of_state(
+    refund = locks.lock_refund_of_state(
         locked.session, locked.payment, state.reference, state.refund_id
     )
     if refund is not None:
@@ -282,7 +282,7 @@ def lock_refund_of_state(locked: LockedPayment, state: base.Refund) -> RefundRow
 def lock_pending_refunds(locked: LockedPayment) -> list[RefundRow]:
     """The refunds of a locked payment that are not settled, locked."""
     locked.write()
-    refunds = crud.lock_pending_refunds(locked.session, locked.payment)
+    refunds = locks.lock_pending_refunds(locked.session, locked.payment)
     for refund in refunds:
         locked.watch(refund)
     return refunds
@@ -311,7 +311,7 @@ def import_refund(locked: LockedPayment, state: base.Refund) -> None:
         if state.currency != payment.currency or not lock_pending_refunds(locked):
             request_review(locked, "amount_differs", _refund_evidence(state))
         return
-    refund = crud.open_refund(
+    refund = locks.open_refund(
         session, payment, amount=state.amount, reason=None, origin="gateway", lookup_after=0
     )
     locked.watch(refund)
@@ -338,7 +338,7 @@ def _refund_evidence(state: base.Refund) -> str:
 def settle_dispute(locked: LockedPayment, state: base.Dispute) -> None:
     """Record a dispute, with one event when it opens and one when it closes."""
     payment = locked.payment
-    new = crud.add_dispute(
+    new = locks.add_dispute(
         locked.session,
         payment,
         state.reference,
@@ -351,7 +351,7 @@ def settle_dispute(locked: LockedPayment, state: base.Dispute) -> None:
     if new is not None:
         record_dispute_event(locked, new)
         return
-    known = crud.lock_dispute(locked.session, payment.user_id, payment.gateway, state.reference)
+    known = locks.lock_dispute(locked.session, payment.user_id, payment.gateway, state.reference)
     if known is None:
         return
     locked.watch(known)

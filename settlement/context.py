@@ -7,14 +7,13 @@ from typing import Any
 
 import crud
 import idempotency_keys
-from changes import Changes
 from database import Session
 from domain.events import Actor
 from errors import IdempotencyInProgress
 from idempotency_keys import StoredResponse
 from permissions import Principal
 from rows import OrderRow, PaymentMethodRow, PaymentRow
-from statements import Sender
+from statements import Changes, Sender
 
 
 @dataclass(slots=True)

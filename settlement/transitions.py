@@ -6,32 +6,23 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 
-import sqlalchemy as sa
-
-import crud
 import idempotency_keys
-import models
+import locks
 import schemas
-from changes import Changes
 from database import Session, phase
 from domain.events import Actor, EventType
 from domain.states import OrderStatus, PaymentStatus, RefundStatus, ReviewReason
 from gateways.base import Gateway
 from idempotency_keys import StoredResponse, WaitingKey
+from models import PaymentMethod
 from rows import DisputeRow, OrderRow, PaymentRow, RefundRow, columns_of
 from settlement.context import CallContext
+from statements import Changes
 
 Row = OrderRow | PaymentRow | RefundRow | DisputeRow
 
-TABLES: dict[type, sa.Table] = {
-    OrderRow: cast(sa.Table, models.Order.__table__),
-    PaymentRow: cast(sa.Table, models.Payment.__table__),
-    RefundRow: cast(sa.Table, models.Refund.__table__),
-    DisputeRow: cast(sa.Table, models.Dispute.__table__),
-}
-EVENTS = cast(sa.Table, models.Event.__table__)
 COUNTED_BY_A_TRIGGER = "refund_reserved"
 
 PAYMENT_EVENTS: dict[PaymentStatus, EventType] = {
@@ -108,7 +99,7 @@ class LockedOrder:
         self.touch()
         shown = schema.model_validate(row)
         self._events.append(
-            crud.event_values(
+            locks.event_values(
                 event_type,
                 user_id=self.order.user_id,
                 order=self.order,
@@ -118,7 +109,7 @@ class LockedOrder:
             )
         )
 
-    def insert(self, table: sa.Table, values: Mapping[str, Any], required: Exception) -> None:
+    def insert(self, table: locks.Table, values: Mapping[str, Any], required: Exception) -> None:
         """Insert a row with the changes. `required` is raised by `write` if it is there already."""
         self._changes.insert(table, [values], required=required)
 
@@ -157,9 +148,9 @@ class LockedOrder:
             }
             if changed:
                 is_it = {"user_id": row.user_id, "id": row.id}
-                self._changes.update(TABLES[type(row)], is_it, changed)
+                self._changes.update(locks.TABLES[type(row)], is_it, changed)
         if self._events:
-            self._changes.insert(EVENTS, self._events)
+            self._changes.insert(locks.EVENTS, self._events)
         changes, answer = self._changes, self._answer
         self._before = [(row, _values_of(row)) for row, _ in self._before]
         self._events, self._changes, self._answer = [], Changes(), None
@@ -195,7 +186,7 @@ def locked_order(
 ) -> Iterator[LockedOrder]:
     """A transaction that has locked an order, and writes what changes of it."""
     with phase(session):
-        now, order = crud.lock_order(session, user_id, order_id)
+        now, order = locks.lock_order(session, user_id, order_id)
         locked = LockedOrder(session, ChangedBy.caller(context), now, order, context)
         yield locked
         locked.write()
@@ -228,7 +219,7 @@ def lock_payment(
 ) -> LockedPayment:
     """Lock a payment in the caller's transaction, who calls `write`."""
     can_retrieve = gateway is None or gateway.capabilities.can_retrieve
-    now, order, payment = crud.lock_payment(session, known.user_id, known.order_id, known.id)
+    now, order, payment = locks.lock_payment(session, known.user_id, known.order_id, known.id)
     return LockedPayment(
         session, by, now, order, context, payment=payment, can_retrieve=can_retrieve
     )
@@ -237,7 +228,7 @@ def lock_payment(
 def lock_refund(locked: LockedPayment, refund_id: int) -> RefundRow | None:
     """Lock a refund of a locked payment; None if it has no such refund."""
     payment = locked.payment
-    refund = crud.lock_refund(locked.session, payment.user_id, payment.id, refund_id)
+    refund = locks.lock_refund(locked.session, payment.user_id, payment.id, refund_id)
     if refund is not None:
         locked.watch(refund)
     return refund
@@ -247,18 +238,18 @@ def lock_refund(locked: LockedPayment, refund_id: int) -> RefundRow | None:
 
 
 def record_payment_method_event(
-    session: Session, by: ChangedBy, event_type: EventType, method: models.PaymentMethod
+    session: Session, by: ChangedBy, event_type: EventType, method: PaymentMethod
 ) -> schemas.PaymentMethod:
     shown = schemas.PaymentMethod.model_validate(method)
     changes = Changes()
-    event = crud.event_values(
+    event = locks.event_values(
         event_type,
         user_id=method.user_id,
         actor=by.actor,
         request_id=by.request_id,
         data=shown.model_dump(mode="json"),
     )
-    changes.insert(EVENTS, [event])
+    changes.insert(locks.EVENTS, [event])
     changes.send(session)
     return shown
 

@@ -54,6 +54,7 @@ SQL_WRITERS = {
     "leases",
     "idempotency_keys",
     "invariants",
+    "locks",
     "statements",
     "database",
     "gateways.sandbox",

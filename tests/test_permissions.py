@@ -13,12 +13,12 @@ import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
-from sqlalchemy.orm import Session
 
 import auth
 import database
 import schemas
 from config import Settings
+from database import Session
 from errors import Forbidden, NotFound, ServiceError
 from permissions import (
     ANYONE,

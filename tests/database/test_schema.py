@@ -17,7 +17,6 @@ from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy.orm import Session
 
 import crud
 import database
@@ -25,7 +24,8 @@ import schemas
 from gateways import sandbox
 from models import Base
 from permissions import EVERYONE
-from statements import SessionSender
+from statements import Sender
+from tests.support.database import ConnectionSender
 from tests.support.paths import ROOT
 from tests.support.processes import HANG
 
@@ -268,23 +268,21 @@ def pages() -> Iterator[Any]:
     orders, payments = schemas.OrderQuery, schemas.PaymentQuery
     yield pytest.param(
         lambda session: crud.list_payment_methods(
-            SessionSender(session), schemas.PaymentMethodQuery(cursor="1000"), "alice"
+            session, schemas.PaymentMethodQuery(cursor="1000"), "alice"
         ),
         id="payment methods of a user",
     )
     yield pytest.param(
-        lambda session: crud.list_order_events(SessionSender(session), "alice", 1, page),
+        lambda session: crud.list_order_events(session, "alice", 1, page),
         id="order events",
     )
-    yield pytest.param(
-        lambda session: crud.list_refunds(SessionSender(session), "alice", 1, page), id="refunds"
-    )
+    yield pytest.param(lambda session: crud.list_refunds(session, "alice", 1, page), id="refunds")
     for user, narrowed in itertools.product(
         (EVERYONE, "alice"), ({}, {"status": "paid"}, {"payment_method_id": 1})
     ):
         yield pytest.param(
             lambda session, user=user, narrowed=narrowed: crud.list_orders(
-                SessionSender(session), orders(cursor="1000", **narrowed), user
+                session, orders(cursor="1000", **narrowed), user
             ),
             id=f"orders of {user} {narrowed}",
         )
@@ -293,7 +291,7 @@ def pages() -> Iterator[Any]:
     ):
         yield pytest.param(
             lambda session, user=user, narrowed=narrowed: crud.list_payments(
-                SessionSender(session), payments(cursor="1000", **narrowed), user
+                session, payments(cursor="1000", **narrowed), user
             ),
             id=f"payments of {user} {narrowed}",
         )
@@ -301,7 +299,7 @@ def pages() -> Iterator[Any]:
 
 @pytest.mark.parametrize("read_page", list(pages()))
 def test_a_page_is_read_from_an_index_in_its_order(
-    read_page: Callable[[Session], object], connection: sa.Connection
+    read_page: Callable[[Sender], object], connection: sa.Connection
 ) -> None:
     statements: list[tuple[str, Any]] = []
 
@@ -309,7 +307,7 @@ def test_a_page_is_read_from_an_index_in_its_order(
         statements.append((statement, parameters))
 
     sa.event.listen(connection, "before_cursor_execute", note)
-    read_page(Session(connection))
+    read_page(ConnectionSender(connection))
     ((statement, parameters),) = statements
     # Tables are empty here; so what costs more than an index is forbidden, if there is a choice.
     for way in ("seqscan", "sort", "bitmapscan", "incremental_sort"):

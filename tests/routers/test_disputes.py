@@ -13,13 +13,16 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 import crud
+import database
 import schemas
+from gateways import base
 from gateways.sandbox import sign
-from statements import SessionSender
+from settlement.apply import settle_dispute
+from settlement.transitions import ChangedBy, locked_payment
 from tests.support.clients import Api
+from tests.support.database import ConnectionSender
 from tests.support.factories import pay, place_order, save_card
 
 FIELDS = {
@@ -47,20 +50,21 @@ def reference() -> str:
 def save(engine: sa.Engine, paid: dict[str, Any], reference: str) -> Save:
     """Write down a dispute of the payment; returns whether there is something to tell."""
 
-    def run(status: str = "open", **changes: Any) -> bool:
+    def run(status: Any = "open", **changes: Any) -> bool:
         values: dict[str, Any] = {
-            "user_id": paid["user_id"],
-            "payment_id": paid["id"],
-            "gateway": paid["gateway"],
-            "gateway_reference": reference,
+            "reference": reference,
             "amount": 1099,
             "currency": "USD",
             "reason": "fraudulent",
         }
-        with Session(engine) as session:
-            told = crud.save_dispute(session, status=status, **values | changes) is not None
-            session.commit()
-        return told
+        state = base.Dispute(status=status, **values | changes)
+        by = ChangedBy.service("test")
+        with database.new_session(engine) as session:
+            payment = crud.require_payment(session, paid["id"], paid["user_id"])
+            with locked_payment(session, by, payment) as locked:
+                before = locked.order.last_sequence
+                settle_dispute(locked, state)
+                return locked.order.last_sequence > before
 
     return run
 
@@ -133,7 +137,7 @@ def test_the_disputes_of_a_payment_that_cannot_be_are_none(
 ) -> None:
     assert listed(manager, payment_id=payment_id) == []
     # The database is not asked: no index helps it with numbers of more than 64 bits.
-    no_database = SessionSender(Session())
+    no_database: Any = None
     assert crud.list_disputes(no_database, schemas.DisputeQuery(payment_id=payment_id)) == []
 
 
@@ -210,7 +214,7 @@ def test_a_list_is_read_from_an_index(
         for table in ("disputes", "payments"):
             connection.execute(sa.text(f"ANALYZE {table}"))
         sa.event.listen(connection, "before_cursor_execute", note)
-        crud.list_disputes(SessionSender(Session(connection)), schemas.DisputeQuery(**narrowed))
+        crud.list_disputes(ConnectionSender(connection), schemas.DisputeQuery(**narrowed))
         sa.event.remove(connection, "before_cursor_execute", note)
         ((statement, parameters),) = statements
         explained = connection.exec_driver_sql(f"EXPLAIN (COSTS OFF) {statement}", parameters)

@@ -8,7 +8,6 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import OperationalError
-from sqlalchemy.orm import Session
 
 import crud
 import database
@@ -46,11 +45,11 @@ def test_whoever_changes_methods_waits_for_the_first_row_of_the_user(
     with engine.connect() as other:
         lock = "SELECT FROM payment_methods WHERE id = :id FOR NO KEY UPDATE"
         other.execute(sa.text(lock), {"id": first["id"]})
-        with Session(engine) as session:
+        with database.new_session(engine) as session:
             session.execute(sa.text("SET LOCAL lock_timeout = '10ms'"))
             with pytest.raises(OperationalError) as waited:
                 crud.lock_user(session, user)
         assert database.sqlstate(waited.value) == "55P03"
-    with Session(engine) as session:  # an order refers to a method, and does not wait
+    with database.new_session(engine) as session:  # an order refers to a method, and does not wait
         crud.lock_user(session, user)
         place_order(alice, payment_method_id=second["id"])

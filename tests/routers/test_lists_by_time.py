@@ -16,14 +16,13 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 import crud
 import database
 import invariants
 import schemas
+from database import Session
 from permissions import EVERYONE, VisibleTo
-from statements import SessionSender
 from tests.support.clients import Api
 
 BEGIN = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -102,11 +101,11 @@ def all_pages(read: Callable[..., Sequence[Any]], limit: int) -> list[int]:
 
 
 def orders(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
-    return crud.list_orders(SessionSender(session), schemas.OrderQuery(**query), user)
+    return crud.list_orders(session, schemas.OrderQuery(**query), user)
 
 
 def payments(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
-    return crud.list_payments(SessionSender(session), schemas.PaymentQuery(**query), user)
+    return crud.list_payments(session, schemas.PaymentQuery(**query), user)
 
 
 def all_orders(session: Session) -> Sequence[Any]:

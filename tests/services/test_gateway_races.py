@@ -5,6 +5,7 @@ A look-up may do what it asks about, so what it hears is never dropped, and nobo
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -121,7 +122,7 @@ def test_a_stale_look_up_asks_nothing(stripe: Harness) -> None:
         with phase(session):
             row = crud.require_payment(session, payment_id, EVERYONE)
         asked = len(stripe.proxy.log)
-        stale = row._replace(status="pending")  # as it was read once
+        stale = dataclasses.replace(row, status="pending")  # as it was read once
         lookups.look_up_payment(session, stripe.app.state.lookup_rules, stale)
     assert len(stripe.proxy.log) == asked
     assert stripe.payment(payment_id) == payment

@@ -15,7 +15,7 @@ from domain.states import ChargeStatus
 from gateways import base
 from gateways.sandbox import SandboxGateway
 from settlement import apply
-from settlement.transitions import ChangedBy, lock_refund
+from settlement.transitions import ChangedBy, lock_refund, locked_payment
 from tests.support.database import sql
 from tests.support.shop import (
     DECLINED,
@@ -219,8 +219,10 @@ def test_a_refund_that_failed_here_and_succeeded_there_goes_to_a_person(
     refund = shop.do(payment, "refunds", amount=400).json()
     until(lambda: shop.refunds(payment)[0]["status"] == "failed", "the refund fails")
     state = base.Refund(refund["gateway_reference"], "succeeded", 400, "USD")
-    with database.new_session(engine) as session, database.phase(session):
+    with database.new_session(engine) as session:
         row = crud.require_payment(session, payment["id"], payment["user_id"])
-        locked, refund_row = lock_refund(session, ChangedBy.service("test"), row, refund["id"])
-        apply.settle_refund(locked, refund_row, state, "answer")
+        with locked_payment(session, ChangedBy.service("test"), row) as locked:
+            refund_row = lock_refund(locked, refund["id"])
+            assert refund_row is not None
+            apply.settle_refund(locked, refund_row, state, "answer")
     assert shop.payment(payment)["needs_review"] is True

@@ -12,10 +12,10 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
-from sqlalchemy.orm import Session
 
 import database
 from config import Settings
+from database import Session
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway

@@ -503,9 +503,7 @@ def test_giving_up_twice_at_once_does_it_once(
         with database.new_session(quiet.engine) as session:
             with database.phase(session):
                 seen = crud.require_payment(session, waiting["id"], waiting["user_id"])
-            payments.cancel_expired_payment(
-                session, rules(gateways).access, lookups.RECONCILER, seen
-            )
+            payments.void_waiting_payment(session, rules(gateways).access, lookups.RECONCILER, seen)
 
     together(3, give_up)
     assert quiet.payment(waiting)["status"] == "canceled"

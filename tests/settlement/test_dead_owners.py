@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
-from sqlalchemy.orm import Session
 
 import database
 import idempotency_keys
 import schemas
 from config import Settings
+from database import Session
 from errors import IdempotencyInProgress
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
@@ -123,7 +123,7 @@ def test_a_retry_finishes_what_died_between_its_claim_and_its_settling(
                 write, session, context, GatewayAccess(Gateways([dying]), lookup_after=1)
             )
             with pytest.raises(Killed):
-                idempotency.run(session, context, work)
+                idempotency.run(session, context, work, lambda: None)
         assert problem(write.send(key)) == (409, "idempotency_in_progress")  # it may still live
         expire_owner(shop, key)
         retried = write.send(key)
@@ -190,7 +190,7 @@ def test_an_owner_that_was_replaced_cannot_commit(
             return orders.create(session, context, data, "USD")
 
         with pytest.raises(IdempotencyInProgress):
-            idempotency.run(session, context, slow)
+            idempotency.run(session, context, slow, lambda: None)
     assert answers[0].status_code == 201
     listed = shop.shopper.get("/orders").json()
     assert [row["id"] for row in listed] == [answers[0].json()["id"]]
@@ -220,7 +220,7 @@ def test_an_owner_that_was_replaced_cannot_ask_a_gateway(
             return work()
 
         with pytest.raises(IdempotencyInProgress):
-            idempotency.run(session, context, slow)
+            idempotency.run(session, context, slow, lambda: None)
     assert answers[0].status_code == write.status, answers[0].text
     same_answer(answers[0], write.send(key))
     if prepare is refund:

@@ -6,6 +6,8 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from statements import Statement
+
 
 def sql(engine: sa.Engine, statement: str, **values: Any) -> list[Any]:
     """Run one statement in a transaction of its own."""
@@ -28,3 +30,14 @@ def sandbox_charges(engine: sa.Engine, order_id: int) -> list[sa.Row[Any]]:
 def records(engine: sa.Engine, statement: str, **values: Any) -> list[dict[str, Any]]:
     """As `sql`, with the names of the columns."""
     return [dict(row._mapping) for row in sql(engine, statement, **values)]
+
+
+class ConnectionSender:
+    """Sends statements on a connection, where engines' events see them."""
+
+    def __init__(self, connection: sa.Connection) -> None:
+        self._connection = connection
+
+    def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
+        sent = self._connection.exec_driver_sql(statement.sql, statement.constants | parameters)
+        return [tuple(row) for row in sent] if sent.returns_rows else []

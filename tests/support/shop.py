@@ -27,7 +27,7 @@ from gateways import base
 from gateways.sandbox import SandboxGateway, sign
 from services import audit
 from settlement import apply
-from settlement.transitions import ChangedBy, lock_payment
+from settlement.transitions import ChangedBy, locked_payment
 from tests.support.database import sql
 from tests.support.factories import VISA, card, order
 
@@ -296,10 +296,10 @@ def tell(
     engine: sa.Engine, payment: dict[str, Any], charge: base.Charge, *, hint: bool = False
 ) -> None:
     """Apply what a gateway says about a charge, as the reconciler does."""
-    with database.new_session(engine) as session, database.phase(session):
+    with database.new_session(engine) as session:
         row = crud.require_payment(session, payment["id"], payment["user_id"])
-        locked = lock_payment(session, ChangedBy.service("test"), row)
-        apply.settle_charge(locked, charge, "hint" if hint else "answer")
+        with locked_payment(session, ChangedBy.service("test"), row) as locked:
+            apply.settle_charge(locked, charge, "hint" if hint else "answer")
 
 
 def seen(payment: dict[str, Any], status: ChargeStatus, captured: int = 0) -> base.Charge:

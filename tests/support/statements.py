@@ -9,6 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from database import Session
 from statements import PooledSender, Statement
 
 OF_USERS = (
@@ -28,7 +29,7 @@ CONFLICT = re.compile(r"ON CONFLICT .*DO UPDATE .*\bnow\[\]")
 # answer in the transaction of the shopper's payment (docs/adr/0006).
 HOLDS_ROWS = re.compile(rf"(?:UPDATE|DELETE FROM|INSERT INTO) {TABLE}|{LOCKS.pattern}")
 OWN_KEY = "idempotency_keys"
-USER = re.compile(r"%\((user_id\w*)\)s")
+USER = re.compile(r"\buser_id = %\((\w+)\)s")
 INNERMOST = re.compile(r"\(([^()]*)\)")
 QUERY = re.compile(r"(?:SELECT|UPDATE|DELETE|INSERT) ")
 
@@ -37,7 +38,7 @@ def parts_of(statement: str) -> Iterator[str]:
     """Each query inside the statement, without those inside it, and the statement at the end."""
     rest = " ".join(statement.split()).replace("[", "").replace("]", "")
     while (match := INNERMOST.search(rest)) is not None:
-        inner = match[1]
+        inner = match[1].strip()
         if QUERY.match(inner):
             yield inner
             inner = "query"
@@ -92,6 +93,21 @@ class Watch:
             return send(sender, statement, **parameters)
 
         PooledSender.rows = watched  # type: ignore[assignment, method-assign]
+        send_in_session, give_back = Session.rows, Session._give_back
+
+        def watched_in_session(
+            session: Session, statement: Statement, **parameters: Any
+        ) -> list[Any]:
+            self.faults += faults_of(statement.sql)
+            self._note_users(session.info, statement.sql, parameters)
+            return send_in_session(session, statement, **parameters)
+
+        def ended(session: Session) -> None:
+            session.info.pop("user", None)
+            give_back(session)
+
+        Session.rows = watched_in_session  # type: ignore[assignment, method-assign]
+        Session._give_back = ended  # type: ignore[assignment, method-assign]
 
     def _note(
         self,
@@ -107,10 +123,16 @@ class Watch:
         if compiled is None or isinstance(compiled.statement, sa.TextClause):
             return
         self.faults += faults_of(statement)
-        if not many and HOLDS_ROWS.search(statement) and OWN_KEY not in statement:
-            for name in USER.findall(statement):
+        if not many:
+            self._note_users(connection.info, statement, parameters)
+
+    def _note_users(self, info: dict[Any, Any], statement: str, parameters: Any) -> None:
+        for part in parts_of(statement):
+            if not HOLDS_ROWS.search(part) or OWN_KEY in part:
+                continue
+            for name in USER.findall(part):
                 user = parameters[name]
-                if connection.info.setdefault("user", user) != user:
+                if info.setdefault("user", user) != user:
                     self.faults.append(f"a transaction of several users: {statement}")
 
     def take(self) -> list[str]:

@@ -221,7 +221,7 @@ def test_sleeping_roles_stop_at_once(
     monkeypatch.setattr(loop, "POLL_SECONDS", HOUR)
     team.work = {"idle": lambda: 0, "broken": failing}
     monkeypatch.setattr(loop, "FIRST_PAUSE", HOUR)
-    listeners = set(wakeup._listeners)
+    listeners = dict(wakeup._listeners)
     workers = start()
     wait_for(lambda: team.runs.keys() == {"idle", "broken"} and team.looks == 1, "their sleep")
     stop(workers)

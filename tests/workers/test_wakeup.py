@@ -13,17 +13,17 @@ import httpx
 import pytest
 import sqlalchemy as sa
 from fastapi import FastAPI
-from sqlalchemy.orm import Session
 
 import crud
 import database
 import leases
+import locks
 import main
 import wakeup
 from config import Settings
 from gateways.sandbox.webhooks import announcing
-from models import Payment
 from services import reconciliation
+from settlement.transitions import ChangedBy, locked_payment
 from tests.support.database import sql
 from tests.support.factories import card, pay, place_order, save_card
 from tests.support.processes import wait_for
@@ -108,17 +108,23 @@ def test_what_somebody_does_in_the_dashboard_of_the_sandbox_wakes_the_delivery(
     wait_for(lambda: not sql(engine, UNDELIVERED), "what was held back", 30)
 
 
-def locked(session: Session, payment: dict[str, Any]) -> Payment:
-    return crud.lock_payment(session, payment["user_id"], payment["id"])
+@contextlib.contextmanager
+def looked_up_now(engine: sa.Engine, payment: dict[str, Any]) -> Iterator[None]:
+    """A transaction that schedules a look-up for now."""
+    by = ChangedBy.service("test")
+    with database.new_session(engine) as session:
+        row = crud.require_payment(session, payment["id"], payment["user_id"])
+        with locked_payment(session, by, row) as locked:
+            leases.schedule_lookup(session, locked.payment, locked.now, "now")
+            yield
 
 
 def test_what_is_to_be_asked_now_wakes_the_look_ups(alice: httpx.Client, engine: sa.Engine) -> None:
     save_card(alice)
     payment = pay(alice, place_order(alice)["id"])
     wait_until_asleep(engine)
-    with database.new_session(engine) as session, database.phase(session):
-        crud.lock_order(session, payment["user_id"], payment["order_id"])
-        leases.schedule_lookup(locked(session, payment), "now")
+    with looked_up_now(engine, payment):
+        pass
     waiting = "SELECT FROM payments WHERE id = :id AND check_at IS NOT NULL"
     wait_for(lambda: not sql(engine, waiting, id=payment["id"]), "the look-up", 30)
 
@@ -143,18 +149,14 @@ def test_nobody_is_woken_before_the_commit(
     save_card(alice)
     payment = pay(alice, place_order(alice)["id"])
     wait_until_asleep(engine)
-    with database.new_session(engine) as session:
-        woken.clear()
-        with database.phase(session):
-            leases.schedule_lookup(
-                crud.lock_payment(session, payment["user_id"], payment["id"]), "now"
-            )
-            assert not woken.is_set()
-        assert woken.is_set()
-        woken.clear()
-        with database.phase(session):  # that makes no work
-            crud.lock_payment(session, payment["user_id"], payment["id"])
+    woken.clear()
+    with looked_up_now(engine, payment):
         assert not woken.is_set()
+    assert woken.is_set()
+    woken.clear()
+    with database.new_session(engine) as session, database.phase(session):  # that makes no work
+        locks.lock_order(session, payment["user_id"], payment["order_id"])
+    assert not woken.is_set()
     with announcing(engine):
         assert not woken.is_set()
     assert woken.is_set()
@@ -167,12 +169,7 @@ def test_nobody_is_woken_for_what_is_rolled_back(
     payment = pay(alice, place_order(alice)["id"])
     wait_until_asleep(engine)
     woken.clear()
-    with (
-        contextlib.suppress(ZeroDivisionError),
-        database.new_session(engine) as session,
-        database.phase(session),
-    ):
-        leases.schedule_lookup(locked(session, payment), "now")
+    with contextlib.suppress(ZeroDivisionError), looked_up_now(engine, payment):
         raise ZeroDivisionError
     with contextlib.suppress(ZeroDivisionError), announcing(engine):
         raise ZeroDivisionError

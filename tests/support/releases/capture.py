@@ -25,6 +25,7 @@ import auth
 import database
 import main
 from config import Settings, load_settings
+from database import Session
 from gateways.registry import Gateways
 from services import audit, lookups, reconciliation
 from services.lookups import LookupRules
@@ -313,11 +314,17 @@ SCENES: tuple[Callable[[Store], None], ...] = (
 )
 
 
+def _send_by_session(session: Session, statement: Statement, **parameters: Any) -> list[Any]:
+    """A statement of a transaction, where the recorder sees it."""
+    sent = session.connection().exec_driver_sql(statement.sql, statement.constants | parameters)
+    return [tuple(row) for row in sent] if sent.returns_rows else []
+
+
 def _send_by_engine(sender: PooledSender, statement: Statement, **parameters: Any) -> list[Any]:
     """A statement that is sent alone, where the recorder sees it."""
     with sender._engine.begin() as connection:
         sent = connection.exec_driver_sql(statement.sql, statement.constants | parameters)
-        return [tuple(row) for row in sent]
+        return [tuple(row) for row in sent] if sent.returns_rows else []
 
 
 def capture(settings: Settings) -> Recorder:
@@ -327,7 +334,14 @@ def capture(settings: Settings) -> Recorder:
         lookups.LOOKUP_CONCURRENCY, dict.fromkeys(lookups.LOOKUP_CONCURRENCY, 1)
     )
     seen = mock.patch.object(PooledSender, "rows", _send_by_engine)
-    with one_at_a_time, seen, serve(app) as url, httpx.Client(base_url=url, timeout=60) as client:
+    in_session = mock.patch.object(Session, "rows", _send_by_session)
+    with (
+        one_at_a_time,
+        seen,
+        in_session,
+        serve(app) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         recorder = Recorder(app.state.engine)
         store = Store(settings, client, app.state.engine, app.state.gateways)
         for scene in SCENES:
