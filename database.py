@@ -318,34 +318,36 @@ class Session(orm.Session):
         self.engine = engine
         self._pooled: PoolProxiedConnection | None = None
         self._connection: sqlalchemy.Connection | None = None
+        self._has_begun = False
 
     def rows(self, statement: Written, **parameters: Any) -> list[Any]:
         """The rows that it returns, as tuples."""
-        pooled = self._check_out(statement)
+        driver = self._check_out(statement)
+        # The transaction begins with its first statement, in the same message.
+        sql = statement.sql if self._has_begun else f"BEGIN;{statement.sql}"
+        self._has_begun = True
         try:
-            driver: Any = pooled.driver_connection
             with driver.cursor() as cursor:
-                cursor.execute(statement.sql, statement.constants | parameters)
+                cursor.execute(sql, statement.constants | parameters)
                 return cursor.fetchall() if cursor.description is not None else []
         except psycopg2.Error as error:
-            raise driver_error(self.engine, statement, error, pooled) from error
+            raise driver_error(self.engine, statement, error, self._pooled) from error
 
     def get_bind(self, *_: Any, **__: Any) -> sqlalchemy.Connection:
         """The connection of this transaction, for what SQLAlchemy sends itself."""
         if self._connection is None:
-            self._connection = sqlalchemy.Connection(self.engine, self._check_out())
+            if not self._has_begun:
+                self.rows(NOTHING)
+            self._connection = sqlalchemy.Connection(self.engine, self._pooled)
         return self._connection
 
     def commit(self) -> None:
         if super().in_transaction():
-            super().commit()
-        if self._pooled is not None:
-            try:
-                driver: Any = self._pooled.driver_connection
-                driver.commit()  # nothing, if SQLAlchemy has sent it
-            except psycopg2.Error as error:
-                raise driver_error(self.engine, COMMIT, error, self._pooled) from error
-            self._give_back()
+            super().commit()  # flushes; the driver is told below
+        if self._has_begun:
+            self.rows(COMMIT)
+            self._has_begun = False
+        self._give_back()
 
     def rollback(self) -> None:
         if super().in_transaction():
@@ -359,19 +361,33 @@ class Session(orm.Session):
     def in_transaction(self) -> bool:
         return self._pooled is not None or super().in_transaction()
 
-    def _check_out(self, statement: Written | None = None) -> PoolProxiedConnection:
-        if self._pooled is None:
-            try:
-                self._pooled = self.engine.raw_connection()
-            except psycopg2.Error as error:
-                raise driver_error(self.engine, statement, error) from error
-        return self._pooled
+    def _check_out(self, statement: Written) -> Any:
+        if self._pooled is not None:
+            return self._pooled.driver_connection
+        try:
+            self._pooled = self.engine.raw_connection()
+        except psycopg2.Error as error:
+            raise driver_error(self.engine, statement, error) from error
+        driver: Any = self._pooled.driver_connection
+        driver.autocommit = True  # BEGIN and COMMIT are ours
+        return driver
 
     def _give_back(self) -> None:
-        """The pool rolls back what was not committed."""
+        """Give the connection back to the pool, without what was not committed."""
         pooled, self._pooled, self._connection = self._pooled, None, None
-        if pooled is not None:
-            pooled.close()
+        has_begun, self._has_begun = self._has_begun, False
+        if pooled is None:
+            return
+        driver: Any = pooled.driver_connection
+        if driver is not None and not driver.closed:
+            try:
+                if has_begun:
+                    with driver.cursor() as cursor:
+                        cursor.execute("ROLLBACK")
+                driver.autocommit = False
+            except psycopg2.Error as error:
+                pooled.invalidate(error)
+        pooled.close()
 
 
 def driver_error(
@@ -405,6 +421,7 @@ class _Fixed:
 
 
 COMMIT: Final = _Fixed("COMMIT", {})
+NOTHING: Final = _Fixed("", {})  # begins a transaction and does nothing in it
 
 
 def get_session(request: Request) -> Session:

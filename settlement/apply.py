@@ -115,7 +115,7 @@ def apply_decision(
         locked.answer(
             key, lambda id: responses.operation_response(order, payment, operation, amount, id)
         )
-    if payment.status != "pending":
+    if status is not None and status != "pending":
         locked.answer(payment.gateway_key, lambda id: responses.charge_response(payment, id))
 
 

@@ -109,7 +109,7 @@ class LockedOrder:
             )
         )
 
-    def insert(self, table: locks.Table, values: Mapping[str, Any], required: Exception) -> None:
+    def insert(self, table: Any, values: Mapping[str, Any], required: Exception) -> None:
         """Insert a row with the changes. `required` is raised by `write` if it is there already."""
         self._changes.insert(table, [values], required=required)
 

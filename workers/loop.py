@@ -39,7 +39,8 @@ class Workers:
 
     def start(self) -> None:
         wakeup.listen(self._wakes["poll"])
-        wakeup.listen(self._wakes["sandbox"], "sandbox")
+        if "sandbox" in self._wakes:
+            wakeup.listen(self._wakes["sandbox"], "sandbox")
         for thread in self._threads:
             thread.start()
 

@@ -108,7 +108,7 @@ def test_a_list_is_narrowed_by_payment_and_status(
     manager: httpx.Client, paid: dict[str, Any], save: Save
 ) -> None:
     for status in ("open", "won", "lost"):
-        save(status, gateway_reference=f"dp_{secrets.token_hex(8)}")
+        save(status, reference=f"dp_{secrets.token_hex(8)}")
     of_payment = {"payment_id": paid["id"]}
     assert [one["status"] for one in listed(manager, **of_payment)] == ["lost", "won", "open"]
     for status in ("open", "won", "lost"):
@@ -119,7 +119,7 @@ def test_a_list_is_narrowed_by_payment_and_status(
 
 def test_a_list_comes_in_pages(manager: httpx.Client, paid: dict[str, Any], save: Save) -> None:
     for _ in range(5):
-        save(gateway_reference=f"dp_{secrets.token_hex(8)}")
+        save(reference=f"dp_{secrets.token_hex(8)}")
     whole = listed(manager, payment_id=paid["id"])
     pages, url = [], f"/disputes?limit=2&payment_id={paid['id']}"
     while url:

@@ -29,7 +29,7 @@ CONFLICT = re.compile(r"ON CONFLICT .*DO UPDATE .*\bnow\[\]")
 # answer in the transaction of the shopper's payment (docs/adr/0006).
 HOLDS_ROWS = re.compile(rf"(?:UPDATE|DELETE FROM|INSERT INTO) {TABLE}|{LOCKS.pattern}")
 OWN_KEY = "idempotency_keys"
-USER = re.compile(r"\buser_id = %\((\w+)\)s")
+USER = re.compile(r"\buser_id = %\[(\w+)\]s")
 INNERMOST = re.compile(r"\(([^()]*)\)")
 QUERY = re.compile(r"(?:SELECT|UPDATE|DELETE|INSERT) ")
 
