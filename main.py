@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
+import multiprocessing
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +17,7 @@ from typing import Any
 
 import anyio.to_thread
 import uvicorn
+import uvicorn._subprocess
 from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp
 
@@ -184,6 +187,8 @@ def serve() -> None:
     settings = get_settings()
     Gateways.check(settings)
     database.check_connections(settings)
+    if settings.workers > 1 and sys.platform == "linux":  # macOS's own libraries cannot be forked
+        _fork_workers()
     uvicorn.run(
         "main:app",
         host=settings.host,
@@ -202,6 +207,21 @@ def serve() -> None:
         # A gateway call may take its whole timeout; let it end and be settled.
         timeout_graceful_shutdown=int(settings.gateway_timeout) + 5,
     )
+
+
+def _fork_workers() -> None:
+    """Make uvicorn fork its workers off this process, which has loaded the service by then.
+
+    They share the memory of what is loaded, and are ready at once. uvicorn itself would start
+    processes that load the service again, each for itself, and has no setting for this.
+    Nothing that cannot be forked exists yet: connections and threads are made in `_lifespan`.
+    """
+    _ = importlib.import_module("main").app  # by the name that the workers will ask for
+    # Visited by garbage collection, memory would be written to and no longer be shared.
+    gc.collect()
+    gc.freeze()
+    uvicorn_processes: Any = uvicorn._subprocess
+    uvicorn_processes.spawn = multiprocessing.get_context("fork")
 
 
 def __getattr__(name: str) -> Any:

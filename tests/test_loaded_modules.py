@@ -1,38 +1,33 @@
-"""What a process has loaded: only what it uses, as it stays in memory and is loaded at each start."""
+"""What a process has loaded: only what it uses, because loading takes time and memory."""
 
-import os
-import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from alembic.script import ScriptDirectory
 
 import database
 from tests.support.paths import ROOT
+from tests.support.processes import run
 
 UNUSED = ["alembic", "mako", "stripe"]
 
 
-def modules_after(code: str, **environment: str) -> set[str]:
-    """The modules and packages that a new interpreter has loaded when it has run this."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"{code}\nimport sys\nprint(*sys.modules)"],
-        cwd=ROOT,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(done.stdout.split())
+LOAD = "import main\nmain.app\n"
+
+
+def run_code(code: str, data_dir: Path) -> str:
+    """What a new interpreter prints that runs this."""
+    done = run(ROOT, "-c", code, GATEWAYS="sandbox", DATA_DIR=data_dir)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture(scope="module")
 def serving(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    return modules_after(
-        "import main\nmain.app",
-        GATEWAYS="sandbox",
-        DATA_DIR=str(tmp_path_factory.mktemp("data")),
-    )
+    """The modules that a service has loaded when it is about to serve."""
+    code = f"{LOAD}import sys\nprint(*sys.modules)"
+    return set(run_code(code, tmp_path_factory.mktemp("data")).split())
 
 
 @pytest.mark.parametrize("name", UNUSED)
@@ -47,3 +42,9 @@ def test_the_revisions_are_those_of_alembic() -> None:
     assert database.newest_revision() == scripts.get_current_head() == revisions[0]
     assert not database._is_older(revisions[0])
     assert all(database._is_older(revision) for revision in revisions[1:])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc")
+def test_loading_the_service_starts_no_thread_so_it_can_be_forked(tmp_path: Path) -> None:
+    code = f"{LOAD}import os\nprint(len(os.listdir('/proc/self/task')))"
+    assert run_code(code, tmp_path) == "1\n"
