@@ -48,3 +48,9 @@ def test_the_revisions_are_those_of_alembic() -> None:
 def test_loading_the_service_starts_no_thread_so_it_can_be_forked(tmp_path: Path) -> None:
     code = f"{LOAD}import os\nprint(len(os.listdir('/proc/self/task')))"
     assert run_code(code, tmp_path) == "1\n"
+
+
+def test_no_garbage_is_looked_for_while_the_service_is_loaded(tmp_path: Path) -> None:
+    runs = "sum(generation['collections'] for generation in gc.get_stats())"
+    code = f"import gc\nbefore = {runs}\nimport main\nprint({runs} - before, gc.isenabled())"
+    assert run_code(code, tmp_path) == "0 True\n"
