@@ -10,7 +10,7 @@ import database
 from tests.support.paths import ROOT
 from tests.support.processes import run
 
-UNUSED = ["alembic", "cryptography", "httpx", "jose", "mako", "stripe"]
+UNUSED = ["alembic", "cryptography", "httpx", "jose", "mako", "stdnum", "stripe"]
 
 
 LOAD = "import main\nmain.app\n"
