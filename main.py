@@ -13,6 +13,8 @@ gc.disable()
 import asyncio
 import importlib
 import multiprocessing
+import os
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -228,6 +230,20 @@ def _fork_workers() -> None:
     gc.freeze()
     uvicorn_processes: Any = uvicorn._subprocess
     uvicorn_processes.spawn = multiprocessing.get_context("fork")
+    # A worker that is told to end before it serves must end. It would inherit a handler that only
+    # tells its copy of the parent's loop. Blocked meanwhile, no signal is lost in between.
+    ends = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+    def end_by_signals() -> None:
+        for number in ends:
+            signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ends)
+
+    os.register_at_fork(
+        before=partial(signal.pthread_sigmask, signal.SIG_BLOCK, ends),
+        after_in_child=end_by_signals,
+        after_in_parent=partial(signal.pthread_sigmask, signal.SIG_UNBLOCK, ends),
+    )
 
 
 def __getattr__(name: str) -> Any:

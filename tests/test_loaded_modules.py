@@ -54,3 +54,20 @@ def test_no_garbage_is_looked_for_while_the_service_is_loaded(tmp_path: Path) ->
     runs = "sum(generation['collections'] for generation in gc.get_stats())"
     code = f"import gc\nbefore = {runs}\nimport main\nprint({runs} - before, gc.isenabled())"
     assert run_code(code, tmp_path) == "0 True\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="workers are forked on Linux only")
+def test_a_forked_worker_ends_by_a_signal_that_comes_before_it_serves(tmp_path: Path) -> None:
+    code = """
+import os, signal
+import main
+signal.signal(signal.SIGTERM, lambda *_: print("asked the parent to end"))
+main._fork_workers()
+child = os.fork()
+if child == 0:
+    os.kill(os.getpid(), signal.SIGTERM)
+    os._exit(0)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+os.kill(os.getpid(), signal.SIGTERM)
+"""
+    assert run_code(code, tmp_path) == "-15\nasked the parent to end\n"
