@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
+import base64
 import hashlib
+import hmac
 import json
-import math
 import re
 import time
 from collections import OrderedDict
 from datetime import timedelta
-from typing import Annotated, Any, NamedTuple, Protocol, TypeGuard
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeGuard
 
-import httpx
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
-from jose import jwk, jwt
-from jose.backends.base import Key
-from jose.exceptions import JWKError
-from jose.utils import base64_to_long, base64url_decode, base64url_encode
 
 from config import MIN_SECRET_BYTES, ConfigurationError, Settings
-from errors import Overloaded, Unauthenticated
-from observability.logs import get_logger
+from errors import Unauthenticated
 from permissions import Principal
+
+if TYPE_CHECKING:
+    import httpx
 
 MAX_TOKEN = 8 * 1024  # what proxies allow for one header line; checked before anything is parsed
 MAX_VERIFIED = 4096  # tokens remembered, mostly under a kilobyte each
@@ -33,25 +30,13 @@ MAX_VERIFIED = 4096  # tokens remembered, mostly under a kilobyte each
 LEEWAY = 5.0
 LAST_SECOND = 253_402_300_799  # the end of the year 9999; a greater number was in milliseconds
 
-JWKS_FRESH = 300.0  # a key that the issuer withdraws stays good for five minutes,
-JWKS_STALE = 3600.0  # and, while its host is down, for an hour: time to repair it
-JWKS_PAUSE = 10.0  # between two fetches, however many unknown keys the tokens name
-JWKS_TIMEOUT = 3.0
-MAX_JWKS = 64 * 1024
-MIN_RSA_BITS = 2048  # RFC 7518 §3.3
-KEY_TYPES = {"RS256": ("RSA", ("n", "e")), "ES256": ("EC", ("crv", "x", "y"))}
-
 # RFC 7519 §5.1 and RFC 9068 §4; media types are compared in lower case (RFC 7515 §4.1.9).
 TOKEN_TYPES = {"jwt", "at+jwt", "application/at+jwt"}
-# Keys of Infineon's chips (CVE-2017-15361) can be factored. Modulo each of these primes such a
-# modulus is a power of 65537; of all others one in 2**27 is.
-ROCA_PRIMES = [n for n in range(3, 168) if all(n % divisor for divisor in range(2, n))]
-ROCA_RESIDUES = [(p, {pow(65537, power, p) for power in range(p)}) for p in ROCA_PRIMES]
+# In PEM files and public keys of SSH: with one as SECRET_KEY anybody could sign (RFC 8725 §2.1).
+PUBLIC_KEY_MARKS = ("-----BEGIN ", "ssh-rsa", "ssh-dss", "ssh-ed25519", "ecdsa-sha2-")
 
 COMPACT_JWS = re.compile(r"[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+\.[A-Za-z0-9_-]+")
 SCOPE = re.compile(r"[\x20\x21\x23-\x5B\x5D-\x7E]*")  # RFC 6749 §3.3
-
-log = get_logger()
 
 
 class TokenVerifier:
@@ -62,9 +47,14 @@ class TokenVerifier:
 
     def __init__(self, settings: Settings, *, http: httpx.AsyncClient | None = None) -> None:
         self._settings = settings
-        self._keys: _Keys = (
-            _SharedKey(settings) if settings.algorithm == "HS256" else _KeySet(settings, http)
-        )
+        self._keys: _Keys
+        if settings.algorithm == "HS256":
+            self._keys = _SharedKey(settings)
+        else:
+            # It loads cryptography and httpx: 10 MiB that SECRET_KEY has no use for.
+            from issuer_keys import IssuerKeys
+
+            self._keys = IssuerKeys(settings, http)
         # By hash, so that memory holds no token that anyone could use. The oldest go first.
         self._verified: OrderedDict[bytes, _Verified] = OrderedDict()
 
@@ -170,7 +160,9 @@ def mint(
         "aud": settings.jwt_audience,
     }
     present = {name: value for name, value in claims.items() if value is not None}
-    return jwt.encode(present, _hmac_key(settings), algorithm="HS256")
+    header = {"alg": "HS256", "typ": "JWT"}
+    signed = ".".join(_encoded(json.dumps(part).encode()) for part in (header, present))
+    return f"{signed}.{_encoded(_secret_key(settings).sign(signed.encode()))}"
 
 
 async def authenticate(request: Request) -> Principal:
@@ -214,6 +206,23 @@ class _Verified(NamedTuple):
     key: Key
 
 
+class Key(Protocol):
+    def verify(self, signed: bytes, signature: bytes, /) -> bool: ...
+
+
+class SecretKey:
+    """HS256 (RFC 7518 §3.2)."""
+
+    def __init__(self, key: bytes) -> None:
+        self._key = key
+
+    def sign(self, signed: bytes) -> bytes:
+        return hmac.digest(self._key, signed, "sha256")
+
+    def verify(self, signed: bytes, signature: bytes) -> bool:
+        return hmac.compare_digest(self.sign(signed), signature)
+
+
 class _Keys(Protocol):
     async def require_key(self, kid: str | None) -> Key: ...
     async def aclose(self) -> None: ...
@@ -223,93 +232,13 @@ class _SharedKey:
     """SECRET_KEY: one key for every token, whatever its `kid` says."""
 
     def __init__(self, settings: Settings) -> None:
-        self._key = _hmac_key(settings)
+        self._key = _secret_key(settings)
 
     async def require_key(self, kid: str | None) -> Key:
         return self._key
 
     async def aclose(self) -> None:
         pass
-
-
-class _KeySet:
-    """The issuer's public keys (RFC 7517), cached: one fetch at a time, with pauses between."""
-
-    def __init__(self, settings: Settings, http: httpx.AsyncClient | None) -> None:
-        self._url = _jwks_url(settings)
-        self._algorithm = settings.algorithm
-        self._http = http or httpx.AsyncClient()
-        self._owns_http = http is None
-        self._keys: list[tuple[str | None, Key]] = []
-        self._fetched_at = self._asked_at = -math.inf
-        self._host_is_down = False
-        self._fetch: asyncio.Task[None] | None = None
-
-    async def require_key(self, kid: str | None) -> Key:
-        """The key of that name; without a name, the only one there is."""
-        age = time.monotonic() - self._fetched_at
-        if age >= JWKS_FRESH:
-            # While the host is down the cached keys serve, and no request waits for it again.
-            await self._refresh(wait=age >= JWKS_STALE or not self._host_is_down)
-            if time.monotonic() - self._fetched_at >= JWKS_STALE:
-                raise Overloaded("The keys that verify tokens cannot be fetched at the moment.")
-        key = self._get_key(kid)
-        if key is None:
-            await self._refresh(wait=True)
-            key = self._get_key(kid)
-        if key is None:
-            raise Unauthenticated("The token's `kid` names none of the issuer's present keys.")
-        return key
-
-    async def aclose(self) -> None:
-        if self._fetch is not None and not self._fetch.done():
-            self._fetch.cancel()
-            await asyncio.wait([self._fetch])
-        if self._owns_http:
-            await self._http.aclose()
-
-    def _get_key(self, kid: str | None) -> Key | None:
-        found = [key for name, key in self._keys if kid is None or name == kid]
-        return found[0] if len(found) == 1 else None
-
-    async def _refresh(self, *, wait: bool) -> None:
-        if self._fetch is None or self._fetch.done():
-            if time.monotonic() - self._asked_at < JWKS_PAUSE:
-                return
-            self._asked_at = time.monotonic()
-            self._fetch = asyncio.create_task(self._load())
-        if wait:  # shielded: a client that hangs up does not cancel the fetch for the others
-            await asyncio.shield(self._fetch)
-
-    async def _load(self) -> None:
-        try:
-            # httpx times each read; this bounds their sum, should the host send byte by byte.
-            document = json.loads(await asyncio.wait_for(self._download(), JWKS_TIMEOUT))
-            keys = _public_keys(document, self._algorithm)
-        except Exception as error:  # whatever the host does, the cached keys stay
-            self._host_is_down = True
-            log.warning("auth.jwks_unavailable", error=type(error).__name__, reason=str(error))
-            return
-        self._keys, self._fetched_at, self._host_is_down = keys, time.monotonic(), False
-        if not keys:
-            log.error("auth.jwks_without_usable_key", algorithm=self._algorithm)
-
-    async def _download(self) -> bytes:
-        # Uncompressed, so that the bound is one on memory too. A redirect could lead anywhere.
-        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
-        async with self._http.stream(
-            "GET", self._url, headers=headers, timeout=JWKS_TIMEOUT, follow_redirects=False
-        ) as response:
-            if response.status_code != httpx.codes.OK:
-                raise ValueError(f"status {response.status_code}")
-            if "content-encoding" in response.headers:
-                raise ValueError("compressed, although it was not asked to be")
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_JWKS:
-                    raise ValueError(f"more than {MAX_JWKS} bytes")
-        return bytes(body)
 
 
 def _bearer_token(authorization: str | None) -> str:
@@ -330,13 +259,17 @@ def _bearer_token(authorization: str | None) -> str:
 
 def _decoded(part: str, name: str) -> bytes:
     try:
-        data = base64url_decode(part.encode())
+        data = base64.urlsafe_b64decode(part + "=" * (-len(part) % 4))
     except ValueError:
         data = b""  # no part is empty
     # Another last letter may stand for the same bytes; then one token would have many spellings.
-    if base64url_encode(data).decode() != part:
+    if _encoded(data) != part:
         raise Unauthenticated(f"The token's {name} is not base64url.")
     return data
+
+
+def _encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 def _json_object(part: str, name: str) -> dict[str, Any]:
@@ -373,58 +306,10 @@ def _is_user_id(value: object) -> TypeGuard[str]:
     )
 
 
-def _hmac_key(settings: Settings) -> Key:
-    if settings.secret_key is None or len(settings.signing_key.encode()) < MIN_SECRET_BYTES:
+def _secret_key(settings: Settings) -> SecretKey:
+    key = settings.signing_key if settings.secret_key is not None else ""
+    if len(key.encode()) < MIN_SECRET_BYTES:
         raise ConfigurationError(f"HS256 needs a SECRET_KEY of at least {MIN_SECRET_BYTES} bytes")
-    try:
-        return jwk.construct(settings.signing_key, "HS256")
-    except JWKError:
-        raise ConfigurationError("SECRET_KEY looks like a public key, which is no secret") from None
-
-
-def _jwks_url(settings: Settings) -> str:
-    """Check JWKS_URL, which decides whose tokens are good: nobody on the way may change its answer.
-
-    It is https; development may use its container network.
-    """
-    try:
-        url = httpx.URL(settings.jwks_url or "")
-    except httpx.InvalidURL:
-        raise ConfigurationError("JWKS_URL is not a URL") from None
-    if not url.host or url.scheme not in (("https",) if settings.production else ("https", "http")):
-        raise ConfigurationError("JWKS_URL must be an https URL")
-    return str(url)
-
-
-def _public_keys(document: Any, algorithm: str) -> list[tuple[str | None, Key]]:
-    """The keys of a JWK set that fit, with their names. The others are ignored (RFC 7517 §5)."""
-    if not isinstance(document, dict) or not isinstance(document.get("keys"), list):
-        raise ValueError("not a JWK set")
-    found = [(entry, _public_key(entry, algorithm)) for entry in document["keys"]]
-    return [(entry.get("kid"), key) for entry, key in found if key is not None]
-
-
-def _is_strong(modulus: int) -> bool:
-    """Whether an RSA key is long enough and not one that Infineon's chips made."""
-    return modulus.bit_length() >= MIN_RSA_BITS and not all(
-        modulus % prime in residues for prime, residues in ROCA_RESIDUES
-    )
-
-
-def _public_key(entry: Any, algorithm: str) -> Key | None:
-    kty, parts = KEY_TYPES[algorithm]
-    try:
-        fits = (
-            entry["kty"] == kty
-            and entry.get("use", "sig") == "sig"
-            and entry.get("alg", algorithm) == algorithm
-            and "verify" in entry.get("key_ops", ["verify"])
-            and isinstance(entry.get("kid", ""), str)
-            and all(isinstance(entry[part], str) for part in parts)
-            and entry.get("crv", "P-256") == "P-256"
-            and "d" not in entry  # a private key for all to read: anyone may sign with it
-            and (kty != "RSA" or _is_strong(base64_to_long(entry["n"])))
-        )
-        return jwk.construct(entry, algorithm) if fits else None
-    except Exception:  # jose and cryptography have many ways to say that this is no key
-        return None
+    if any(mark in key for mark in PUBLIC_KEY_MARKS):
+        raise ConfigurationError("SECRET_KEY looks like a public key, which is no secret")
+    return SecretKey(key.encode())

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, Protocol, TypeVar
 
 import psycopg2
 import sqlalchemy
-from alembic.config import Config as AlembicConfig
 from fastapi import Depends, Request
 from psycopg2 import extensions
 from sqlalchemy import Executable, orm
@@ -31,6 +30,9 @@ import postgres_server
 import wakeup
 from config import ROOT, ConfigurationError, Settings
 from observability.logs import get_logger
+
+if TYPE_CHECKING:
+    from alembic.config import Config as AlembicConfig
 
 T = TypeVar("T")
 RowType = TypeVar("RowType")
@@ -47,6 +49,7 @@ MAX_ATTEMPTS = 3
 SERIALIZATION_FAILURE, DEADLOCK = "40001", "40P01"
 UNDEFINED_TABLE = "42P01"
 
+VERSIONS = ROOT / "migrations" / "versions"
 # Any number that no other application uses on this database.
 MIGRATION_LOCK = 7_233_105_944_871
 # Seconds to wait for another process that migrates; indexes of large tables take long.
@@ -571,7 +574,7 @@ def migrate(url: str) -> Migration:
     A schema newer than this code is left alone: its migrations keep to what this code needs, as
     long as it is the release before (docs/runbook.md#upgrading).
     """
-    from alembic import command
+    from alembic import command  # 10 MiB that only a process that migrates needs
 
     config = alembic_config(url)
     with migrating(url) as connection:
@@ -635,30 +638,27 @@ def _revision_in(connection: sqlalchemy.Connection) -> str | None:
     return revision
 
 
-def newest_revision() -> str | None:
+def newest_revision() -> str:
     """The revision of the schema that this code was written for."""
-    return _revisions()[0]
+    return _revisions()[-1]
 
 
 def _is_older(revision: str | None) -> bool:
     """Whether migrations of this code are missing. An unknown revision is a newer one."""
-    newest, known = _revisions()
-    return revision is None or (revision in known and revision != newest)
+    return revision is None or revision in _revisions()[:-1]
 
 
 @lru_cache(maxsize=1)
-def _revisions() -> tuple[str | None, frozenset[str]]:
-    """The newest revision of this code, and all that it knows."""
-    from alembic.script import ScriptDirectory
-
-    scripts = ScriptDirectory.from_config(alembic_config(""))
-    return scripts.get_current_head(), frozenset(
-        script.revision for script in scripts.walk_revisions()
-    )
+def _revisions() -> list[str]:
+    """All revisions that this code knows, the newest last. The names of their files begin with them
+    (0001_service.py), so that a process that has nothing to migrate need not load Alembic."""
+    return sorted(path.name.partition("_")[0] for path in VERSIONS.glob("[0-9]*.py"))
 
 
 def alembic_config(url: str) -> AlembicConfig:
-    config = AlembicConfig(ROOT / "migrations" / "alembic.ini")
+    from alembic.config import Config
+
+    config = Config(ROOT / "migrations" / "alembic.ini")
     config.attributes["url"] = url
     return config
 

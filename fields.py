@@ -10,7 +10,6 @@ from typing import Annotated, Any
 from urllib.parse import unquote_plus
 
 import email_validator
-import stdnum.exceptions
 from pydantic import (
     AfterValidator,
     AwareDatetime,
@@ -22,7 +21,6 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 from pydantic_extra_types.payment import PaymentCardNumber
-from stdnum import iban
 
 from domain.money import EXPONENTS, MAX_AMOUNT, MIN_AMOUNT
 from observability.card_numbers import holds_card_number
@@ -220,9 +218,11 @@ def _email(value: str) -> str:
 
 
 def _iban(value: str) -> str:
+    from stdnum import exceptions, iban  # with pydoc and all: 1.4 MiB that few services need
+
     try:
         return str(iban.validate(value if value.isascii() else "", check_country=False))
-    except stdnum.exceptions.ValidationError:
+    except exceptions.ValidationError:
         raise invalid_value(
             "iban", "Send a valid IBAN; its checksum or its format is wrong"
         ) from None

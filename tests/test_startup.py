@@ -135,11 +135,40 @@ def test_two_worker_processes_make_the_database_serve_and_end_together(
     wait_until_gone(data_dir)
 
 
+@linux
+def test_workers_are_forked_with_the_service_loaded_and_one_that_is_killed_is_replaced(
+    sources: Path, tmp_path: Path
+) -> None:
+    started = "Application startup complete"
+    with Service(sources, tmp_path / "data", WORKERS=2).wait_until_ready() as service:
+        wait_for(lambda: service.text.count(started) == 2, "both processes")
+        first, second = workers_of(service)
+        os.kill(first, signal.SIGKILL)
+        wait_for(lambda: service.text.count(started) == 3, "a third process")
+        with client_of(service) as client:
+            assert statuses(client, [place(client) for _ in range(5)]) == [200] * 5
+        assert first not in workers_of(service)
+        assert second in workers_of(service)
+        assert_ended_by_itself(service, service.stop())
+    wait_until_gone(tmp_path / "data")
+
+
+def workers_of(service: Service) -> list[int]:
+    """The children of the service; forked ones have its command line, others one of their own."""
+    pid = service.process.pid
+    listed = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    children = [int(child) for child in listed.split()]
+    command = Path(f"/proc/{pid}/cmdline").read_bytes()
+    assert [Path(f"/proc/{child}/cmdline").read_bytes() for child in children] == [command] * 2
+    return children
+
+
 def test_a_worker_that_starts_slowly_is_given_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """It says nothing while it imports; killed for that it would start again, for ever."""
     given: dict[str, Any] = {}
     monkeypatch.setattr("uvicorn.run", lambda *_, **options: given.update(options))
     monkeypatch.setattr(main, "get_settings", lambda: Settings(_env_file=None, workers=2))
+    monkeypatch.setattr(main, "_fork_workers", lambda: None)
     main.serve()
     assert given["workers"] == 2
     assert given["timeout_worker_healthcheck"] >= 30

@@ -12,7 +12,7 @@ import httpx
 import pytest
 from structlog.testing import CapturingLogger
 
-import auth
+import issuer_keys
 from errors import Overloaded
 from permissions import Principal
 from tests.support.tokens import (
@@ -29,13 +29,13 @@ from tests.support.tokens import (
     verify,
 )
 
-pytestmark = pytest.mark.usefixtures("clock")  # as `auth.py` reads it
+pytestmark = pytest.mark.usefixtures("clock")  # as `issuer_keys.py` reads it
 
 
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
     log = CapturingLogger()
-    monkeypatch.setattr(auth, "log", log)
+    monkeypatch.setattr(issuer_keys, "log", log)
     return log
 
 
@@ -62,11 +62,11 @@ async def test_unknown_kids_cause_one_fetch_per_pause_however_many_they_are(cloc
     subject = issued("ES256", issuer)
     await verify(subject, signed("ES256"))
     for expected in (2, 3):
-        clock.advance(auth.JWKS_PAUSE)
+        clock.advance(issuer_keys.JWKS_PAUSE)
         for _ in range(3):
             made = [signed("ES256", kid=f"unknown-{n}") for n in range(100)]
             await asyncio.gather(*(refusal(subject, f"Bearer {one}") for one in made))
-            clock.advance(auth.JWKS_PAUSE / 4)
+            clock.advance(issuer_keys.JWKS_PAUSE / 4)
         assert issuer.fetches == expected
     assert await verify(subject, signed("ES256")) == Principal("alice")
 
@@ -89,7 +89,7 @@ async def test_a_new_key_is_found_as_soon_as_a_token_names_it(clock: Clock) -> N
     issuer = Issuer(good_jwk("ES256"))
     subject = issued("ES256", issuer)
     await verify(subject, signed("ES256"))
-    clock.advance(auth.JWKS_PAUSE)
+    clock.advance(issuer_keys.JWKS_PAUSE)
     issuer.keys.append(good_jwk("ES256", "next"))
     assert await verify(subject, signed("ES256", "next", "next")) == Principal("alice")
     assert await verify(subject, signed("ES256")) == Principal("alice")
@@ -106,7 +106,7 @@ async def test_a_withdrawn_key_ends_the_tokens_that_were_verified_with_it(
     await verify(subject, made)
     issuer.keys = keys
     await verify(subject, made)
-    clock.advance(auth.JWKS_FRESH)
+    clock.advance(issuer_keys.JWKS_FRESH)
     assert "`kid`" in await refusal(subject, f"Bearer {made}")
 
 
@@ -116,7 +116,7 @@ async def test_another_key_under_an_old_name_ends_the_tokens_of_the_first(clock:
     subject = issued("ES256", issuer)
     await verify(subject, made)
     issuer.keys = [good_jwk("ES256", "next", kid="good")]
-    clock.advance(auth.JWKS_FRESH)
+    clock.advance(issuer_keys.JWKS_FRESH)
     assert "signature" in await refusal(subject, f"Bearer {made}")
     assert await verify(subject, signed("ES256", "next", "good")) == Principal("alice")
 
@@ -132,11 +132,11 @@ async def test_old_keys_serve_for_an_hour_while_the_host_is_down(clock: Clock) -
         assert await verify(subject, known) == Principal("alice")
         fresh = signed("ES256", sub=f"at-{age}", exp=NOW + 9999)
         assert await verify(subject, fresh) == Principal(f"at-{age}")
-    clock.now = NOW + auth.JWKS_STALE
+    clock.now = NOW + issuer_keys.JWKS_STALE
     with pytest.raises(Overloaded):
         await verify(subject, known)
     issuer.comes_back()
-    clock.advance(auth.JWKS_PAUSE)
+    clock.advance(issuer_keys.JWKS_PAUSE)
     assert await verify(subject, known) == Principal("alice")
 
 
@@ -146,7 +146,7 @@ async def test_a_host_that_is_down_is_asked_once_per_pause(clock: Clock) -> None
     subject = issued("ES256", issuer)
     await verify(subject, signed("ES256"))
     issuer.goes_down()
-    clock.advance(auth.JWKS_FRESH)
+    clock.advance(issuer_keys.JWKS_FRESH)
     for _ in range(5):
         await verify(subject, signed("ES256"))
     assert issuer.fetches == 2
@@ -158,11 +158,11 @@ async def test_nobody_waits_again_for_a_host_that_was_down(clock: Clock) -> None
     subject = issued("ES256", issuer)
     await verify(subject, known)
     issuer.goes_down()
-    clock.advance(auth.JWKS_FRESH)
+    clock.advance(issuer_keys.JWKS_FRESH)
     await verify(subject, known)
     visited, gate = issuer.hangs()
     issuer.keys = []
-    clock.advance(auth.JWKS_PAUSE)
+    clock.advance(issuer_keys.JWKS_PAUSE)
     assert await asyncio.wait_for(verify(subject, known), 1) == Principal("alice")
     await visited.wait()
     gate.set()  # the fetch went on behind the answer, and its result counts
@@ -183,7 +183,7 @@ async def test_without_any_key_the_answer_is_503_until_the_host_is_back(clock: C
         assert "Retry-After" in caught.value.headers
     assert issuer.fetches == 1
     issuer.comes_back()
-    clock.advance(auth.JWKS_PAUSE)
+    clock.advance(issuer_keys.JWKS_PAUSE)
     assert await verify(subject, signed("ES256")) == Principal("alice")
 
 
@@ -216,7 +216,7 @@ KEYS = json.dumps({"keys": [good_jwk("ES256")]}).encode()
         pytest.param(lambda: httpx.Response(200, json={"keys": "x"}), id="keys that are text"),
         pytest.param(lambda: httpx.Response(200, json={"keys": {"good": 1}}), id="keys by name"),
         pytest.param(
-            lambda: httpx.Response(200, content=KEYS + b" " * auth.MAX_JWKS), id="too much"
+            lambda: httpx.Response(200, content=KEYS + b" " * issuer_keys.MAX_JWKS), id="too much"
         ),
         pytest.param(
             lambda: httpx.Response(
@@ -239,10 +239,10 @@ async def test_an_answer_that_is_no_key_set_is_no_answer(
         await verify(subject, signed("ES256"))
     assert issuer.urls == [URL]
     issuer.comes_back()
-    clock.advance(auth.JWKS_PAUSE)
+    clock.advance(issuer_keys.JWKS_PAUSE)
     await verify(subject, signed("ES256"))
     issuer.answer = answer
-    clock.advance(auth.JWKS_FRESH)
+    clock.advance(issuer_keys.JWKS_FRESH)
     assert await verify(subject, signed("ES256")) == Principal("alice")
     assert issuer.fetches == 3
 
@@ -258,8 +258,8 @@ async def test_a_host_that_never_finishes_is_given_up(monkeypatch: pytest.Monkey
     async def answer() -> httpx.Response:
         return httpx.Response(200, stream=Trickle())
 
-    monkeypatch.setattr(auth, "JWKS_TIMEOUT", 0.02)
-    monkeypatch.setattr(auth, "MAX_JWKS", 10**12)
+    monkeypatch.setattr(issuer_keys, "JWKS_TIMEOUT", 0.02)
+    monkeypatch.setattr(issuer_keys, "MAX_JWKS", 10**12)
     issuer = Issuer()
     issuer.answer = answer
     with pytest.raises(Overloaded):
@@ -286,10 +286,10 @@ async def test_closing_stops_the_fetch_and_leaves_a_client_passed_in_open(clock:
     subject = issued("ES256", issuer)
     await verify(subject, signed("ES256"))
     issuer.goes_down()
-    clock.advance(auth.JWKS_FRESH)
+    clock.advance(issuer_keys.JWKS_FRESH)
     await verify(subject, signed("ES256"))
     issuer.hangs()
-    clock.advance(auth.JWKS_PAUSE)
+    clock.advance(issuer_keys.JWKS_PAUSE)
     await verify(subject, signed("ES256"))
     await asyncio.wait_for(subject.aclose(), 1)
     assert not issuer.http.is_closed

@@ -8,8 +8,6 @@ from typing import Any
 
 import httpx
 import pytest
-from jose import jwk
-from jose.backends.base import Key
 from jose.utils import base64url_decode
 
 import auth
@@ -39,9 +37,9 @@ class OneKey:
     """A shared key of any bytes; SECRET_KEY is a text."""
 
     def __init__(self, entry: dict[str, Any]) -> None:
-        self.key: Key = jwk.construct(base64url_decode(entry["k"].encode()), "HS256")
+        self.key = auth.SecretKey(base64url_decode(entry["k"].encode()))
 
-    async def require_key(self, kid: str | None) -> Key:
+    async def require_key(self, kid: str | None) -> auth.SecretKey:
         return self.key
 
     async def aclose(self) -> None:
