@@ -325,6 +325,9 @@ class Session(orm.Session):
 
     def rows(self, statement: Written, **parameters: Any) -> list[Any]:
         """The rows that it returns, as tuples."""
+        return self._send(statement, parameters)
+
+    def _send(self, statement: Written, parameters: dict[str, Any]) -> list[Any]:
         driver = self._check_out(statement)
         # The transaction begins with its first statement, in the same message.
         sql = statement.sql if self._has_begun else f"BEGIN;{statement.sql}"
@@ -340,7 +343,7 @@ class Session(orm.Session):
         """The connection of this transaction, for what SQLAlchemy sends itself."""
         if self._connection is None:
             if not self._has_begun:
-                self.rows(NOTHING)
+                self._send(NOTHING, {})
             self._connection = sqlalchemy.Connection(self.engine, self._pooled)
         return self._connection
 
@@ -348,7 +351,7 @@ class Session(orm.Session):
         if super().in_transaction():
             super().commit()  # flushes; the driver is told below
         if self._has_begun:
-            self.rows(COMMIT)
+            self._send(COMMIT, {})
             self._has_begun = False
         self._give_back()
 

@@ -34,6 +34,7 @@ import leases
 import postgres_server
 import schemas
 from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
+from benchmarks.seen import seen_by_engines
 from database import Old, Session, delete_old, read_one
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from invariants import INVARIANTS, find_violations
@@ -120,7 +121,8 @@ def explaining(engine: sa.Engine) -> Iterator[list[Plan]]:
 
     sa.event.listen(engine, "before_cursor_execute", explain)
     try:
-        yield plans
+        with seen_by_engines():
+            yield plans
     finally:
         sa.event.remove(engine, "before_cursor_execute", explain)
 

@@ -27,4 +27,5 @@ def test_a_place_to_die_is_one_where_something_is_committed_or_asked(point: str)
         return
     package = "settlement" if module in ("gateway_calls", "idempotency") else "services"
     function = getattr(importlib.import_module(f"{package}.{module}"), name)
-    assert "with phase(" in inspect.getsource(function)
+    commits = ("phase(", "locked_payment(", "locked_order(", "PooledSender.beside(session)")
+    assert any(commit in inspect.getsource(function) for commit in commits)

@@ -10,6 +10,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
+from benchmarks.seen import seen_by_engines
 from gateways.base import ChangeRequest, Charge, ChargeRequest, Refund, RefundRequest
 from gateways.sandbox import SandboxGateway, has_work
 from tests.support.database import sql
@@ -25,7 +26,8 @@ def statements(engine: sa.Engine) -> Iterator[list[str]]:
 
     sa.event.listen(engine, "before_cursor_execute", note)
     try:
-        yield sent
+        with seen_by_engines():
+            yield sent
     finally:
         sa.event.remove(engine, "before_cursor_execute", note)
 

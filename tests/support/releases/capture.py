@@ -24,12 +24,11 @@ import sqlalchemy as sa
 import auth
 import database
 import main
+from benchmarks.seen import seen_by_engines
 from config import Settings, load_settings
-from database import Session
 from gateways.registry import Gateways
 from services import audit, lookups, reconciliation
 from services.lookups import LookupRules
-from statements import PooledSender, Statement
 from tests.support.factories import VISA, card, order
 from tests.support.shop import ACTION, DECLINED, DISPUTED, REFUND_FAILS, serve, webhook
 from workers.roles import Resources, roles
@@ -314,31 +313,15 @@ SCENES: tuple[Callable[[Store], None], ...] = (
 )
 
 
-def _send_by_session(session: Session, statement: Statement, **parameters: Any) -> list[Any]:
-    """A statement of a transaction, where the recorder sees it."""
-    sent = session.connection().exec_driver_sql(statement.sql, statement.constants | parameters)
-    return [tuple(row) for row in sent] if sent.returns_rows else []
-
-
-def _send_by_engine(sender: PooledSender, statement: Statement, **parameters: Any) -> list[Any]:
-    """A statement that is sent alone, where the recorder sees it."""
-    with sender._engine.begin() as connection:
-        sent = connection.exec_driver_sql(statement.sql, statement.constants | parameters)
-        return [tuple(row) for row in sent] if sent.returns_rows else []
-
-
 def capture(settings: Settings) -> Recorder:
     """Live through every scene, on an empty database, with one thing happening at a time."""
     app = main.create_app(settings)
     one_at_a_time = mock.patch.dict(
         lookups.LOOKUP_CONCURRENCY, dict.fromkeys(lookups.LOOKUP_CONCURRENCY, 1)
     )
-    seen = mock.patch.object(PooledSender, "rows", _send_by_engine)
-    in_session = mock.patch.object(Session, "rows", _send_by_session)
     with (
         one_at_a_time,
-        seen,
-        in_session,
+        seen_by_engines(),
         serve(app) as url,
         httpx.Client(base_url=url, timeout=60) as client,
     ):
