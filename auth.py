@@ -171,11 +171,11 @@ async def authenticate(request: Request) -> Principal:
     known: Principal | None = state.get("principal")
     if known is not None:
         return known
-    headers = request.headers.getlist("authorization")
+    headers = [value for name, value in request.scope["headers"] if name == b"authorization"]
     if len(headers) > 1:  # a proxy before us may have read the other one
         raise Unauthenticated("The Authorization header must be sent once, not several times.")
     verifier: TokenVerifier = request.app.state.verifier
-    principal = await verifier.verify(headers[0] if headers else None)
+    principal = await verifier.verify(headers[0].decode("latin-1") if headers else None)
     state["principal"] = principal
     return principal
 

@@ -25,7 +25,7 @@ import anyio.to_thread
 import uvicorn
 import uvicorn._subprocess
 from fastapi import APIRouter, FastAPI
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 import database
 from auth import TokenVerifier
@@ -52,6 +52,7 @@ from services.lookups import LookupRules
 from services.webhooks import connect_gateways
 from statements import PooledSender
 from web import docs_page, exception_handlers
+from web.route import Routes
 from workers.loop import Workers
 from workers.roles import Resources
 
@@ -67,10 +68,20 @@ connection_limits.install()
 class Service(FastAPI):
     """FastAPI is the router and the document. What surrounds them is one layer of ours."""
 
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await super().__call__(scope, receive, send)
+            return
+        # Without FastAPI's telemetry, which looks for OpenTelemetry with each request.
+        if self.middleware_stack is None:
+            self.middleware_stack = self.build_middleware_stack()
+        scope["app"] = self
+        await self.middleware_stack(scope, receive, send)
+
     def build_middleware_stack(self) -> ASGIApp:
         settings: Settings = self.state.settings
         return RequestLayer(
-            self.router,
+            Routes(self.router),
             problem_of=exception_handlers.problem_of,
             allowed_hosts=settings.allowed_hosts,
             cors=_cors(settings),

@@ -230,7 +230,8 @@ def page_by_time(
 
 def given_of(page: schemas.Page, visible_to: VisibleTo = EVERYONE) -> dict[str, Any]:
     """What a list is asked for, by the names of the statement's parameters."""
-    given = page.model_dump(exclude_none=True) | {"limit": page.limit + 1}
+    given = {name: value for name, value in page if value is not None}
+    given["limit"] = page.limit + 1
     if page.cursor is not None:
         given["cursor"] = min(int(page.cursor), MAX_ID)
     if visible_to is not EVERYONE:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
 from errors import (
@@ -61,6 +61,7 @@ class LimitedProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.access_log = False  # uvicorn's own; it would format each line, and throw it away
         self.open: Connections = app_state["connections"]
         self.address = ""
         self.since = 0.0  # when this connection began to wait, or its request to arrive
@@ -142,6 +143,8 @@ class LimitedProtocol(HttpToolsProtocol):
             # The parser takes the body for the other protocol, and the request would have none.
             raise self._because(_invalid("Upgrade", "Send a body without an Upgrade header"))
         super().on_headers_complete()
+        if self.parser.get_method() != b"HEAD":  # whose answer has no body
+            self.cycle.transport = _JoinedAnswer(self.cycle)  # type: ignore[assignment]
         self.in_head = False
         self.headers = []  # trailers follow, which the service does not read
         if upgrade:
@@ -245,6 +248,34 @@ class LimitedProtocol(HttpToolsProtocol):
             *(f"{name}: {value}".encode() for name, value in headers.items()),
         ]
         return b"\r\n".join([*lines, b"", body])
+
+
+class _JoinedAnswer:
+    """What an answer is written to: its head waits for its body, so that both are one write.
+
+    Two writes are two packets, and each wakes the client.
+    """
+
+    __slots__ = ("_cycle", "_head", "_transport")
+
+    def __init__(self, cycle: RequestResponseCycle) -> None:
+        self._cycle, self._transport = cycle, cycle.transport
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if not self._cycle.response_started:  # 100 Continue
+            self._transport.write(data)
+        elif not self._head:
+            self._head = data
+        else:
+            self._cycle.transport = self._transport  # what is left of the body
+            self._transport.write(self._head + data)
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
+
+    def close(self) -> None:
+        self._transport.close()
 
 
 class Connections:

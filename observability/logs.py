@@ -68,6 +68,8 @@ def configure(level: str, *, json: bool) -> None:
             ],
         )
     )
+    # What a record would find out about itself, for no format of ours.
+    logging.logProcesses = logging.logThreads = logging.logMultiprocessing = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -7,10 +7,13 @@ request is a coroutine function, and takes the request alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
 from inspect import iscoroutinefunction
 from typing import Any
 from urllib.parse import parse_qsl
 
+from fastapi._compat import ModelField
 from fastapi.dependencies.models import Dependant
 from fastapi.exceptions import RequestValidationError
 from fastapi.security.base import SecurityBase
@@ -24,7 +27,7 @@ class Arguments:
     def __init__(self, dependant: Dependant) -> None:
         self._request_name = dependant.request_param_name
         self._path = [(field.name, field.alias, field) for field in dependant.path_params]
-        self._query = [(field.name, field) for field in dependant.query_params]
+        self._query = [(field.name, _query_reader(field)) for field in dependant.query_params]
         self._body = [(field.name, field) for field in dependant.body_params]
         self._headers = [
             (field.name, field.alias.replace("_", "-")) for field in dependant.header_params
@@ -54,11 +57,11 @@ class Arguments:
                 request.path_params[alias], {}, loc=("path", alias)
             )
             errors += wrong
-        for name, field in self._query:
-            sent = request.scope["query_string"]
-            pairs = parse_qsl(sent.decode("latin-1"), keep_blank_values=True) if sent else ()
-            values[name], wrong = field.validate(dict(pairs), {}, loc=("query",))
-            errors += wrong
+        for name, read in self._query:
+            try:
+                values[name] = read(request.scope["query_string"])
+            except RequestValidationError as invalid:
+                errors += invalid.errors()
         for name, header in self._headers:
             values[name] = request.headers.get(header)
         for name, field in self._body:
@@ -74,3 +77,18 @@ class Arguments:
         if self._request_name is not None:
             values[self._request_name] = request
         return values
+
+
+def _query_reader(field: ModelField) -> Callable[[bytes], Any]:
+    """What reads a query string as this model. Clients ask most lists in few ways, so the last ones
+    are kept: nothing changes a query once it is read."""
+
+    @lru_cache(maxsize=256)
+    def read(query: bytes) -> Any:
+        pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+        value, errors = field.validate(dict(pairs), {}, loc=("query",))
+        if errors:
+            raise RequestValidationError(errors)
+        return value
+
+    return read

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Path, Request
 from pydantic import BeforeValidator
@@ -45,5 +46,13 @@ def next_page(request: Request, rows: Sequence[Listed], page: schemas.Page) -> L
 
 def link_to_next(request: Request, cursor: object) -> Mapping[str, str]:
     """The `Link` header to the page that begins after this place (RFC 8288)."""
-    query = {**request.query_params, "cursor": str(cursor)}
-    return {"Link": f'<{request.url.path}?{urlencode(query)}>; rel="next"'}
+    path: str = request.scope["path"]  # of a route of ours: words and ids
+    filters = _filters(request.scope["query_string"])
+    return {"Link": f'<{path}?{filters}cursor={cursor}>; rel="next"'}
+
+
+@lru_cache(maxsize=256)  # few lists are asked for in many ways
+def _filters(query: bytes) -> str:
+    """A query without its cursor, for another one to follow."""
+    pairs = parse_qsl(query.decode("latin-1"), keep_blank_values=True)
+    return "".join([f"{urlencode([pair])}&" for pair in pairs if pair[0] != "cursor"])

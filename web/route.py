@@ -15,9 +15,10 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import APIRouter, Depends, Header, Request, Response
 from fastapi.exceptions import ResponseValidationError
 from fastapi.routing import APIRoute
+from starlette.convertors import PathConvertor, StringConvertor
 from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
@@ -75,6 +76,35 @@ class ServiceRoute(APIRoute):
         await _send(self, request, result, send)
 
 
+class Routes:
+    """Finds the endpoint of a request among ours, by its method first; the router does the rest.
+
+    The router asks every route about every request. What no route of ours answers is left to it:
+    404, 405, FastAPI's own pages, and everything below a root path.
+    """
+
+    def __init__(self, router: APIRouter) -> None:
+        self._router = router
+        self._by_method: dict[str, list[tuple[Callable[[str], Any], ServiceRoute]]] = {}
+        for route in router.routes:
+            if isinstance(route, ServiceRoute):
+                assert all(isinstance(each, _AS_IT_IS) for each in route.param_convertors.values())
+                for method in route.methods or ():
+                    found = self._by_method.setdefault(method, [])
+                    found.append((route.path_regex.match, route))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope["root_path"]:
+            for match, route in self._by_method.get(scope["method"], ()):
+                found = match(scope["path"])
+                if found is not None:
+                    scope["route"], scope["path_params"] = route, found.groupdict()
+                    await route.app(scope, receive, send)
+                    return
+        await self._router(scope, receive, send)
+
+
+_AS_IT_IS = (StringConvertor, PathConvertor)  # what stands in the path is the parameter
 PUBLIC = ("public", PUBLIC_THREADS)
 
 
