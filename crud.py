@@ -29,7 +29,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import insert as upsert
 
 import schemas
-from database import Session, age, read_all, read_one, seconds_from_now
+from database import age, read_all, read_one, seconds_from_now
 from domain.events import Actor
 from domain.states import DEAD_PAYMENT_STATUSES
 from errors import NotFound
@@ -58,6 +58,7 @@ from rows import (
     RefundRow,
     columns_of,
 )
+from sessions import Session
 from statements import (
     METHOD_LIST,
     ORDER_LIST,

@@ -10,10 +10,11 @@ from typing import NamedTuple, cast
 from pydantic import BaseModel
 from sqlalchemy import Table, and_, bindparam, func, or_, select
 
-from database import NOW, Old, Session, find_old
+from database import NOW, Old, find_old
 from errors import ServiceError
 from models import IdempotencyKey
 from rows import KeyRow
+from sessions import Session
 from statements import Changes, Sender, Statement
 
 KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday

@@ -17,10 +17,11 @@ from sqlalchemy import ColumnElement, any_, func, literal, or_, select, text, tr
 from sqlalchemy.dialects.postgresql import ARRAY, TEXT
 from sqlalchemy.orm import InstrumentedAttribute
 
-from database import Session, read_all
+from database import read_all
 from models import Dispute, Order, Payment, PaymentMethod, Refund
 from rows import PaymentRow, RefundRow, columns_of
 from schemas import MAX_ID
+from sessions import Session
 
 PAYMENT_COLUMNS = Payment.__table__.c
 REFUND_COLUMNS = Refund.__table__.c

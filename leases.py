@@ -23,7 +23,6 @@ from sqlalchemy.dialects.postgresql import insert as upsert
 from database import (
     NOW,
     Old,
-    Session,
     find_old,
     read_all,
     read_one,
@@ -34,6 +33,7 @@ from domain.settlement import NextLookup
 from domain.states import CAPTURED_PAYMENT_STATUSES, PaymentStatus, RefundStatus
 from models import Comparison, GatewayEvent, Payment, Refund
 from rows import PaymentRow, RefundRow
+from sessions import Session
 
 Lane = Literal["open", "waiting"]
 LookedUp = type[Payment] | type[Refund]

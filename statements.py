@@ -17,7 +17,6 @@ from fastapi import Depends, Request
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 import schemas
-from database import Session, driver_error
 from errors import NotFound
 from models import Dispute, Order, Payment, Refund
 from permissions import EVERYONE, VisibleTo
@@ -30,6 +29,7 @@ from rows import (
     columns_of,
 )
 from schemas import MAX_ID
+from sessions import Session, driver_error
 
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 

@@ -35,12 +35,13 @@ import postgres_server
 import schemas
 from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
 from benchmarks.seen import seen_by_engines
-from database import Old, Session, delete_old, read_one
+from database import Old, delete_old, read_one
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from invariants import INVARIANTS, find_violations
 from models import Payment, Refund
 from permissions import EVERYONE, VisibleTo
 from rows import PaymentRow
+from sessions import Session
 from statements import Sender
 
 # Pages that a statement may touch.

@@ -9,7 +9,7 @@ from unittest import mock
 
 import sqlalchemy as sa
 
-from database import Session
+from sessions import Session
 from statements import PooledSender, Statement
 
 

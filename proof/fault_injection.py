@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Final
 
 import database
+from sessions import Session
 
 UNANSWERED: Final = 0.05  # of the questions that the gateway is asked
 
@@ -48,7 +49,7 @@ def reached(point: str) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def phase(session: database.Session) -> AbstractContextManager[database.Session]:
+def phase(session: Session) -> AbstractContextManager[Session]:
     """`database.phase`, with a point before and after its commit, named by who called it."""
     return _phase(session, _caller())
 
@@ -62,7 +63,7 @@ def _caller() -> str:
 
 
 @contextmanager
-def _phase(session: database.Session, name: str) -> Iterator[database.Session]:
+def _phase(session: Session, name: str) -> Iterator[Session]:
     with _real_phase(session):
         yield session
         session.flush()

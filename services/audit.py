@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from database import Session, phase
+from database import phase
 from gateways.registry import Gateways
 from invariants import MOST_SHOWN, find_violations
 from services.reconciliation import compare
+from sessions import Session
 
 
 def check(

@@ -18,7 +18,7 @@ from sqlalchemy import Engine
 import crud
 import leases
 from config import Settings
-from database import Session, new_session, phase
+from database import new_session, phase
 from domain.settlement import decide_unknown
 from gateways.base import Charge, ChargeLookup, Gateway, NotExecuted
 from gateways.registry import Gateways
@@ -27,6 +27,7 @@ from models import Payment, Refund
 from observability.logs import get_logger
 from rows import PaymentAges, PaymentMethodRow, PaymentRow, RefundAges
 from services import payments
+from sessions import Session
 from settlement import apply, gateway_requests
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state
 from settlement.gateway_requests import RowSnapshot

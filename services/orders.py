@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import crud
 import schemas
-from database import Session, phase
+from database import phase
 from domain.states import ORDER_TRANSITIONS, OrderStatus, TransitionRole, allowed_transitions
 from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
 from idempotency_keys import StoredResponse
 from permissions import ORDERS_MANAGE
 from rows import OrderRow
 from services import payments
+from sessions import Session
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
 from settlement.transitions import locked_order, transition_order

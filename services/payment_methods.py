@@ -12,12 +12,13 @@ import crud
 import errors
 import fields
 import schemas
-from database import Session, phase
+from database import phase
 from domain.masking import mask_email
 from gateways import base
 from gateways.registry import Gateways
 from idempotency_keys import StoredResponse
 from models import PaymentMethod
+from sessions import Session
 from settlement.context import CallContext
 from settlement.transitions import ChangedBy, record_payment_method_event
 

@@ -19,11 +19,12 @@ import errors
 import leases
 import locks
 import schemas
-from database import Session, phase
+from database import phase
 from domain.states import DEAD_PAYMENT_STATUSES, PaymentOperation, PaymentStatus
 from gateways import base
 from idempotency_keys import StoredResponse
 from rows import OrderRow, Payable, PaymentMethodRow, PaymentRow
+from sessions import Session
 from settlement import apply, gateway_requests
 from settlement.context import CallContext
 from settlement.gateway_calls import UNKNOWN, GatewayAccess, call_gateway, known_state, settling

@@ -17,12 +17,13 @@ from sqlalchemy import Engine
 import crud
 import invariants
 import leases
-from database import Session, new_session, phase, read_clock
+from database import new_session, phase, read_clock
 from domain.states import ChargeStatus, PaymentStatus
 from gateways import base
 from observability.logs import get_logger
 from rows import PaymentRow, RefundRow
 from services.lookups import RECONCILER, LookupRules, look_up_everything_open
+from sessions import Session
 from settlement import gateway_requests
 from settlement.apply import settle_charge, settle_dispute
 from settlement.gateway_calls import call_gateway, known_state

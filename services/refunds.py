@@ -4,11 +4,11 @@ import crud
 import errors
 import locks
 import schemas
-from database import Session
 from gateways.base import Gateway, NotExecuted, Refund, Refused
 from idempotency_keys import StoredResponse
 from rows import PaymentRow
 from services.payments import require_supported_amount
+from sessions import Session
 from settlement import gateway_requests
 from settlement.apply import settle_refund, settle_refund_not_executed
 from settlement.context import CallContext

@@ -10,7 +10,6 @@ from typing import Final
 import crud
 import locks
 import schemas
-from database import Session
 from domain.settlement import CHARGE_STATUSES_WITH_MONEY, Decision, decide, decide_not_executed
 from domain.states import ChargeStatus, PaymentStatus, ReviewResolution
 from errors import AmountExceedsRemaining, InvalidRequest, InvalidStatusTransition, NotFound
@@ -18,6 +17,7 @@ from gateways import base
 from idempotency_keys import StoredResponse
 from permissions import EVERYONE
 from rows import PaymentRow
+from sessions import Session
 from settlement import apply
 from settlement.context import CallContext
 from settlement.transitions import (

@@ -14,7 +14,7 @@ from sqlalchemy import Engine
 import crud
 import leases
 import locks
-from database import Session, new_session, phase
+from database import new_session, phase
 from domain.settlement import OPERABLE_STATUSES
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from gateways import base
@@ -22,6 +22,7 @@ from gateways.registry import Gateways
 from observability.logs import get_logger
 from rows import PaymentRow
 from services import payment_methods
+from sessions import Session
 from settlement import apply
 from settlement.gateway_requests import OPERATIONS
 from settlement.transitions import ChangedBy, LockedPayment, locked_payment

@@ -7,12 +7,12 @@ from typing import Any
 
 import crud
 import idempotency_keys
-from database import Session
 from domain.events import Actor
 from errors import IdempotencyInProgress
 from idempotency_keys import StoredResponse
 from permissions import Principal
 from rows import OrderRow, PaymentMethodRow, PaymentRow
+from sessions import Session
 from statements import Changes, Sender
 
 

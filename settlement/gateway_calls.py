@@ -9,12 +9,12 @@ from typing import Final, Literal, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
 
-from database import Session
 from errors import GatewayUnavailable, InvalidRequest
 from gateways.base import Gateway, NotExecuted, OutcomeUnknown
 from gateways.registry import Gateways
 from idempotency_keys import StoredResponse
 from observability.logs import get_logger
+from sessions import Session
 
 log = get_logger()
 

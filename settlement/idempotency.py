@@ -19,10 +19,11 @@ import crud
 import errors
 import idempotency_keys
 import schemas
-from database import Session, phase, retry_transaction
+from database import phase, retry_transaction
 from idempotency_keys import StoredResponse
 from observability.card_numbers import holds_card_number
 from rows import KeyRow
+from sessions import Session
 from settlement.context import CallContext, ClaimedKey
 from statements import PooledSender
 

@@ -11,13 +11,14 @@ from typing import Any
 import idempotency_keys
 import locks
 import schemas
-from database import Session, phase
+from database import phase
 from domain.events import Actor, EventType
 from domain.states import OrderStatus, PaymentStatus, RefundStatus, ReviewReason
 from gateways.base import Gateway
 from idempotency_keys import StoredResponse, WaitingKey
 from models import PaymentMethod
 from rows import DisputeRow, OrderRow, PaymentRow, RefundRow, columns_of
+from sessions import Session
 from settlement.context import CallContext
 from statements import Changes
 

@@ -56,6 +56,7 @@ SQL_WRITERS = {
     "invariants",
     "locks",
     "statements",
+    "sessions",
     "database",
     "gateways.sandbox",
     "proof",

@@ -18,7 +18,6 @@ import auth
 import database
 import schemas
 from config import Settings
-from database import Session
 from errors import Forbidden, NotFound, ServiceError
 from permissions import (
     ANYONE,
@@ -28,6 +27,7 @@ from permissions import (
     Principal,
 )
 from services import orders, payment_methods, payments, refunds, reviews
+from sessions import Session
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
 from tests.support.factories import card, order, pay, place_order, save_card

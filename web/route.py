@@ -23,13 +23,14 @@ from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import POOL_SIZE, Session, phase, retry_transaction
+from database import POOL_SIZE, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
 from idempotency_keys import JSON, StoredResponse
 from middleware.request_layer import send_answer
 from permissions import ANYONE, RULES, VisibleTo
+from sessions import Session
 from settlement import idempotency
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess

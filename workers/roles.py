@@ -13,13 +13,14 @@ import sqlalchemy
 import idempotency_keys
 import leases
 from config import Settings
-from database import Old, Session, autocommit, delete_old, new_session, phase
+from database import Old, autocommit, delete_old, new_session, phase
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
 from leases import Lane
 from observability.logs import get_logger
 from services import lookups, reconciliation, webhooks
 from services.lookups import LookupRules
+from sessions import Session
 
 log = get_logger()
 

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 import database
-from database import Session
+from sessions import Session
 from statements import Changes, Statement
 
 METADATA = sa.MetaData()

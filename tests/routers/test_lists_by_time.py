@@ -21,8 +21,8 @@ import crud
 import database
 import invariants
 import schemas
-from database import Session
 from permissions import EVERYONE, VisibleTo
+from sessions import Session
 from tests.support.clients import Api
 
 BEGIN = datetime(2026, 3, 1, tzinfo=timezone.utc)

@@ -15,13 +15,13 @@ from fastapi import FastAPI
 
 import database
 from config import Settings
-from database import Session
 from gateways import base
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from invariants import INVARIANTS, find_violations
 from leases import MAX_PAUSE
 from services import reconciliation
+from sessions import Session
 from tests.support.database import sql
 from tests.support.paths import ROOT
 from tests.support.quiet import (

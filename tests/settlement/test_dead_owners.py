@@ -13,13 +13,13 @@ import database
 import idempotency_keys
 import schemas
 from config import Settings
-from database import Session
 from errors import IdempotencyInProgress
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
 from idempotency_keys import StoredResponse
 from permissions import Principal
 from services import orders, payments, refunds
+from sessions import Session
 from settlement import idempotency
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess

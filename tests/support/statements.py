@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from database import Session
+from sessions import Session
 from statements import PooledSender, Statement
 
 OF_USERS = (
