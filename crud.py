@@ -53,6 +53,7 @@ from rows import (
     OrderRow,
     PaymentAges,
     PaymentMethodRow,
+    PaymentOfEvent,
     PaymentRow,
     RefundAges,
     RefundRow,
@@ -503,12 +504,13 @@ def _payments(given: frozenset[str], needs_review: bool | None) -> Statement:
 
 
 _OF_GATEWAY = f"""
-    SELECT {PAYMENT_LIST}, EXISTS (
+    SELECT {PAYMENT_LIST}, o.status, EXISTS (
         SELECT FROM gateway_events WHERE gateway = %(gateway)s AND event_id = %(event_id)s
     ) OR EXISTS (
         SELECT FROM gateway_events WHERE gateway = %(gateway)s AND delivery_id = %(delivery_id)s
     )
-    FROM payments p WHERE p.gateway = %(gateway)s"""
+    FROM payments p JOIN orders o ON o.user_id = p.user_id AND o.id = p.order_id
+    WHERE p.gateway = %(gateway)s"""
 PAYMENT_OF_ID = Statement(f"{_OF_GATEWAY} AND p.id = %(id)s")
 PAYMENT_OF_REFERENCE = Statement(f"{_OF_GATEWAY} AND p.gateway_reference = %(reference)s")
 
@@ -520,9 +522,8 @@ def find_payment_of_event(
     reference: str | None,
     event_id: str | None = None,
     delivery_id: str | None = None,
-) -> tuple[PaymentRow | None, bool]:
-    """The payment that a gateway means, by our id if it knows it, or else by its reference; and
-    whether this event was stored, or came in a delivery that was."""
+) -> PaymentOfEvent | None:
+    """The payment that a gateway means: by our id if it knows it, or else by its reference."""
     event = {"gateway": gateway, "event_id": event_id, "delivery_id": delivery_id}
     if payment_id is not None:
         rows = sender.rows(PAYMENT_OF_ID, **event, id=possible_id(payment_id))
@@ -530,14 +531,15 @@ def find_payment_of_event(
         rows = sender.rows(PAYMENT_OF_REFERENCE, **event, reference=reference)
     else:
         rows = []  # NULL would match payments whose reference we have not heard yet
-    return (PaymentRow(*rows[0][:-1]), rows[0][-1]) if rows else (None, False)
+    return PaymentOfEvent(PaymentRow(*rows[0][:-2]), *rows[0][-2:]) if rows else None
 
 
 def find_payment(
     sender: Sender, gateway: str, payment_id: int | None, reference: str | None
 ) -> PaymentRow | None:
     """The payment that a gateway means."""
-    return find_payment_of_event(sender, gateway, payment_id, reference)[0]
+    found = find_payment_of_event(sender, gateway, payment_id, reference)
+    return None if found is None else found.payment
 
 
 def is_other_payments_reference(session: Session, payment: PaymentRow, reference: str) -> bool:

@@ -146,6 +146,14 @@ class Payable(NamedTuple):
     method: PaymentMethodRow | None  # the one to charge
 
 
+class PaymentOfEvent(NamedTuple):
+    """The payment that an event of a gateway is about."""
+
+    payment: PaymentRow
+    order_status: states.OrderStatus
+    is_known: bool  # the event was stored before, or came in a delivery that was
+
+
 class KeyRow(NamedTuple):
     """An Idempotency-Key that is known already."""
 

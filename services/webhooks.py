@@ -15,18 +15,18 @@ import crud
 import leases
 import locks
 from database import new_session, phase
-from domain.settlement import OPERABLE_STATUSES
+from domain.settlement import OPERABLE_STATUSES, Decision, decide
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from gateways import base
 from gateways.registry import Gateways
 from observability.logs import get_logger
-from rows import PaymentRow
+from rows import PaymentOfEvent, PaymentRow
 from services import payment_methods
 from sessions import Session
 from settlement import apply
 from settlement.gateway_requests import OPERATIONS
 from settlement.transitions import ChangedBy, LockedPayment, locked_payment
-from statements import Changes, PooledSender
+from statements import Changes, PooledSender, Sender
 
 log = get_logger()
 
@@ -57,7 +57,7 @@ def receive(
     if event.method is not None:
         _change_methods(session, name, event, event.method)
         return
-    found, is_known = crud.find_payment_of_event(
+    seen = crud.find_payment_of_event(
         PooledSender.beside(session),
         name,
         event.payment_id,
@@ -65,15 +65,18 @@ def receive(
         event.id,
         event.delivery_id,
     )
-    if found is None or not _is_about(event, found):
+    if seen is None or not _is_about(event, seen.payment):
         _receive_unmatched(session, name, event)
         return
-    if is_known:
+    if seen.is_known:
+        return
+    if _is_old_news(seen, event, gateway):
+        _store_alone(PooledSender.beside(session), name, event, seen.payment)
         return
     by = ChangedBy.gateway(name)
     with (
         suppress(KnownEvent),  # it has come twice this very moment
-        locked_payment(session, by, found, gateway) as locked,
+        locked_payment(session, by, seen.payment, gateway) as locked,
     ):
         _store(locked, name, event)
         _apply(locked, event)
@@ -94,7 +97,7 @@ def _receive_unmatched(session: Session, name: str, event: base.GatewayEvent) ->
                 "It may be about a payment whose outcome is open; send it again"
             )
         if event.delivery_id is not None:  # a signed delivery counts once, whatever it says
-            _store_alone(session, name, event)
+            _store_alone(session, name, event, None)
         # Else it is not stored: if it is sent again it may be known by then.
 
 
@@ -117,12 +120,39 @@ def _store(locked: LockedPayment, name: str, event: base.GatewayEvent) -> None:
     locked.insert(locks.GATEWAY_EVENTS, values, required=KnownEvent())
 
 
-def _store_alone(session: Session, name: str, event: base.GatewayEvent) -> None:
-    """Store an event that is about no payment, once."""
+def _store_alone(
+    sender: Sender, name: str, event: base.GatewayEvent, payment: PaymentRow | None
+) -> None:
+    """Store an event that changes no payment, once."""
     changes = Changes()
-    values = locks.gateway_event_values(name, event.id, event.type, event.delivery_id)
+    values = locks.gateway_event_values(name, event.id, event.type, event.delivery_id, payment)
     changes.insert(locks.GATEWAY_EVENTS, [values], once=True)
-    changes.send(session)
+    changes.send(sender)
+
+
+def _is_old_news(seen: PaymentOfEvent, event: base.GatewayEvent, gateway: base.Gateway) -> bool:
+    """Whether the event tells of a charge what we know: then nothing is locked for it.
+
+    Most do, for the answer to the request came first. What it tells was old when the payment was
+    read, whatever has become of the payment since.
+    """
+    charge = event.charge
+    only_charge = replace(event, charge=None) == base.GatewayEvent(
+        id=event.id,
+        type=event.type,
+        payment_id=event.payment_id,
+        reference=event.reference,
+        key=event.key,
+        delivery_id=event.delivery_id,
+    )
+    if charge is None or not only_charge or charge.refunds is not None:
+        return False
+    facts = apply.facts_of(seen.payment, seen.order_status, gateway)
+    return (
+        charge.reference == seen.payment.gateway_reference
+        and charge.status != "authorized"  # it may tell when the authorization ends
+        and decide(facts, charge, "hint") == Decision()
+    )
 
 
 def _is_about(event: base.GatewayEvent, payment: PaymentRow) -> bool:
@@ -203,4 +233,4 @@ def _change_methods(
             )
     if not known:
         with phase(session):
-            _store_alone(session, name, event)
+            _store_alone(session, name, event, None)

@@ -5,6 +5,7 @@ is one transaction.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import leases
@@ -21,10 +22,15 @@ from domain.settlement import (
     decide_refund,
     decide_refund_not_executed,
 )
-from domain.states import CAPTURED_PAYMENT_STATUSES, PaymentStatus, ReviewReason
+from domain.states import (
+    CAPTURED_PAYMENT_STATUSES,
+    OrderStatus,
+    PaymentStatus,
+    ReviewReason,
+)
 from gateways import base
 from observability.logs import get_logger
-from rows import RefundRow
+from rows import PaymentRow, RefundRow
 from settlement import responses
 from settlement.transitions import (
     LockedPayment,
@@ -46,7 +52,14 @@ REFUSED: Final = "The gateway refuses this request by its own rules; nothing was
 
 def payment_facts(locked: LockedPayment, *, not_executed: bool = False) -> PaymentFacts:
     """The facts about a payment that `domain/settlement.py` decides by."""
-    payment = locked.payment
+    facts = facts_of(locked.payment, locked.order.status)
+    return replace(facts, can_retrieve=locked.can_retrieve, not_executed=not_executed)
+
+
+def facts_of(
+    payment: PaymentRow, order_status: OrderStatus, gateway: base.Gateway | None = None
+) -> PaymentFacts:
+    """The same of a payment that is not locked."""
     return PaymentFacts(
         status=payment.status,
         amount=payment.amount,
@@ -56,10 +69,9 @@ def payment_facts(locked: LockedPayment, *, not_executed: bool = False) -> Payme
         reference=payment.gateway_reference,
         operation=payment.operation,
         operation_amount=payment.operation_amount,
-        order_status=locked.order.status,
+        order_status=order_status,
         review_reason=payment.review_reason if payment.needs_review else None,
-        can_retrieve=locked.can_retrieve,
-        not_executed=not_executed,
+        can_retrieve=gateway is None or gateway.capabilities.can_retrieve,
     )
 
 
