@@ -8,9 +8,9 @@ user, and a row that is found without its user is read first. `tests/test_statem
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from sqlalchemy import (
     BigInteger,
@@ -26,7 +26,6 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.dialects.postgresql import insert as upsert
 
 import schemas
 from database import age, read_all, read_one, seconds_from_now
@@ -129,38 +128,68 @@ def found(row: T | None) -> T:
 # Payment methods ----------------------------------------------------------------------------------
 
 
-# Reads bypass the ORM's identity map: a row is read once, shown and forgotten.
+# The release before this one locks the key instead; the next one drops it.
+LOCK_USER = Statement("SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0))")
+LOCK_FIRST_METHOD = Statement(
+    "SELECT id FROM payment_methods WHERE user_id = %(user_id)s"
+    " ORDER BY id LIMIT 1 FOR NO KEY UPDATE"
+)
+KNOWN_METHODS = Statement("""
+    SELECT
+        (SELECT id FROM payment_methods WHERE user_id = %(user_id)s
+            AND fingerprint = ANY(%(fingerprints)s) AND is_active LIMIT 1),
+        EXISTS (SELECT FROM payment_methods WHERE user_id = %(user_id)s
+            AND is_active AND is_default),
+        (SELECT gateway_customer FROM payment_methods WHERE user_id = %(user_id)s
+            AND gateway = %(gateway)s AND gateway_customer IS NOT NULL ORDER BY id DESC LIMIT 1)""")
+CREATE_METHOD = Statement(
+    f"""
+    INSERT INTO payment_methods AS m (
+        user_id, payment_type, gateway, gateway_token, gateway_customer, fingerprint, details,
+        is_default
+    )
+    VALUES (
+        %(user_id)s, %(payment_type)s, %(gateway)s, %(gateway_token)s, %(gateway_customer)s,
+        %(fingerprint)s, %(details)s, %(is_default)s
+    )
+    ON CONFLICT DO NOTHING RETURNING {METHOD_LIST}"""
+)
 
 
-def lock_user(session: Session, user_id: str) -> None:
+class KnownMethods(NamedTuple):
+    """What decides whether and how a user may save another method."""
+
+    duplicate: int | None  # the id of an active method with one of these fingerprints
+    has_default: bool
+    gateway_customer: str | None  # the gateway's own id of this user, from their latest method
+
+
+def lock_user(sender: Sender, user_id: str) -> None:
     """Let one transaction at a time change which methods a user has, and which is the default.
 
     The user's first method stands for all of them, for rows are never deleted. Of two who save a
     first one at once, the index of default methods lets one in (see `create_payment_method`).
     """
-    # The release before this one locks this key instead; the next one drops it.
-    session.execute(select(func.pg_advisory_xact_lock(func.hashtextextended(user_id, 0))))
-    first = select(METHOD_COLUMNS.id).where(METHOD_COLUMNS.user_id == user_id)
-    session.execute(first.order_by(METHOD_COLUMNS.id).limit(1).with_for_update(key_share=True))
+    sender.rows(LOCK_USER, user_id=user_id)
+    sender.rows(LOCK_FIRST_METHOD, user_id=user_id)
 
 
-def find_payment_method(session: Session, user_id: str, fingerprints: Sequence[str]) -> int | None:
-    """The id of the user's active method with one of these fingerprints."""
-    return session.scalar(
-        select(METHOD_COLUMNS.id).where(
-            METHOD_COLUMNS.user_id == user_id,
-            METHOD_COLUMNS.fingerprint.in_(fingerprints),
-            METHOD_COLUMNS.is_active,
-        )
+def find_known_methods(
+    sender: Sender, user_id: str, gateway: str, fingerprints: Sequence[str]
+) -> KnownMethods:
+    rows = sender.rows(
+        KNOWN_METHODS, user_id=user_id, gateway=gateway, fingerprints=list(fingerprints)
     )
+    return KnownMethods(*rows[0])
 
 
-def create_payment_method(session: Session, **values: Any) -> PaymentMethod | None:
+def create_payment_method(
+    sender: Sender, *, details: Mapping[str, Any], **values: Any
+) -> PaymentMethodRow | None:
     """Insert a method; None when the user already has an active one with its fingerprint, or a
     default one although this one was to be it."""
-    return session.scalar(
-        upsert(PaymentMethod).values(**values).on_conflict_do_nothing().returning(PaymentMethod)
-    )
+    rows = sender.rows(CREATE_METHOD, details=json.dumps(details), **values)
+    return PaymentMethodRow(*rows[0]) if rows else None
 
 
 def get_payment_method(
@@ -197,20 +226,6 @@ def get_charged_payment_method(sender: Sender, payment: PaymentRow) -> PaymentMe
     return PaymentMethodRow(*row)
 
 
-def get_gateway_customer(session: Session, user_id: str, gateway: str) -> str | None:
-    """The gateway's own id of this user, from the latest method that has one."""
-    return session.scalar(
-        select(METHOD_COLUMNS.gateway_customer)
-        .where(
-            METHOD_COLUMNS.user_id == user_id,
-            METHOD_COLUMNS.gateway == gateway,
-            METHOD_COLUMNS.gateway_customer.is_not(None),
-        )
-        .order_by(METHOD_COLUMNS.id.desc())
-        .limit(1)
-    )
-
-
 def is_token_of_another(session: Session, gateway: str, token: str, user_id: str) -> bool:
     """Whether another user has, or had, a method with this token."""
     found = session.scalar(
@@ -233,13 +248,6 @@ def list_methods_of_token(session: Session, gateway: str, token: str) -> list[Pa
         METHOD_COLUMNS.is_active,
     )
     return read_all(session, PaymentMethodRow, query)
-
-
-def get_default_payment_method(session: Session, user_id: str) -> PaymentMethodRow | None:
-    query = METHODS.where(
-        METHOD_COLUMNS.user_id == user_id, METHOD_COLUMNS.is_active, METHOD_COLUMNS.is_default
-    )
-    return read_one(session, PaymentMethodRow, query)
 
 
 def lock_payment_method(session: Session, method_id: int, user_id: str) -> PaymentMethod:

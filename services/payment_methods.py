@@ -21,6 +21,7 @@ from models import PaymentMethod
 from sessions import Session
 from settlement.context import CallContext
 from settlement.transitions import ChangedBy, record_payment_method_event
+from statements import PooledSender
 
 Create = schemas.CardCreate | schemas.PaypalCreate | schemas.BankAccountCreate
 
@@ -40,15 +41,18 @@ def create(
     request, identity = _read(data, user_id)
     if request.card_number is not None and not gateway.capabilities.card_numbers:
         raise errors.CardNumberNotAccepted(gateway=gateway.name)
-    with phase(session):
-        if identity is not None:
-            # Checked before the gateway is asked, so that no token is made for a duplicate.
-            _require_new_fingerprint(session, user_id, _fingerprints(fingerprint_keys, identity))
-        customer = crud.get_gateway_customer(session, user_id, gateway.name)
-    saved = _ask(gateway, replace(request, customer=customer))
+    # Checked before the gateway is asked, so that no token is made for a duplicate.
+    known = crud.find_known_methods(
+        PooledSender.beside(session),
+        user_id,
+        gateway.name,
+        _fingerprints(fingerprint_keys, identity),
+    )
+    _require_new(known)
+    saved = _ask(gateway, replace(request, customer=known.gateway_customer))
     if identity is None and saved.identity is not None:
         identity = f"{gateway.name}:{saved.identity}"
-    fingerprints = _fingerprints(fingerprint_keys, identity) if identity is not None else []
+    fingerprints = _fingerprints(fingerprint_keys, identity)
     with phase(session):
         values = {
             "user_id": user_id,
@@ -57,19 +61,20 @@ def create(
             "gateway_token": saved.token,
             "gateway_customer": saved.customer,
             "fingerprint": fingerprints[0] if fingerprints else None,
-            "details": dict(saved.details),
         }
         method = None
         for _ in range(2):  # two may save a first one at once: then this one is not the first
             crud.lock_user(session, user_id)
             if gateway.remote and request.token is not None:
                 _require_own_token(session, user_id, gateway, saved.token)
-            _require_new_fingerprint(session, user_id, fingerprints)
-            current = crud.get_default_payment_method(session, user_id)
-            if current is not None and data.is_default:
+            known = crud.find_known_methods(session, user_id, gateway.name, fingerprints)
+            _require_new(known)
+            if known.has_default and data.is_default:
                 _take_default(session, context, user_id)
-            is_default = current is None or bool(data.is_default)
-            method = crud.create_payment_method(session, is_default=is_default, **values)
+            is_default = not known.has_default or bool(data.is_default)
+            method = crud.create_payment_method(
+                session, details=saved.details, is_default=is_default, **values
+            )
             if method is not None:
                 break
         if method is None:
@@ -214,20 +219,20 @@ def _ask(gateway: base.Gateway, request: base.MethodRequest) -> base.SavedMethod
         raise errors.GatewayUnavailable("The gateway could not save the payment method") from None
 
 
-def _fingerprints(keys: Sequence[bytes], identity: str) -> list[str]:
+def _fingerprints(keys: Sequence[bytes], identity: str | None) -> list[str]:
     """The fingerprint of an identity under each key, the one to store first.
 
-    While FINGERPRINT_KEY is rotated, a card may have been saved under an older key.
+    While FINGERPRINT_KEY is rotated, a card may have been saved under an older key. A method
+    without an identity has none.
     """
+    if identity is None:
+        return []
     return [hmac.new(key, identity.encode(), hashlib.sha256).hexdigest() for key in keys]
 
 
-def _require_new_fingerprint(session: Session, user_id: str, fingerprints: Sequence[str]) -> None:
-    if not fingerprints:
-        return
-    existing = crud.find_payment_method(session, user_id, fingerprints)
-    if existing is not None:
-        raise errors.DuplicatePaymentMethod(payment_method_id=existing)
+def _require_new(known: crud.KnownMethods) -> None:
+    if known.duplicate is not None:
+        raise errors.DuplicatePaymentMethod(payment_method_id=known.duplicate)
 
 
 def _require_own_token(session: Session, user_id: str, gateway: base.Gateway, token: str) -> None:

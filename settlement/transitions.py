@@ -17,7 +17,7 @@ from domain.states import OrderStatus, PaymentStatus, RefundStatus, ReviewReason
 from gateways.base import Gateway
 from idempotency_keys import StoredResponse, WaitingKey
 from models import PaymentMethod
-from rows import DisputeRow, OrderRow, PaymentRow, RefundRow, columns_of
+from rows import DisputeRow, OrderRow, PaymentMethodRow, PaymentRow, RefundRow, columns_of
 from sessions import Session
 from settlement.context import CallContext
 from statements import Changes
@@ -239,7 +239,10 @@ def lock_refund(locked: LockedPayment, refund_id: int) -> RefundRow | None:
 
 
 def record_payment_method_event(
-    session: Session, by: ChangedBy, event_type: EventType, method: PaymentMethod
+    session: Session,
+    by: ChangedBy,
+    event_type: EventType,
+    method: PaymentMethod | PaymentMethodRow,
 ) -> schemas.PaymentMethod:
     shown = schemas.PaymentMethod.model_validate(method)
     changes = Changes()

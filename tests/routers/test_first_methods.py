@@ -29,7 +29,7 @@ def test_of_two_first_methods_at_once_one_is_the_default(
         with engine.connect() as other:
             other.execute(sa.text(FIRST), {"user": user})
             answer = pool.submit(alice.post, "/payment-methods", json=card())
-            query = "INSERT INTO payment_methods%"
+            query = "%INSERT INTO payment_methods%"
             wait_for(lambda: bool(sql(engine, WAITING, query=query)), "the second waits", 30)
             other.commit()
         saved = answer.result(HANG)

@@ -12,6 +12,7 @@ import pytest
 
 import database
 from gateways.sandbox import SandboxGateway
+from tests.support.factories import card
 from tests.support.quiet import gateway as gateway
 from tests.support.quiet import gateways as gateways
 from tests.support.quiet import quiet as quiet
@@ -147,3 +148,14 @@ def test_a_webhook_that_changes_nothing_is_few_statements(
         with counted() as sent:
             quiet.shopper.post("/webhooks/sandbox", content=body, headers=headers)
         assert len(sent) == 1, sent  # it is known
+
+
+def test_to_save_a_card_is_few_statements(quiet: Shop, counted: Counted) -> None:
+    quiet.method()  # it is not the first: that one is the default
+    body = card("5555555555554444")
+    with counted() as sent:
+        answer = quiet.shopper.post(
+            "/payment-methods", json=body, headers={"Idempotency-Key": new_key()}
+        )
+    assert answer.status_code == 201, answer.text
+    assert len(sent) <= 12, sent
