@@ -61,6 +61,7 @@ from rows import (
 from sessions import Session
 from statements import (
     METHOD_LIST,
+    NO_ROWS,
     ORDER_LIST,
     PAYMENT_LIST,
     PAYMENT_WIDTH,
@@ -69,6 +70,7 @@ from statements import (
     Statement,
     given_of,
     is_id,
+    list_of,
     page_by_time,
     page_of,
     possible_id,
@@ -263,11 +265,9 @@ def show_payment_method(sender: Sender, method_id: int, visible_to: VisibleTo) -
     return show(sender, ACTIVE_METHODS, PaymentMethod.__table__, method_id, visible_to)
 
 
-def list_payment_methods(
-    sender: Sender, query: schemas.PaymentMethodQuery, user_id: str
-) -> list[Listed]:
+def list_payment_methods(sender: Sender, query: schemas.PaymentMethodQuery, user_id: str) -> Listed:
     given = given_of(query, user_id)
-    return sender.rows(_payment_methods("cursor" in given), **given)
+    return list_of(sender, _payment_methods("cursor" in given), given)
 
 
 @cache
@@ -337,7 +337,7 @@ def create_order(
     currency: str,
     actor: Actor,
     request_id: str,
-) -> Listed | None:
+) -> tuple[str, int] | None:
     """Place an order, with its event; the order as JSON, and its id.
 
     None when its payment method is not an active one of the same user.
@@ -387,12 +387,12 @@ def show_order(sender: Sender, order_id: int, visible_to: VisibleTo) -> str:
     return show(sender, SHOWN_ORDERS, Order.__table__, order_id, visible_to)
 
 
-def list_orders(sender: Sender, query: schemas.OrderQuery, visible_to: VisibleTo) -> list[Listed]:
+def list_orders(sender: Sender, query: schemas.OrderQuery, visible_to: VisibleTo) -> Listed:
     """The orders of one user, or of everybody."""
     if query.payment_method_id is not None and not is_id(query.payment_method_id):
-        return []
+        return NO_ROWS
     given = given_of(query, visible_to)
-    return sender.rows(_orders(frozenset(given)), **given)
+    return list_of(sender, _orders(frozenset(given)), given)
 
 
 @cache
@@ -476,14 +476,12 @@ def show_payment(sender: Sender, payment_id: int, visible_to: VisibleTo) -> str:
     return show(sender, SHOWN_PAYMENTS, Payment.__table__, payment_id, visible_to)
 
 
-def list_payments(
-    sender: Sender, query: schemas.PaymentQuery, visible_to: VisibleTo
-) -> list[Listed]:
+def list_payments(sender: Sender, query: schemas.PaymentQuery, visible_to: VisibleTo) -> Listed:
     """The payments of one user, or of everybody."""
     if query.order_id is not None and not is_id(query.order_id):
-        return []
+        return NO_ROWS
     given = given_of(query, visible_to)
-    return sender.rows(_payments(frozenset(given), query.needs_review), **given)
+    return list_of(sender, _payments(frozenset(given), query.needs_review), given)
 
 
 @cache
@@ -644,9 +642,9 @@ def show_refund(sender: Sender, user_id: str, payment_id: int, refund_id: int) -
     )
 
 
-def list_refunds(sender: Sender, user_id: str, payment_id: int, page: schemas.Page) -> list[Listed]:
+def list_refunds(sender: Sender, user_id: str, payment_id: int, page: schemas.Page) -> Listed:
     given = given_of(page, user_id)
-    return sender.rows(_refunds("cursor" in given), **given, payment_id=payment_id)
+    return list_of(sender, _refunds("cursor" in given), given | {"payment_id": payment_id})
 
 
 @cache
@@ -663,12 +661,12 @@ def show_dispute(sender: Sender, dispute_id: int) -> str:
     return show(sender, SHOWN_DISPUTES, Dispute.__table__, dispute_id, EVERYONE)
 
 
-def list_disputes(sender: Sender, query: schemas.DisputeQuery) -> list[Listed]:
+def list_disputes(sender: Sender, query: schemas.DisputeQuery) -> Listed:
     """Disputes, each with its payment's order."""
     if query.payment_id is not None and not is_id(query.payment_id):
-        return []
+        return NO_ROWS
     given = given_of(query)
-    return sender.rows(_disputes(frozenset(given)), **given)
+    return list_of(sender, _disputes(frozenset(given)), given)
 
 
 @cache
@@ -684,12 +682,10 @@ def _disputes(given: frozenset[str]) -> Statement:
 # Events -------------------------------------------------------------------------------------------
 
 
-def list_order_events(
-    sender: Sender, user_id: str, order_id: int, page: schemas.Page
-) -> list[Listed]:
+def list_order_events(sender: Sender, user_id: str, order_id: int, page: schemas.Page) -> Listed:
     """The order's history; its sequence is the cursor."""
     given = given_of(page, user_id)
-    return sender.rows(_order_events("cursor" in given), **given, order_id=order_id)
+    return list_of(sender, _order_events("cursor" in given), given | {"order_id": order_id})
 
 
 @cache

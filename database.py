@@ -41,6 +41,7 @@ log = get_logger()
 # One number for the whole process: as many database connections as worker threads that use them
 # (see web/route.py). More would only move the queue into PostgreSQL.
 POOL_SIZE = 10
+LOOP_CONNECTIONS = 10  # and as many for statements that the event loop waits for
 RESERVED_CONNECTIONS = 20  # connections of the embedded server for operators' commands
 
 # A transaction runs this often at most when PostgreSQL ends it for a deadlock or a serialization
@@ -108,13 +109,14 @@ TCP_OPTIONS = {
 def check_connections(settings: Settings) -> None:
     """Raises ConfigurationError if the processes could want more connections than the embedded
     server has. Operators size any other server."""
-    wanted = settings.workers * (POOL_SIZE + 1)  # and the probe's
+    of_worker = POOL_SIZE + LOOP_CONNECTIONS + 1  # the probe's
+    wanted = settings.workers * of_worker
     _require_address(settings.database_url)
     if (
         settings.database_url is None
         and wanted > postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS
     ):
-        most = (postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS) // (POOL_SIZE + 1)
+        most = (postgres_server.MAX_CONNECTIONS - RESERVED_CONNECTIONS) // of_worker
         raise ConfigurationError(
             f"WORKERS is more than the embedded PostgreSQL has connections for: at most {most},"
             " or name a server of your own in DATABASE_URL"
@@ -215,8 +217,13 @@ def create_engine(
     )
 
 
-class _Connection(extensions.connection):
-    """A connection that waits for `seconds` at most, each time. None: without an end."""
+class Connection(extensions.connection):
+    """A connection that waits for `seconds` at most, each time. None: without an end.
+
+    `suspend`: how it waits in an event loop (see loop_connections.py). None: it blocks its thread.
+    """
+
+    suspend: Callable[[], None] | None = None
 
     def __init__(self, dsn: str, server: _Server, seconds: float) -> None:
         self.server = server
@@ -240,10 +247,10 @@ class _Server:
         self._failures = 0  # of trials in a row
         self._missed_at = 0.0  # by time.monotonic()
 
-    def connect(self, dsn: str) -> _Connection:
+    def connect(self, dsn: str) -> Connection:
         """A new connection (psycopg2's `connection_factory`). Raises OperationalError."""
         limits = self._limits
-        connection = self._try(dsn) if self._lost else _Connection(dsn, self, limits.connect)
+        connection = self._try(dsn) if self._lost else Connection(dsn, self, limits.connect)
         connection.seconds = limits.statement and limits.statement + RESPONSE_GRACE_SECONDS
         return connection
 
@@ -252,7 +259,7 @@ class _Server:
         self._lost, self._missed_at = True, time.monotonic()
         log.error("database.unresponsive")
 
-    def _try(self, dsn: str) -> _Connection:
+    def _try(self, dsn: str) -> Connection:
         before = self._failures
         too_soon = before and time.monotonic() < self._missed_at + TRIAL_PAUSE
         if too_soon or not self._trial.acquire(timeout=0 if before else TRIAL_SECONDS):
@@ -260,9 +267,7 @@ class _Server:
         try:
             if self._failures > before:  # the trial that this one waited for failed
                 raise psycopg2.OperationalError(UNRESPONSIVE)
-            connection = _Connection(
-                dsn, self, min(TRIAL_SECONDS * 2**before, self._limits.connect)
-            )
+            connection = Connection(dsn, self, min(TRIAL_SECONDS * 2**before, self._limits.connect))
             with connection.cursor() as cursor:
                 cursor.execute("SELECT 1")  # a pooler accepts clients while its server is away
             connection.rollback()
@@ -284,7 +289,10 @@ def _wait(connection: Any) -> None:
     older ones of its pool. The callback is the whole process's: connections that are not ours wait
     without an end, as they do without it, and COPY is the one thing that psycopg2 refuses.
     """
-    seconds = connection.seconds if isinstance(connection, _Connection) else None
+    if isinstance(connection, Connection) and connection.suspend is not None:
+        connection.suspend()
+        return
+    seconds = connection.seconds if isinstance(connection, Connection) else None
     end = None if seconds is None else time.monotonic() + seconds
     while (state := connection.poll()) != extensions.POLL_OK:
         left = None if end is None else end - time.monotonic()

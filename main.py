@@ -31,6 +31,7 @@ import database
 from auth import TokenVerifier
 from config import ConfigurationError, Settings, configuration_warnings, get_settings
 from gateways.registry import Gateways
+from loop_connections import LoopConnections
 from middleware import connection_limits
 from middleware.cors import Cors
 from middleware.request_layer import RequestLayer
@@ -172,7 +173,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
     )
-    app.state.sender = PooledSender(app.state.engine)
+    loop_connections = LoopConnections(app.state.engine)
+    app.state.sender = PooledSender(app.state.engine, loop_connections)
     app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
     # What is loaded now stays, so garbage collection need not visit it again. A last visit would
@@ -199,6 +201,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     await app.state.verifier.aclose()
     app.state.gateways.close()
     app.state.probe.dispose()
+    loop_connections.close()
     app.state.engine.dispose()
 
 

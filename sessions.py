@@ -13,12 +13,10 @@ from sqlalchemy.pool import PoolProxiedConnection
 
 
 class Written(Protocol):
-    """A statement that is written out, and the parameters that never change."""
+    """A statement that is written out."""
 
     @property
     def sql(self) -> str: ...
-    @property
-    def constants(self) -> dict[str, Any]: ...
 
 
 class Session(orm.Session):
@@ -47,7 +45,7 @@ class Session(orm.Session):
         self._has_begun = True
         try:
             with driver.cursor() as cursor:
-                cursor.execute(sql, statement.constants | parameters)
+                cursor.execute(sql, parameters)
                 return cursor.fetchall() if cursor.description is not None else []
         except psycopg2.Error as error:
             raise driver_error(self.engine, statement, error, self._pooled) from error
@@ -114,14 +112,16 @@ def driver_error(
     statement: Written | None,
     error: psycopg2.Error,
     pooled: PoolProxiedConnection | None = None,
+    *,
+    lost: bool = False,
 ) -> Exception:
     """The driver's error as SQLAlchemy raises it, without the parameters.
 
     If `pooled` is lost, the pool's older connections are given up too, as SQLAlchemy does.
     """
     driver: Any = None if pooled is None else pooled.driver_connection
-    lost = pooled is not None and (driver is None or driver.closed)
-    if pooled is not None and lost:
+    if pooled is not None and (driver is None or driver.closed):
+        lost = True
         engine.pool._invalidate(pooled, error)
     return DBAPIError.instance(
         None if statement is None else statement.sql,
@@ -136,8 +136,7 @@ def driver_error(
 @dataclass(frozen=True, slots=True)
 class _Fixed:
     sql: str
-    constants: dict[str, Any]
 
 
-COMMIT: Final = _Fixed("COMMIT", {})
-NOTHING: Final = _Fixed("", {})  # begins a transaction and does nothing in it
+COMMIT: Final = _Fixed("COMMIT")
+NOTHING: Final = _Fixed("")  # begins a transaction and does nothing in it

@@ -7,17 +7,19 @@ nothing of a row is taken apart and put together again here. `crud.py` has the s
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import psycopg2
 import sqlalchemy as sa
 from fastapi import Depends, Request
+from psycopg2 import extensions
 from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 import schemas
 from errors import NotFound
+from loop_connections import LoopConnections
 from models import Dispute, Order, Payment, Refund
 from permissions import EVERYONE, VisibleTo
 from rows import (
@@ -31,23 +33,32 @@ from rows import (
 from schemas import MAX_ID
 from sessions import Session, driver_error
 
+T = TypeVar("T")
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 
 
 class Statement:
     """A statement, written out once. Its parameters are its named bindparams."""
 
-    __slots__ = ("constants", "sql")
+    __slots__ = ("sql",)
 
     def __init__(self, statement: sa.Select[Any] | str) -> None:
-        self.constants: dict[str, Any] = {}
         if isinstance(statement, str):
             self.sql = statement
         else:
             compiled = statement.compile(dialect=_DIALECT)
             self.sql = str(compiled)
-            values = compiled.params.items()
-            self.constants = {name: value for name, value in values if value is not None}
+            for name, value in compiled.params.items():
+                if value is not None:  # what never changes is written out, too
+                    self.sql = self.sql.replace(f"%({name})s", _literal(value))
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, str):
+        quoted = "'{}'".format(value.replace("'", "''"))
+    else:
+        quoted = extensions.adapt(value).getquoted().decode()
+    return quoted.replace("%", "%%")
 
 
 class Sender(Protocol):
@@ -58,19 +69,31 @@ class Sender(Protocol):
 
 
 class PooledSender:
-    """Sends each statement alone, on a connection of the pool: it is a transaction of its own."""
+    """Sends each statement alone: it is a transaction of its own.
 
-    __slots__ = ("_engine",)
+    In a greenlet of the event loop it waits in the loop, on one of `connections`. Anywhere else
+    its thread waits, on a connection of the engine's pool.
+    """
 
-    def __init__(self, engine: sa.Engine) -> None:
+    __slots__ = ("_connections", "_engine")
+
+    def __init__(self, engine: sa.Engine, connections: LoopConnections | None = None) -> None:
         self._engine = engine
+        self._connections = connections
 
     @classmethod
     def beside(cls, session: Session) -> PooledSender:
         """For one statement that needs no transaction, where a session would begin one."""
         return cls(session.engine)
 
+    async def run(self, function: Callable[..., T], arguments: dict[str, Any]) -> T:
+        """Run what sends statements, when it is its turn, without a thread."""
+        assert self._connections is not None
+        return await self._connections.run(function, arguments)
+
     def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
+        if self._connections is not None and self._connections.serve_here():
+            return self._rows_in_loop(self._connections, statement, parameters)
         try:
             pooled = self._engine.raw_connection()
         except psycopg2.Error as error:
@@ -80,7 +103,7 @@ class PooledSender:
         try:
             driver.autocommit = True
             with driver.cursor() as cursor:
-                cursor.execute(statement.sql, statement.constants | parameters)
+                cursor.execute(statement.sql, parameters)
                 rows: list[Any] = cursor.fetchall()
         except psycopg2.Error as error:
             raise driver_error(self._engine, statement, error, pooled) from error
@@ -88,6 +111,23 @@ class PooledSender:
             if not driver.closed:
                 driver.autocommit = False
             pooled.close()
+        return rows
+
+    def _rows_in_loop(
+        self, connections: LoopConnections, statement: Statement, parameters: dict[str, Any]
+    ) -> list[Any]:
+        try:
+            driver = connections.acquire()
+        except psycopg2.Error as error:
+            raise driver_error(self._engine, statement, error) from error
+        try:
+            cursor = driver.cursor()
+            cursor.execute(statement.sql, parameters)
+            rows: list[Any] = cursor.fetchall()
+        except psycopg2.Error as error:
+            raise driver_error(self._engine, statement, error, lost=bool(driver.closed)) from error
+        finally:
+            connections.release(driver)
         return rows
 
 
@@ -101,14 +141,11 @@ def moment(column: sa.ColumnElement[Any]) -> sa.ColumnElement[str]:
     return sa.func.replace(text, NO_FRACTION, "")
 
 
-def as_json(query: sa.Select[Any], *beside: str) -> sa.Select[Any]:
-    """The rows of a query, each as the text of a JSON object, and these of its columns beside.
-
-    The order of the query is kept: the rows pass through a subquery and nothing else.
-    """
+def as_json(query: sa.Select[Any]) -> sa.Select[Any]:
+    """The rows of a query, each as the text of a JSON object."""
     shown = query.subquery("shown")
     text = sa.cast(sa.func.row_to_json(sa.literal_column("shown")), sa.Text)
-    return sa.select(text, *(shown.c[name] for name in beside)).select_from(shown)
+    return sa.select(text).select_from(shown)
 
 
 def _reader(request: Request) -> Sender:
@@ -174,8 +211,43 @@ def _one(query: sa.Select[Any], table: Any, of_user: bool) -> Statement:
 
 # Pages --------------------------------------------------------------------------------------------
 
-# A row of a list as JSON, and where it is in the list.
-Listed = tuple[str, int]
+SEPARATOR = ",\n"  # between the rows of a list: no JSON that PostgreSQL writes holds a line break
+
+
+class Listed(NamedTuple):
+    """The rows of one page, and one row more when there is a next page, as PostgreSQL writes them:
+    one text for all of them, because each row of an answer costs as much again as its statement."""
+
+    rows: str | None  # None: there are none
+    number: int
+    last: int | None  # the key of the last row of the page, if there is a next one
+
+    def page(self, limit: int) -> str:
+        """The rows of the page as a JSON array."""
+        rows = self.rows or ""
+        return f"[{rows[: rows.rindex(SEPARATOR)] if self.number > limit else rows}]"
+
+
+NO_ROWS = Listed(None, 0, None)
+
+
+def list_of(sender: Sender, statement: Statement, given: dict[str, Any]) -> Listed:
+    return Listed._make(sender.rows(statement, **given)[0])
+
+
+def _as_list(query: sa.Select[Any], key: str) -> Statement:
+    """The rows of a query as `Listed`, in its order: they pass through a subquery, nothing else."""
+    query = query.limit(sa.bindparam("limit"))
+    shown = query.subquery("shown")
+    text = sa.cast(sa.func.row_to_json(sa.literal_column("shown")), sa.Text)
+    keys = sa.func.array_agg(shown.c[key], type_=sa.ARRAY(sa.BigInteger))
+    return Statement(
+        sa.select(
+            sa.func.string_agg(text, SEPARATOR),
+            sa.func.count(),
+            keys[sa.bindparam("limit", type_=sa.Integer) - 1],
+        ).select_from(shown)
+    )
 
 
 def page_of(query: sa.Select[Any], key: str, *, cursor: bool) -> Statement:
@@ -183,7 +255,7 @@ def page_of(query: sa.Select[Any], key: str, *, cursor: bool) -> Statement:
     column = query.selected_columns[key]
     if cursor:
         query = query.where(column < sa.bindparam("cursor"))
-    return Statement(as_json(query.order_by(column.desc()).limit(sa.bindparam("limit")), key))
+    return _as_list(query.order_by(column.desc()), key)
 
 
 def page_by_time(
@@ -224,13 +296,12 @@ def page_by_time(
         query = query.where(time < start)
     if condition is not None:
         query = query.where(sa.text(f"{table.name}.{condition}"))
-    query = query.order_by(time.desc(), key.desc()).limit(sa.bindparam("limit"))
-    return Statement(as_json(query, "id"))
+    return _as_list(query.order_by(time.desc(), key.desc()), "id")
 
 
 def given_of(page: schemas.Page, visible_to: VisibleTo = EVERYONE) -> dict[str, Any]:
     """What a list is asked for, by the names of the statement's parameters."""
-    given = {name: value for name, value in page if value is not None}
+    given = {name: value for name, value in vars(page).items() if value is not None}
     given["limit"] = page.limit + 1
     if page.cursor is not None:
         given["cursor"] = min(int(page.cursor), MAX_ID)

@@ -33,5 +33,5 @@ def _send_alone(sender: PooledSender, statement: Statement, **parameters: Any) -
 
 
 def _send(connection: sa.Connection, statement: Statement, parameters: Any) -> list[Any]:
-    sent = connection.exec_driver_sql(statement.sql, statement.constants | parameters)
+    sent = connection.exec_driver_sql(statement.sql, parameters)
     return [tuple(row) for row in sent] if sent.returns_rows else []

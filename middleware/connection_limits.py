@@ -8,14 +8,19 @@ import asyncio
 import ipaddress
 import resource
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
 import httptools
 from uvicorn.config import Config
 from uvicorn.protocols.http.h11_impl import H11Protocol
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 from uvicorn.server import ServerState
 
 from errors import (
@@ -48,6 +53,11 @@ MIN_READ: Final = 16 * 1024
 
 MAX_CONNECTIONS: Final = 2048  # some 10 KiB each
 RESERVED_FILES: Final = 128  # for the database, the gateways and the log
+
+
+# An ASGI extension of ours, for request_layer.py.
+ANSWER_WHOLE: Final = "estore.answer_whole"
+Headers = Sequence[tuple[bytes, bytes]]
 
 
 class LimitedProtocol(HttpToolsProtocol):
@@ -143,8 +153,7 @@ class LimitedProtocol(HttpToolsProtocol):
             # The parser takes the body for the other protocol, and the request would have none.
             raise self._because(_invalid("Upgrade", "Send a body without an Upgrade header"))
         super().on_headers_complete()
-        if self.parser.get_method() != b"HEAD":  # whose answer has no body
-            self.cycle.transport = _JoinedAnswer(self.cycle)  # type: ignore[assignment]
+        self.scope["extensions"] = {ANSWER_WHOLE: partial(answer_whole, self.cycle)}  # type: ignore[dict-item]
         self.in_head = False
         self.headers = []  # trailers follow, which the service does not read
         if upgrade:
@@ -250,32 +259,32 @@ class LimitedProtocol(HttpToolsProtocol):
         return b"\r\n".join([*lines, b"", body])
 
 
-class _JoinedAnswer:
-    """What an answer is written to: its head waits for its body, so that both are one write.
+def answer_whole(cycle: RequestResponseCycle, status: int, headers: Headers, body: bytes) -> bool:
+    """Send an answer with one write: two would be two packets, and each would wake the client.
 
-    Two writes are two packets, and each wakes the client.
+    False for what is uvicorn's `send` to do: the answer to HEAD, one in chunks or without a body,
+    the last one of a connection, and one that has to wait for its client to read.
     """
-
-    __slots__ = ("_cycle", "_head", "_transport")
-
-    def __init__(self, cycle: RequestResponseCycle) -> None:
-        self._cycle, self._transport = cycle, cycle.transport
-        self._head = b""
-
-    def write(self, data: bytes) -> None:
-        if not self._cycle.response_started:  # 100 Continue
-            self._transport.write(data)
-        elif not self._head:
-            self._head = data
-        else:
-            self._cycle.transport = self._transport  # what is left of the body
-            self._transport.write(self._head + data)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def close(self) -> None:
-        self._transport.close()
+    names = {name for name, _ in headers}
+    if (
+        b"content-length" not in names
+        or b"connection" in names
+        or cycle.disconnected
+        or cycle.response_started
+        or cycle.flow.write_paused
+        or not cycle.keep_alive
+        or cycle.scope["method"] == "HEAD"
+    ):
+        return False
+    lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+    head = b"".join(lines)
+    if not len(lines) == head.count(b"\n") == head.count(b"\r"):
+        raise RuntimeError("a header holds a line break")
+    cycle.response_started = cycle.response_complete = True
+    cycle.message_event.set()
+    cycle.transport.write(b"".join((STATUS_LINE[status], head, b"\r\n", body)))
+    cycle.on_response()
+    return True
 
 
 class Connections:

@@ -60,6 +60,8 @@ _ID = re.compile(r"[0-9]{1,11}", re.ASCII)  # card numbers have twelve digits or
 
 # New request ids are written in letters, so that none looks like a card number to the log.
 _LETTERS: Final = str.maketrans("0123456789", "ghijklmnop")
+# What sends a whole answer, if the server has it (connection_limits.py), and says whether it did.
+_ANSWER_WHOLE: Final = "estore.answer_whole"
 _NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")
 
@@ -170,6 +172,8 @@ class _Exchange:
     """One request and its answer, on their way through the layer."""
 
     __slots__ = (
+        "_answer_whole",
+        "_head",
         "_receive",
         "_received",
         "_send",
@@ -186,6 +190,8 @@ class _Exchange:
         self.status = 0  # until the answer begins
         self.has_body = True  # the answer to HEAD has none
         self._receive, self._send, self._received = receive, send, 0
+        self._head: Message | None = None
+        self._answer_whole = scope.get("extensions", {}).get(_ANSWER_WHOLE)
         self.headers: dict[bytes, bytes] = {}
         self.repeated: list[bytes] = []
         for name, value in scope["headers"]:
@@ -216,6 +222,7 @@ class _Exchange:
         return message
 
     async def send(self, message: Message) -> None:
+        """Send a part of the answer. Its head waits for its body, or for the first part of it."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = list(message.get("headers", ()))
@@ -224,7 +231,18 @@ class _Exchange:
             if not any(name == b"cache-control" for name, _ in headers):
                 headers.append(_NO_STORE)
             message["headers"] = headers
-        elif not self.has_body:
+            self._head = message
+            return
+        head, self._head = self._head, None
+        if head is not None:
+            if (
+                self._answer_whole is not None
+                and not message.get("more_body")
+                and self._answer_whole(self.status, head["headers"], message["body"])
+            ):
+                return
+            await self._send(head)
+        if not self.has_body:
             message = {**message, "body": b""}
         await self._send(message)
 

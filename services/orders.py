@@ -19,12 +19,16 @@ from statements import PooledSender, Sender
 
 
 def create(
-    session: Session, context: CallContext, data: schemas.OrderCreate, default_currency: str
+    session: Session,
+    sender: Sender,
+    context: CallContext,
+    data: schemas.OrderCreate,
+    default_currency: str,
 ) -> StoredResponse:
     """Place an order. Raises PaymentMethodNotFound for a method that is not the user's."""
     user_id = context.require_owner("create_order", data.user_id)
     if context.key is None:
-        return _create(PooledSender.beside(session), context, data, user_id, default_currency)
+        return _create(sender, context, data, user_id, default_currency)
     with phase(session):
         response = _create(session, context, data, user_id, default_currency)
         return context.store_response(session, response)

@@ -30,6 +30,7 @@ from services import orders, payment_methods, payments, refunds, reviews
 from sessions import Session
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
+from statements import PooledSender
 from tests.support.factories import card, order, pay, place_order, save_card
 from tests.support.shop import ACTION, DISPUTED, until
 
@@ -249,7 +250,12 @@ SERVICES: dict[str, tuple[str | None, Service]] = {
         "method_id",
         lambda c, method_id: payment_methods.delete(c.session, c.context, method_id),
     ),
-    "create_order": (None, lambda c, _: orders.create(c.session, c.context, ORDER, "USD")),
+    "create_order": (
+        None,
+        lambda c, _: orders.create(
+            c.session, PooledSender.beside(c.session), c.context, ORDER, "USD"
+        ),
+    ),
     "set_order_status": (
         "order_id",
         lambda c, order_id: orders.set_status(c.session, c.context, c.access, order_id, "canceled"),

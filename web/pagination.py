@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any
@@ -34,14 +34,11 @@ class ListPage:
     headers: Mapping[str, str]
 
 
-def next_page(request: Request, rows: Sequence[Listed], page: schemas.Page) -> ListPage:
-    """The rows of this page; there is one row more if there is a next one."""
-    shown = rows[: page.limit]
-    is_last = len(rows) <= page.limit
-    return ListPage(
-        f"[{','.join([row[0] for row in shown])}]",
-        {} if is_last else link_to_next(request, shown[-1][1]),
-    )
+def next_page(request: Request, listed: Listed, page: schemas.Page) -> ListPage:
+    """This page, with a link to the next one if there is one."""
+    is_last = listed.number <= page.limit
+    headers = {} if is_last else link_to_next(request, listed.last)
+    return ListPage(listed.page(page.limit), headers)
 
 
 def link_to_next(request: Request, cursor: object) -> Mapping[str, str]:

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import POOL_SIZE, phase, retry_transaction
+from database import POOL_SIZE, SessionDep, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -34,6 +34,7 @@ from sessions import Session
 from settlement import idempotency
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
+from statements import PooledSender, SenderDep
 from web.arguments import Arguments
 from web.json_body import StrictRequest
 from web.pagination import ListPage
@@ -62,10 +63,15 @@ class ServiceRoute(APIRoute):
         self.public = ANYONE in RULES[endpoint.__name__]
         super().__init__(path, endpoint, **options)
         self._arguments = Arguments(self.dependant)
-        is_async = inspect.iscoroutinefunction(endpoint)
-        pool = PUBLIC if self.public else _thread_pool(endpoint)
-        self._run = endpoint if is_async else _in_thread(endpoint, *pool)
+        self._run = self._way_to_run(endpoint)
         self.app = self._answer
+
+    def _way_to_run(self, endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+        if inspect.iscoroutinefunction(endpoint):
+            return endpoint
+        pool = PUBLIC if self.public else _thread_pool(endpoint)
+        in_thread = _in_thread(endpoint, *pool)
+        return _in_loop(endpoint, in_thread) if _sends_alone(endpoint) else in_thread
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = StrictRequest(scope, receive)
@@ -116,6 +122,31 @@ def _thread_pool(endpoint: Callable[..., Any]) -> tuple[str, int]:
         parameter.annotation in (GatewaysDep, GatewayAccessDep) for parameter in parameters
     )
     return ("gateways", GATEWAY_THREADS) if waits_for_gateway else ("database", DATABASE_THREADS)
+
+
+def _sends_alone(endpoint: Callable[..., Any]) -> bool:
+    """Whether all that it does is to send statements, each of them alone."""
+    parameters = inspect.signature(endpoint, eval_str=True).parameters
+    annotations = [parameter.annotation for parameter in parameters.values()]
+    return SenderDep in annotations and (
+        SessionDep not in annotations or CallContextDep in annotations
+    )
+
+
+def _in_loop(
+    endpoint: Callable[..., Any], in_thread: Callable[..., Coroutine[Any, Any, Any]]
+) -> Callable[..., Coroutine[Any, Any, Any]]:
+    """Run it in a greenlet; in a thread when it needs a transaction, for an Idempotency-Key."""
+
+    @functools.wraps(endpoint)
+    async def run(**arguments: Any) -> Any:
+        context: CallContext | None = arguments.get("context")
+        if context is not None and context.key is not None:
+            return await in_thread(**arguments)
+        sender: PooledSender = arguments["sender"]
+        return await sender.run(_call, {"endpoint": endpoint, "arguments": arguments})
+
+    return run
 
 
 def _in_thread(

@@ -21,6 +21,7 @@ from gateways import base
 from gateways.sandbox import sign
 from settlement.apply import settle_dispute
 from settlement.transitions import ChangedBy, locked_payment
+from statements import NO_ROWS
 from tests.support.clients import Api
 from tests.support.database import ConnectionSender
 from tests.support.factories import pay, place_order, save_card
@@ -138,7 +139,7 @@ def test_the_disputes_of_a_payment_that_cannot_be_are_none(
     assert listed(manager, payment_id=payment_id) == []
     # The database is not asked: no index helps it with numbers of more than 64 bits.
     no_database: Any = None
-    assert crud.list_disputes(no_database, schemas.DisputeQuery(payment_id=payment_id)) == []
+    assert crud.list_disputes(no_database, schemas.DisputeQuery(payment_id=payment_id)) == NO_ROWS
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ are not in the order of their ids, and of which many have the same time.
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta, timezone
@@ -23,6 +24,7 @@ import invariants
 import schemas
 from permissions import EVERYONE, VisibleTo
 from sessions import Session
+from statements import NO_ROWS, Listed
 from tests.support.clients import Api
 
 BEGIN = datetime(2026, 3, 1, tzinfo=timezone.utc)
@@ -88,23 +90,24 @@ def newest_first(rows: Sequence[Any]) -> list[int]:
     return [row.id for row in sorted(rows, key=lambda row: (row.created_at, row.id), reverse=True)]
 
 
-def all_pages(read: Callable[..., Sequence[Any]], limit: int) -> list[int]:
+def all_pages(read: Callable[..., Listed], limit: int) -> list[int]:
     """The ids of all pages; each page asks for one row more than it shows."""
     found: list[int] = []
     cursor = None
     while True:
-        rows = read(limit=limit, cursor=cursor)
-        found += [row[1] for row in rows[:limit]]
-        if len(rows) <= limit:
+        listed = read(limit=limit, cursor=cursor)
+        found += [row["id"] for row in json.loads(listed.page(limit))]
+        if listed.number <= limit:
             return found
-        cursor = str(found[-1])
+        assert listed.last == found[-1]
+        cursor = str(listed.last)
 
 
-def orders(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
+def orders(session: Session, user: VisibleTo, **query: Any) -> Listed:
     return crud.list_orders(session, schemas.OrderQuery(**query), user)
 
 
-def payments(session: Session, user: VisibleTo, **query: Any) -> Sequence[Any]:
+def payments(session: Session, user: VisibleTo, **query: Any) -> Listed:
     return crud.list_payments(session, schemas.PaymentQuery(**query), user)
 
 
@@ -188,9 +191,9 @@ def test_payments_to_compare_are_all_since_then_and_each_once(
 def test_a_cursor_of_another_user_tells_nothing(session: Session) -> None:
     rows = all_orders(session)
     of_bob = next(row for row in rows if row.user_id == "bob")
-    assert orders(session, "ann", cursor=str(of_bob.id)) == []
+    assert orders(session, "ann", cursor=str(of_bob.id)) == NO_ROWS
     later = "2030-01-01T00:00:00Z"
-    assert orders(session, "ann", cursor=str(of_bob.id), created_before=later) == []
+    assert orders(session, "ann", cursor=str(of_bob.id), created_before=later) == NO_ROWS
 
 
 def test_a_cursor_from_beyond_the_end_leads_to_where_the_list_begins(session: Session) -> None:
@@ -201,7 +204,7 @@ def test_a_cursor_from_beyond_the_end_leads_to_where_the_list_begins(session: Se
     shown = orders(
         session, EVERYONE, limit=200, cursor=str(newest), created_before=before.isoformat()
     )
-    assert [row_id for _, row_id in shown] == newest_first(
+    assert [row["id"] for row in json.loads(shown.page(200))] == newest_first(
         [row for row in rows if row.created_at < before]
     )
 

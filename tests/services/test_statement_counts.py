@@ -44,7 +44,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
         real = psycopg2.extensions.connection.cursor
         with monkeypatch.context() as patch:
             patch.setattr(
-                database._Connection,
+                database.Connection,
                 "cursor",
                 lambda connection, *_, **__: real(connection, cursor_factory=Cursor),
                 raising=False,

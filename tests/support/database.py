@@ -39,5 +39,5 @@ class ConnectionSender:
         self._connection = connection
 
     def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
-        sent = self._connection.exec_driver_sql(statement.sql, statement.constants | parameters)
+        sent = self._connection.exec_driver_sql(statement.sql, parameters)
         return [tuple(row) for row in sent] if sent.returns_rows else []

@@ -1,0 +1,162 @@
+"""Database connections that the event loop waits for, so that a statement needs no thread.
+
+The code that sends a statement is a plain function, in a greenlet of its own: it stands still until
+PostgreSQL has answered, and the loop goes on meanwhile. docs/adr/0007 says what that saves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import sqlalchemy
+from psycopg2 import OperationalError, extensions
+
+from database import LOOP_CONNECTIONS, UNRESPONSIVE, Connection
+from greenlets import in_greenlet, is_in_greenlet, wait_for
+
+T = TypeVar("T")
+
+
+class LoopConnections:
+    """The connections of one event loop, each in autocommit: a statement is a transaction.
+
+    As many functions run at once as there are connections, so none waits for another's; the rest
+    stand in line before they have a greenlet. A function uses one connection at a time.
+    """
+
+    def __init__(self, engine: sqlalchemy.Engine, size: int = LOOP_CONNECTIONS) -> None:
+        self._engine = engine
+        self._longest: float = engine.pool.timeout()  # type: ignore[attr-defined] # in the line
+        self._loop = asyncio.get_running_loop()
+        self._free = size  # how many more functions may run
+        self._line: deque[asyncio.Future[None]] = deque()  # first come, first served
+        self._idle: list[Connection] = []
+        self._answers: dict[Connection, asyncio.Future[None]] = {}  # that are waited for
+
+    async def run(self, function: Callable[..., T], arguments: dict[str, Any]) -> T:
+        """Run it in a greenlet. Raises TimeoutError when its turn does not come in time."""
+        if asyncio.get_running_loop() is not self._loop:
+            return function(**arguments)  # its statements block this thread
+        if self._free:
+            self._free -= 1
+        else:
+            await self._turn()
+        try:
+            return await in_greenlet(function, arguments)
+        finally:
+            self._leave()
+
+    async def _turn(self) -> None:
+        turn = self._loop.create_future()
+        self._line.append(turn)
+        timer = self._loop.call_later(self._longest, _fail, turn, _no_turn())
+        try:
+            await turn
+        except BaseException:
+            if not turn.cancelled() and turn.exception() is None:
+                self._leave()  # canceled, when it was just its turn
+            raise
+        finally:
+            timer.cancel()
+
+    def _leave(self) -> None:
+        while self._line:
+            turn = self._line.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+        self._free += 1
+
+    def serve_here(self) -> bool:
+        """Whether this is a greenlet of their loop. Anywhere else a statement blocks its thread."""
+        return is_in_greenlet() and asyncio.get_running_loop() is self._loop
+
+    def acquire(self) -> Connection:
+        """A connection for one statement, in a greenlet. Raises OperationalError."""
+        return self._idle.pop() if self._idle else self._open()
+
+    def release(self, connection: Connection) -> None:
+        """Take it back. One that was lost takes the idle ones with it."""
+        if not connection.closed:
+            self._idle.append(connection)
+            return
+        for idle in list(self._idle):
+            self._close(idle)
+
+    def close(self) -> None:
+        """Close the idle ones, at the end of the service."""
+        for connection in list(self._idle):
+            self._close(connection)
+
+    def _open(self) -> Connection:
+        # Looking up the server's name blocks, so connecting stays in a thread.
+        connection = wait_for(self._loop.run_in_executor(None, self._connect))
+        connection.suspend = partial(self._wait, connection)
+        self._loop.add_reader(connection.fileno(), self._readable, connection)
+        return connection
+
+    def _connect(self) -> Connection:
+        pooled = self._engine.raw_connection()
+        connection = pooled.driver_connection
+        assert isinstance(connection, Connection)
+        pooled.detach()  # it stays with this loop, and the pool may open another
+        connection.autocommit = True
+        return connection
+
+    def _wait(self, connection: Connection) -> None:
+        """What psycopg2 calls to wait for an answer. It closes the connection if this raises."""
+        number = connection.fileno()
+        timer = None
+        try:
+            while (state := connection.poll()) != extensions.POLL_OK:
+                answer = self._answers[connection] = self._loop.create_future()
+                if timer is None and connection.seconds is not None:
+                    timer = self._loop.call_later(connection.seconds, self._missed, connection)
+                if state == extensions.POLL_WRITE:
+                    self._loop.add_writer(number, _succeed, answer)
+                try:
+                    wait_for(answer)
+                finally:
+                    del self._answers[connection]
+                    if state == extensions.POLL_WRITE:
+                        self._loop.remove_writer(number)
+        except BaseException:
+            self._loop.remove_reader(number)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _missed(self, connection: Connection) -> None:
+        connection.server.missed()
+        _fail(self._answers[connection], OperationalError(UNRESPONSIVE))
+
+    def _readable(self, connection: Connection) -> None:
+        answer = self._answers.get(connection)
+        if answer is not None:
+            _succeed(answer)
+        elif connection in self._idle:  # the server has ended it
+            self._close(connection)
+
+    def _close(self, connection: Connection) -> None:
+        self._idle.remove(connection)
+        self._loop.remove_reader(connection.fileno())
+        connection.close()
+
+
+def _no_turn() -> Exception:
+    return sqlalchemy.exc.TimeoutError("no connection was free in time")
+
+
+def _succeed(answer: asyncio.Future[None]) -> None:
+    if not answer.done():
+        answer.set_result(None)
+
+
+def _fail(future: asyncio.Future[Any], error: Exception) -> None:
+    if not future.done():
+        future.set_exception(error)

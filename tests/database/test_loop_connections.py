@@ -1,0 +1,207 @@
+"""Statements that the event loop waits for: nobody holds up another, and every wait has an end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+import database
+from database import TimeLimits
+from loop_connections import LoopConnections
+from statements import PooledSender, Statement
+from tests.support.postgres_proxy import PostgresProxy
+
+PID = Statement("SELECT pg_backend_pid() WHERE %(any)s")
+SLEEP = Statement("SELECT pg_sleep(%(seconds)s)")
+END = Statement("SELECT pg_terminate_backend(%(pid)s)")
+SLEEPERS = Statement(
+    "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
+    " AND query = format('SELECT pg_sleep(%%s)', %(seconds)s)"
+)
+
+
+class Send:
+    """Sends statements in the loop that it was made in."""
+
+    def __init__(self, engine: sa.Engine, size: int) -> None:
+        self.connections = LoopConnections(engine, size)
+        self._sender = PooledSender(engine, self.connections)
+
+    async def __call__(self, statement: Statement, **parameters: Any) -> list[Any]:
+        return await self._sender.run(self._sender.rows, {"statement": statement, **parameters})
+
+
+Work = Callable[[Send], Awaitable[None]]
+
+
+@pytest.fixture(scope="module")
+def url(make_database: Callable[[], str]) -> str:
+    return make_database()
+
+
+@pytest.fixture
+def proxy(url: str) -> Iterator[PostgresProxy]:
+    with PostgresProxy(url) as proxy:
+        yield proxy
+
+
+def in_loop(url: str, work: Work, size: int = 2, **options: Any) -> None:
+    """Run it in a loop of its own, with what sends a statement there."""
+    engine = database.create_engine(url, **options)
+
+    async def run() -> None:
+        send = Send(engine, size)
+        await work(send)
+        send.connections.close()
+
+    try:
+        asyncio.run(run())
+    finally:
+        engine.dispose()
+
+
+async def asleep(send: Send, seconds: int) -> int:
+    """The backend that sleeps so long, once there is one. Those of canceled statements sleep on."""
+    while not (found := await send(SLEEPERS, seconds=seconds)):  # noqa: ASYNC110 - it asks the server
+        await asyncio.sleep(0.01)
+    pid: int = found[0][0]
+    return pid
+
+
+def test_a_slow_statement_holds_up_no_other(url: str) -> None:
+    async def work(send: Send) -> None:
+        slow = asyncio.create_task(send(SLEEP, seconds=60))
+        await asleep(send, 60)
+        assert not slow.done()
+        slow.cancel()
+        await asyncio.wait([slow])
+
+    in_loop(url, work)
+
+
+def test_who_is_canceled_leaves_room_for_others(url: str) -> None:
+    async def work(send: Send) -> None:
+        for seconds in (61, 62, 63):  # more often than there are connections
+            running = asyncio.create_task(send(SLEEP, seconds=seconds))
+            await asleep(send, seconds)
+            running.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await running
+        await asyncio.gather(*[send(PID, any=True) for _ in range(5)])
+
+    in_loop(url, work)
+
+
+def test_who_is_canceled_in_the_queue_is_passed_over(url: str) -> None:
+    async def work(send: Send) -> None:
+        running = asyncio.create_task(send(SLEEP, seconds=0.2))
+        waiting = [asyncio.create_task(send(PID, any=True)) for _ in range(3)]
+        await asyncio.sleep(0)
+        waiting[0].cancel()
+        await running
+        assert len(await asyncio.gather(*waiting[1:])) == 2
+        assert waiting[0].cancelled()
+
+    in_loop(url, work, size=1)
+
+
+def test_who_is_canceled_as_its_turn_comes_gives_it_on(url: str) -> None:
+    async def work(send: Send) -> None:
+        async def run() -> None:
+            await send(SLEEP, seconds=0.2)
+            waiting.cancel()  # at the moment at which it has become its turn
+
+        running = asyncio.create_task(run())
+        await asyncio.sleep(0)
+        waiting = asyncio.create_task(send(PID, any=True))
+        await asyncio.wait([running, waiting])
+        await asyncio.wait_for(send(PID, any=True), 30)
+
+    in_loop(url, work, size=1)
+
+
+def test_a_connection_that_the_server_ended_meanwhile_is_replaced(url: str) -> None:
+    async def work(send: Send) -> None:
+        [[idle]] = await send(PID, any=True)
+        with sa.create_engine(url, poolclass=sa.NullPool).begin() as other:
+            other.exec_driver_sql(END.sql, {"pid": idle})
+        while send.connections._idle:  # noqa: ASYNC110 - the end has to arrive
+            await asyncio.sleep(0.01)
+        assert await send(PID, any=True) != [(idle,)]
+
+    in_loop(url, work, size=1)
+
+
+def test_a_connection_that_dies_while_it_is_waited_for_fails_that_statement_only(url: str) -> None:
+    async def work(send: Send) -> None:
+        running = asyncio.create_task(send(SLEEP, seconds=64))
+        await send(END, pid=await asleep(send, 64))
+        with pytest.raises(sa.exc.OperationalError) as lost:
+            await running
+        assert lost.value.connection_invalidated
+        await asyncio.gather(*[send(PID, any=True) for _ in range(5)])
+
+    in_loop(url, work)
+
+
+def test_a_server_that_does_not_answer_fails_the_statement_in_time(proxy: PostgresProxy) -> None:
+    async def work(send: Send) -> None:
+        await send(PID, any=True)
+        proxy.switch("mute")
+        with pytest.raises(sa.exc.OperationalError, match="does not answer") as missed:
+            await send(PID, any=True)
+        assert missed.value.connection_invalidated
+        proxy.switch("forward")
+        await send(PID, any=True)
+
+    in_loop(proxy.url, work, limits=TimeLimits(statement=0.5))
+
+
+def test_the_wait_for_a_connection_ends(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "POOL_WAIT_SECONDS", 0.2)
+
+    async def work(send: Send) -> None:
+        running = asyncio.create_task(send(SLEEP, seconds=60))
+        await asyncio.sleep(0)
+        with pytest.raises(sa.exc.TimeoutError):
+            await send(PID, any=True)
+        running.cancel()
+        await asyncio.wait([running])
+
+    in_loop(url, work, size=1, limits=TimeLimits(statement=None))
+
+
+def test_a_refused_statement_leaves_its_connection_as_it_was(url: str) -> None:
+    async def work(send: Send) -> None:
+        [[before]] = await send(PID, any=True)
+        with pytest.raises(sa.exc.DBAPIError, match="division by zero"):
+            await send(Statement("SELECT 1 / %(zero)s"), zero=0)
+        assert await send(PID, any=True) == [(before,)]
+
+    in_loop(url, work)
+
+
+def test_loops_of_several_threads_use_greenlets_of_their_own(url: str) -> None:
+    async def work(send: Send) -> None:
+        await asyncio.gather(*[send(PID, any=True) for _ in range(5)])
+
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda _: in_loop(url, work), range(4)))
+
+
+def test_outside_its_loop_a_statement_waits_in_its_thread(url: str) -> None:
+    engine = database.create_engine(url)
+
+    async def connections() -> LoopConnections:
+        return LoopConnections(engine)
+
+    sender = PooledSender(engine, asyncio.run(connections()))
+    assert len(sender.rows(PID, any=True)) == 1
+    other_loop = sender.run(sender.rows, {"statement": PID, "any": True})
+    assert len(asyncio.run(other_loop)) == 1
+    engine.dispose()
