@@ -131,19 +131,25 @@ def found(row: T | None) -> T:
 
 
 # The release before this one locks the key instead; the next one drops it.
-LOCK_USER = Statement("SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0))")
+LOCK_USER = Statement(
+    "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0))", prepare=True
+)
 LOCK_FIRST_METHOD = Statement(
     "SELECT id FROM payment_methods WHERE user_id = %(user_id)s"
-    " ORDER BY id LIMIT 1 FOR NO KEY UPDATE"
+    " ORDER BY id LIMIT 1 FOR NO KEY UPDATE",
+    prepare=True,
 )
-KNOWN_METHODS = Statement("""
+KNOWN_METHODS = Statement(
+    """
     SELECT
         (SELECT id FROM payment_methods WHERE user_id = %(user_id)s
             AND fingerprint = ANY(%(fingerprints)s) AND is_active LIMIT 1),
         EXISTS (SELECT FROM payment_methods WHERE user_id = %(user_id)s
             AND is_active AND is_default),
         (SELECT gateway_customer FROM payment_methods WHERE user_id = %(user_id)s
-            AND gateway = %(gateway)s AND gateway_customer IS NOT NULL ORDER BY id DESC LIMIT 1)""")
+            AND gateway = %(gateway)s AND gateway_customer IS NOT NULL ORDER BY id DESC LIMIT 1)""",
+    prepare=True,
+)
 CREATE_METHOD = Statement(
     f"""
     INSERT INTO payment_methods AS m (
@@ -154,7 +160,8 @@ CREATE_METHOD = Statement(
         %(user_id)s, %(payment_type)s, %(gateway)s, %(gateway_token)s, %(gateway_customer)s,
         %(fingerprint)s, %(details)s, %(is_default)s
     )
-    ON CONFLICT DO NOTHING RETURNING {METHOD_LIST}"""
+    ON CONFLICT DO NOTHING RETURNING {METHOD_LIST}""",
+    prepare=True,
 )
 
 
@@ -218,7 +225,8 @@ def is_method_of(method_id: Any, user_id: Any) -> Exists:
 
 
 CHARGED_METHOD = Statement(
-    f"SELECT {METHOD_LIST} FROM payment_methods m WHERE m.user_id = %(user_id)s AND m.id = %(id)s"
+    f"SELECT {METHOD_LIST} FROM payment_methods m WHERE m.user_id = %(user_id)s AND m.id = %(id)s",
+    prepare=True,
 )
 
 
@@ -314,7 +322,7 @@ CREATE_ORDER = Statement(
         )
         SELECT %(user_id)s, %(product_id)s, %(quantity)s, %(total_amount)s, %(currency)s,
             CAST(%(payment_method_id)s AS bigint), CAST(%(metadata)s AS jsonb), 1
-        WHERE %(payment_method_id)s IS NULL OR EXISTS (
+        WHERE CAST(%(payment_method_id)s AS bigint) IS NULL OR EXISTS (
             SELECT FROM payment_methods
             WHERE user_id = %(user_id)s AND id = %(payment_method_id)s AND is_active
         )
@@ -325,7 +333,8 @@ CREATE_ORDER = Statement(
             to_jsonb(shown)
         FROM shown
     )
-    SELECT row_to_json(shown)::text, id FROM shown"""
+    SELECT row_to_json(shown)::text, id FROM shown""",
+    prepare=True,
 )
 
 
@@ -360,8 +369,8 @@ def create_order(
     return rows[0] if rows else None
 
 
-ORDER = Statement(f"SELECT {ORDER_LIST} FROM orders o WHERE o.id = %(id)s")
-ORDER_OF_USER = Statement(f"{ORDER.sql} AND o.user_id = %(user_id)s")
+ORDER = Statement(f"SELECT {ORDER_LIST} FROM orders o WHERE o.id = %(id)s", prepare=True)
+ORDER_OF_USER = Statement(f"{ORDER.sql} AND o.user_id = %(user_id)s", prepare=True)
 
 
 def require_order(sender: Sender, order_id: int, visible_to: VisibleTo) -> OrderRow:
@@ -458,8 +467,8 @@ def get_live_payment(sender: Sender, user_id: str, order_id: int) -> PaymentRow 
     return PaymentRow(*rows[0]) if rows else None
 
 
-PAYMENT = Statement(f"SELECT {PAYMENT_LIST} FROM payments p WHERE p.id = %(id)s")
-PAYMENT_OF_USER = Statement(f"{PAYMENT.sql} AND p.user_id = %(user_id)s")
+PAYMENT = Statement(f"SELECT {PAYMENT_LIST} FROM payments p WHERE p.id = %(id)s", prepare=True)
+PAYMENT_OF_USER = Statement(f"{PAYMENT.sql} AND p.user_id = %(user_id)s", prepare=True)
 
 
 def get_payment(sender: Sender, payment_id: int, visible_to: VisibleTo) -> PaymentRow | None:
@@ -517,8 +526,10 @@ _OF_GATEWAY = f"""
     )
     FROM payments p JOIN orders o ON o.user_id = p.user_id AND o.id = p.order_id
     WHERE p.gateway = %(gateway)s"""
-PAYMENT_OF_ID = Statement(f"{_OF_GATEWAY} AND p.id = %(id)s")
-PAYMENT_OF_REFERENCE = Statement(f"{_OF_GATEWAY} AND p.gateway_reference = %(reference)s")
+PAYMENT_OF_ID = Statement(f"{_OF_GATEWAY} AND p.id = %(id)s", prepare=True)
+PAYMENT_OF_REFERENCE = Statement(
+    f"{_OF_GATEWAY} AND p.gateway_reference = %(reference)s", prepare=True
+)
 
 
 def find_payment_of_event(

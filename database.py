@@ -29,7 +29,7 @@ import postgres_server
 import wakeup
 from config import ROOT, ConfigurationError, Settings
 from observability.logs import get_logger
-from sessions import Session
+from sessions import STALE, Session
 
 if TYPE_CHECKING:
     from alembic.config import Config as AlembicConfig
@@ -224,6 +224,8 @@ class Connection(extensions.connection):
     """
 
     suspend: Callable[[], None] | None = None
+    # The names of the statements that are prepared on it (see sessions.py); None: none may be.
+    prepared: dict[str, bool] | None = None
 
     def __init__(self, dsn: str, server: _Server, seconds: float) -> None:
         self.server = server
@@ -252,7 +254,20 @@ class _Server:
         limits = self._limits
         connection = self._try(dsn) if self._lost else Connection(dsn, self, limits.connect)
         connection.seconds = limits.statement and limits.statement + RESPONSE_GRACE_SECONDS
+        if self._is_direct(connection):
+            connection.prepared = {}
         return connection
+
+    @staticmethod
+    def _is_direct(connection: Connection) -> bool:
+        """Whether no pooler is between, which would lend the server's session to others. One tells
+        clients the number of a process of its own."""
+        connection.autocommit = True
+        with connection.cursor() as cursor:
+            cursor.execute("SELECT pg_backend_pid()")
+            [(number,)] = cursor.fetchall()
+        connection.autocommit = False
+        return bool(number == connection.get_backend_pid())
 
     def missed(self) -> None:
         """Note that an answer did not come in time."""
@@ -389,7 +404,7 @@ def retry_transaction(session: Session, work: Callable[[], T]) -> T:
         try:
             return work()
         except DBAPIError as error:
-            given_up = sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK)
+            given_up = sqlstate(error) in (SERIALIZATION_FAILURE, DEADLOCK, *STALE)
             if not given_up or session.info.get("committed") or attempt == MAX_ATTEMPTS:
                 raise
             session.rollback()

@@ -91,7 +91,8 @@ def _assigned(values: dict[str, str]) -> str:
 CLAIM_KEY = Statement(
     f"INSERT INTO idempotency_keys (user_id, key, {', '.join(_NEW | _OWNED)})"
     f" VALUES (%(user_id)s, %(key)s, {', '.join((_NEW | _OWNED).values())})"
-    " ON CONFLICT DO NOTHING RETURNING owner"
+    " ON CONFLICT DO NOTHING RETURNING owner",
+    prepare=True,
 )
 CLAIM_EXPIRED_KEY = Statement(
     f"UPDATE idempotency_keys SET {_assigned(_CLEARED | _NEW | _OWNED)} WHERE {_IS_KEY}"
@@ -103,21 +104,26 @@ TAKE_OVER_KEY = Statement(
 LOCK_KEY = Statement(
     select(*[KEYS.c[name] for name in KeyRow._fields[:-2]], KEYS.c.owned_until > NOW, HAS_EXPIRED)
     .where(KEYS.c.user_id == bindparam("user_id"), KEYS.c.key == bindparam("key"))
-    .with_for_update()
+    .with_for_update(),
+    prepare=True,
 )
 WAITING_KEYS = Statement(
     f"SELECT {', '.join(WaitingKey._fields)} FROM idempotency_keys"
-    " WHERE gateway_key = %(gateway_key)s AND status IS NULL"
+    " WHERE gateway_key = %(gateway_key)s AND status IS NULL",
+    prepare=True,
 )
 STORED_RESPONSE = Statement(
-    f"SELECT status, body, headers FROM idempotency_keys WHERE {_IS_KEY} AND status IS NOT NULL"
+    f"SELECT status, body, headers FROM idempotency_keys WHERE {_IS_KEY} AND status IS NOT NULL",
+    prepare=True,
 )
 FORGET_KEY = Statement(
     f"DELETE FROM idempotency_keys WHERE {_IS_KEY} AND owner = %(owner)s"
-    " AND gateway_key IS NULL AND status IS NULL"
+    " AND gateway_key IS NULL AND status IS NULL",
+    prepare=True,
 )
 LEAVE_KEY = Statement(
-    f"UPDATE idempotency_keys SET owned_until = now() WHERE {_IS_KEY} AND owner = %(owner)s"
+    f"UPDATE idempotency_keys SET owned_until = now() WHERE {_IS_KEY} AND owner = %(owner)s",
+    prepare=True,
 )
 
 

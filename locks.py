@@ -54,7 +54,8 @@ GATEWAY_EVENTS = cast(Table, GatewayEvent.__table__)
 
 LOCK_ORDER = Statement(
     f"SELECT now(), {ORDER_LIST} FROM orders o"
-    " WHERE o.user_id = %(user_id)s AND o.id = %(id)s FOR UPDATE"
+    " WHERE o.user_id = %(user_id)s AND o.id = %(id)s FOR UPDATE",
+    prepare=True,
 )
 
 
@@ -73,7 +74,8 @@ LOCK_PAYMENT = Statement(
     SELECT now(), {ORDER_LIST}, {PAYMENT_LIST}
     FROM orders o JOIN payments p ON p.user_id = o.user_id AND p.order_id = o.id
     WHERE o.user_id = %(user_id)s AND o.id = %(order_id)s AND p.id = %(id)s
-    FOR UPDATE OF o, p"""
+    FOR UPDATE OF o, p""",
+    prepare=True,
 )
 
 
@@ -105,8 +107,8 @@ _PAYABLE = f"""
         WHEN coalesce(CAST(%(method_id)s AS bigint), o.payment_method_id) IS NULL THEN m.is_default
         ELSE m.id = coalesce(CAST(%(method_id)s AS bigint), o.payment_method_id) END
     WHERE o.id = %(id)s"""
-PAYABLE = Statement(_PAYABLE)
-PAYABLE_OF_USER = Statement(f"{_PAYABLE} AND o.user_id = %(user_id)s")
+PAYABLE = Statement(_PAYABLE, prepare=True)
+PAYABLE_OF_USER = Statement(f"{_PAYABLE} AND o.user_id = %(user_id)s", prepare=True)
 
 
 def find_payable(
@@ -152,7 +154,7 @@ _CLAIM_PAYMENT = f"""
         RETURNING {PAYMENT_LIST}
     ) {{linked}}
     SELECT claimed.* FROM claimed"""
-CLAIM_PAYMENT = Statement(_CLAIM_PAYMENT.format(key="", with_key="", linked=""))
+CLAIM_PAYMENT = Statement(_CLAIM_PAYMENT.format(key="", with_key="", linked=""), prepare=True)
 CLAIM_PAYMENT_FOR_KEY = Statement(
     _CLAIM_PAYMENT.format(
         key="""key AS (
@@ -165,7 +167,8 @@ CLAIM_PAYMENT_FOR_KEY = Statement(
         UPDATE idempotency_keys SET gateway_key = %(gateway_key)s FROM claimed
         WHERE idempotency_keys.user_id = %(key_user_id)s AND idempotency_keys.key = %(key)s
     )""",
-    )
+    ),
+    prepare=True,
 )
 
 
@@ -213,7 +216,8 @@ OPEN_REFUND_OF_PAYMENT = Statement(
         %(user_id)s, %(payment_id)s, %(gateway)s, %(gateway_key)s, %(amount)s, %(currency)s,
         %(reason)s, %(origin)s, now() + make_interval(secs => %(lookup_after)s)
     )
-    RETURNING {REFUND_LIST}"""
+    RETURNING {REFUND_LIST}""",
+    prepare=True,
 )
 
 
@@ -247,9 +251,9 @@ def open_refund(
 _LOCK_REFUNDS = f"""
     SELECT {REFUND_LIST} FROM refunds r
     WHERE r.user_id = %(user_id)s AND r.payment_id = %(payment_id)s AND {{which}} FOR UPDATE"""
-LOCK_REFUND = Statement(_LOCK_REFUNDS.format(which="r.id = %(id)s"))
+LOCK_REFUND = Statement(_LOCK_REFUNDS.format(which="r.id = %(id)s"), prepare=True)
 LOCK_REFUND_OF_REFERENCE = Statement(
-    _LOCK_REFUNDS.format(which="r.gateway_reference = %(reference)s")
+    _LOCK_REFUNDS.format(which="r.gateway_reference = %(reference)s"), prepare=True
 )
 LOCK_PENDING_REFUNDS = Statement(_LOCK_REFUNDS.format(which="r.status = 'pending' ORDER BY r.id"))
 

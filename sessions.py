@@ -2,21 +2,70 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import psycopg2
 import sqlalchemy
+from psycopg2 import extensions
 from sqlalchemy import orm
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection
 
+MOST_PREPARED: Final = 200  # statements on a connection; each keeps some ten kilobytes there
+# Of a prepared statement that is not there any more, is there already, or does not fit the tables
+# after a migration: prepared statements of sessions that a pooler shares, too.
+STALE: Final = {"26000", "42P05", "0A000"}
+
 
 class Written(Protocol):
-    """A statement that is written out."""
+    """A statement that is written out.
+
+    With a name it is prepared on each connection that sends it: PostgreSQL plans it once.
+    """
 
     @property
     def sql(self) -> str: ...
+    @property
+    def name(self) -> str | None: ...
+    @property
+    def preparation(self) -> str: ...
+    @property
+    def execution(self) -> str: ...
+
+
+def send(cursor: Any, statement: Written, parameters: Mapping[str, Any], begin: str = "") -> None:
+    """Send a statement. Raises psycopg2.Error.
+
+    `begin` is sent before it, in the same message.
+    """
+    # By name, whether it is prepared there. None: the connection leads to a pooler.
+    prepared: dict[str, bool] | None = getattr(cursor.connection, "prepared", None)
+    name = statement.name
+    if (
+        prepared is None
+        or name is None
+        or (name not in prepared and len(prepared) >= MOST_PREPARED)
+    ):
+        cursor.execute(begin + statement.sql, parameters)
+        return
+    try:
+        if name not in prepared:
+            prepared[name] = False  # if this fails it may be prepared or not
+            cursor.execute(f"{begin}{statement.preparation};{statement.execution}", parameters)
+            prepared[name] = True
+        elif prepared[name]:
+            cursor.execute(begin + statement.execution, parameters)
+        else:
+            cursor.execute(begin + statement.sql, parameters)
+    except psycopg2.Error as error:
+        if error.pgcode not in STALE:
+            raise
+        prepared[name] = False
+        if begin or cursor.connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
+            raise  # the transaction has failed; it can be tried again
+        cursor.execute(statement.sql, parameters)
 
 
 class Session(orm.Session):
@@ -41,11 +90,11 @@ class Session(orm.Session):
     def _send(self, statement: Written, parameters: dict[str, Any]) -> list[Any]:
         driver = self._check_out(statement)
         # The transaction begins with its first statement, in the same message.
-        sql = statement.sql if self._has_begun else f"BEGIN;{statement.sql}"
+        begin = "" if self._has_begun else "BEGIN;"
         self._has_begun = True
         try:
             with driver.cursor() as cursor:
-                cursor.execute(sql, parameters)
+                send(cursor, statement, parameters, begin)
                 return cursor.fetchall() if cursor.description is not None else []
         except psycopg2.Error as error:
             raise driver_error(self.engine, statement, error, self._pooled) from error
@@ -136,6 +185,9 @@ def driver_error(
 @dataclass(frozen=True, slots=True)
 class _Fixed:
     sql: str
+    name: None = None
+    preparation: str = ""
+    execution: str = ""
 
 
 COMMIT: Final = _Fixed("COMMIT")

@@ -7,8 +7,10 @@ nothing of a row is taken apart and put together again here. `crud.py` has the s
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
+from functools import cache, lru_cache
+from itertools import count
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
 
 import psycopg2
@@ -31,18 +33,22 @@ from rows import (
     columns_of,
 )
 from schemas import MAX_ID
-from sessions import Session, driver_error
+from sessions import Session, driver_error, send
 
 T = TypeVar("T")
 _DIALECT = PGDialect_psycopg2()  # type: ignore[no-untyped-call]
 
 
 class Statement:
-    """A statement, written out once. Its parameters are its named bindparams."""
+    """A statement, written out once. Its parameters are its named bindparams.
 
-    __slots__ = ("sql",)
+    `prepare` it if its plan is the same whatever they are: a row by its id, an insert. The plan of
+    a list depends on whose it is.
+    """
 
-    def __init__(self, statement: sa.Select[Any] | str) -> None:
+    __slots__ = ("execution", "name", "preparation", "sql")
+
+    def __init__(self, statement: sa.Select[Any] | str, *, prepare: bool = False) -> None:
         if isinstance(statement, str):
             self.sql = statement
         else:
@@ -51,6 +57,27 @@ class Statement:
             for name, value in compiled.params.items():
                 if value is not None:  # what never changes is written out, too
                     self.sql = self.sql.replace(f"%({name})s", _literal(value))
+        self.name: str | None = None
+        self.preparation = self.execution = ""
+        if prepare:
+            self._prepare()
+
+    def _prepare(self) -> None:
+        """Give it a name that tells in the server's list of activities what it is."""
+        [table] = _TABLE.findall(self.sql)[:1] or ["statement"]
+        self.name = f"{table}_{next(_NUMBERS)}"
+        # Each place has a number of its own, for it has a type of its own: text here, varchar there.
+        numbers = count(1)
+        names = _PARAMETER.findall(self.sql)
+        text = _PARAMETER.sub(lambda _: f"${next(numbers)}", self.sql)
+        self.preparation = f"PREPARE {self.name} AS {text}"
+        values = ", ".join(f"%({name})s" for name in names)
+        self.execution = f"EXECUTE {self.name}({values})" if names else f"EXECUTE {self.name}"
+
+
+_PARAMETER = re.compile(r"%\((\w+)\)s")
+_TABLE = re.compile(r"(?:INTO|UPDATE|FROM|JOIN) (?:sandbox\.)?([a-z_]+)")
+_NUMBERS = count(1)
 
 
 def _literal(value: Any) -> str:
@@ -103,7 +130,7 @@ class PooledSender:
         try:
             driver.autocommit = True
             with driver.cursor() as cursor:
-                cursor.execute(statement.sql, parameters)
+                send(cursor, statement, parameters)
                 rows: list[Any] = cursor.fetchall()
         except psycopg2.Error as error:
             raise driver_error(self._engine, statement, error, pooled) from error
@@ -122,7 +149,7 @@ class PooledSender:
             raise driver_error(self._engine, statement, error) from error
         try:
             cursor = driver.cursor()
-            cursor.execute(statement.sql, parameters)
+            send(cursor, statement, parameters)
             rows: list[Any] = cursor.fetchall()
         except psycopg2.Error as error:
             raise driver_error(self._engine, statement, error, lost=bool(driver.closed)) from error
@@ -205,7 +232,8 @@ def show(
 def _one(query: sa.Select[Any], table: Any, of_user: bool) -> Statement:
     query = query.where(table.c.id == sa.bindparam("id"))
     return Statement(
-        as_json(query.where(table.c.user_id == sa.bindparam("user_id")) if of_user else query)
+        as_json(query.where(table.c.user_id == sa.bindparam("user_id")) if of_user else query),
+        prepare=True,
     )
 
 
@@ -413,7 +441,7 @@ class Changes:
             f"{name} AS ({part})" for name, part in zip(names, self._parts, strict=True)
         )
         counts = ", ".join(f"(SELECT count(*) FROM {name})" for name in names)
-        statement = Statement(f"WITH {parts} SELECT {counts}")
+        statement = _written(f"WITH {parts} SELECT {counts}")
         counted: Sequence[int]
         [counted] = sender.rows(statement, **self._parameters)
         for number, error in self._required.items():
@@ -432,3 +460,8 @@ class Changes:
         name = f"p{len(self._parameters)}"
         self._parameters[name] = json.dumps(value) if isinstance(value, (dict, list)) else value
         return f"%({name})s"
+
+
+@lru_cache(maxsize=256)  # what changes together does so in few combinations
+def _written(sql: str) -> Statement:
+    return Statement(sql, prepare=True)

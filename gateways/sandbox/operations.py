@@ -27,7 +27,8 @@ DISPUTE_CLOSES_AFTER = timedelta(seconds=60)
 
 
 # A charge that is captured at once, unless its key is known or the dashboard declines the next one.
-CHARGE = Statement(f"""
+CHARGE = Statement(
+    f"""
     WITH asked AS (
         INSERT INTO sandbox.requests (key, reference)
         SELECT %(key)s, %(reference)s FROM sandbox.account WHERE NOT decline_next
@@ -46,7 +47,9 @@ CHARGE = Statement(f"""
         INSERT INTO sandbox.webhooks (payload)
         SELECT payload FROM asked, jsonb_array_elements(CAST(%(told)s AS jsonb)) AS payload
     )
-    SELECT * FROM made""")
+    SELECT * FROM made""",
+    prepare=True,
+)
 
 
 def capture_at_once(sender: Sender, reference: str, request: ChargeRequest) -> ChargeRow | None:

@@ -141,13 +141,17 @@ def read_secret(connection: sa.Connection) -> str:
     return secret
 
 
-DUE = Statement("""
+DUE = Statement(
+    """
     SELECT id, payload::text FROM sandbox.webhooks
     WHERE delivered_at IS NULL AND due_at <= now()
     AND NOT (SELECT webhooks_held FROM sandbox.account)
-    ORDER BY due_at, id LIMIT %(limit)s""")
+    ORDER BY due_at, id LIMIT %(limit)s""",
+    prepare=True,
+)
 DELIVERED = Statement(
-    "UPDATE sandbox.webhooks SET delivered_at = now() WHERE id = ANY(%(ids)s) RETURNING id"
+    "UPDATE sandbox.webhooks SET delivered_at = now() WHERE id = ANY(%(ids)s) RETURNING id",
+    prepare=True,
 )
 
 
