@@ -101,14 +101,13 @@ def measure(plan: Plan, postgres: Postgres, tell: Tell) -> Results:
 @contextmanager
 def open_shops(plan: Plan, postgres: Postgres, secret: Secrets) -> Iterator[dict[str, Shop]]:
     """Two databases with the same in them: one for each service."""
-    mark = f"bench_{time.time_ns()}"
     urls: list[str] = []
     try:
-        urls.append(postgres.create(mark))
+        urls.append(postgres.create())
         database.migrate(urls[0])
         shop = Shop(urls[0], secret, plan.users)
         shop.seed(plan.orders_each)
-        urls.append(postgres.create(f"{mark}_naive", template=mark))
+        urls.append(postgres.create(template=urls[0]))
         yield {"service": shop, "naive": Shop(urls[1], secret, plan.users)}
     finally:
         for url in urls:

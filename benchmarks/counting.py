@@ -31,42 +31,44 @@ def split(message: str) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """What some requests sent: the messages of each."""
+    """What some requests sent: the messages of each, until the next one."""
 
     requests: list[list[str]]
     wal_bytes: int
+    in_background: bool  # whether they lead to work of the background roles
 
     def counts(self) -> Counts:
-        messages = [message for request in self.requests for message in request]
+        requests = self.requests if self.in_background else self._undisturbed()
+        messages = [message for request in requests for message in request]
         statements = [
             part for message in messages for part in split(message) if not CONTROL.match(part)
         ]
         of_gateway = sum(1 for statement in statements if GATEWAY.search(statement))
-        number = len(self.requests)
+        number = len(requests)
         return Counts(
             statements=round((len(statements) - of_gateway) / number, 1),
             gateway_statements=round(of_gateway / number, 1),
             round_trips=round(len(messages) / number, 1),
-            wal_bytes=round(self.wal_bytes / number),
+            wal_bytes=round(self.wal_bytes / len(self.requests)),
         )
 
     def scripts(self) -> list[str]:
-        """Requests as SQL to be sent again: those that nothing in the background mixed into."""
-        usual = Counter(len(request) for request in self.requests).most_common(1)[0][0]
+        """Requests as SQL to be sent again."""
         return [
             "".join(f"{message.rstrip().rstrip(';')};\n" for message in request)
-            for request in self.requests
-            if len(request) == usual
+            for request in self._undisturbed()
         ]
+
+    def _undisturbed(self) -> list[list[str]]:
+        """The requests between which the background roles did not look whether something is due."""
+        usual = Counter(len(request) for request in self.requests).most_common(1)[0][0]
+        return [request for request in self.requests if len(request) == usual]
 
 
 def listen(
     proxy: PostgresProxy, server: Server, shop: Shop, operation: Operation, number: int
 ) -> Traffic:
-    """Make some requests, one after the other, and what they lead to in the background.
-
-    What happens in the background anyway is counted, too: about a statement each second.
-    """
+    """Make some requests, one after the other, and wait for what they lead to."""
     requests = operation.requests(shop, WARM_UP + number)
     for request in requests[:WARM_UP]:
         _send(server, operation, request)
@@ -80,7 +82,7 @@ def listen(
     wal_bytes = shop.wal_position() - position
     ends = [begin for begin, _ in sent[1:]] + [len(proxy.statements)]
     messages = [proxy.statements[begin:end] for (begin, _), end in zip(sent, ends, strict=True)]
-    return Traffic(messages, wal_bytes)
+    return Traffic(messages, wal_bytes, operation.in_background)
 
 
 def _send(server: Server, operation: Operation, request: bytes) -> None:

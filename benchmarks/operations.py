@@ -48,6 +48,7 @@ FROM generate_series(1, %(users)s) n
 PAID = """
 SELECT user_id, id, gateway_reference FROM payments
 WHERE status IN ('captured', 'partially_refunded') AND amount_refunded < %(most)s
+    AND user_id = ANY(%(users)s)
 ORDER BY id DESC LIMIT 2000
 """
 
@@ -60,7 +61,7 @@ class Shop:
         settings = load_settings(
             _env_file=None, secret_key=secret.secret_key, fingerprint_key=secret.fingerprint_key
         )
-        self._tokens = {
+        self.tokens = {
             f"shopper-{number}": auth.mint(settings, f"shopper-{number}", "payments:manage")
             for number in range(1, users + 1)
         }
@@ -110,7 +111,7 @@ class Shop:
 
     def paid(self) -> list[tuple[str, int, str]]:
         """Payments to refund or to tell about: (user, id, the gateway's reference)."""
-        return self.rows(PAID, most=AMOUNT - 100)
+        return self.rows(PAID, most=AMOUNT - 100, users=[*self.tokens])
 
     def replays(self, number: int) -> list[bytes]:
         return self._replays[:number]
@@ -126,13 +127,13 @@ class Shop:
     def request(
         self, method: str, path: str, user: str, body: Any = None, *, keyed: bool = False
     ) -> bytes:
-        headers = {"Authorization": f"Bearer {self._tokens[user]}"}
+        headers = {"Authorization": f"Bearer {self.tokens[user]}"}
         if keyed:
             headers["Idempotency-Key"] = f"{self._run}-{next(self._numbers)}"
         return as_bytes(method, path, headers, None if body is None else json.dumps(body).encode())
 
     def each_user(self) -> Iterator[str]:
-        return cycle(self._tokens)
+        return cycle(self.tokens)
 
     def new_card(self) -> str:
         """A card number that nobody has saved yet."""
@@ -167,8 +168,11 @@ def refuse_errors(what: str, outcome: Outcome) -> None:
 
 
 def gets(shop: Shop, number: int) -> list[bytes]:
-    query = "SELECT user_id, id FROM orders ORDER BY id %% 97, id LIMIT %(number)s"
-    orders = shop.rows(query, number=number)
+    query = (
+        "SELECT user_id, id FROM orders WHERE user_id = ANY(%(users)s) ORDER BY id %% 97, id"
+        " LIMIT %(number)s"
+    )
+    orders = shop.rows(query, users=[*shop.tokens], number=number)
     return [shop.request("GET", f"/orders/{order}", user) for user, order in orders]
 
 
@@ -255,6 +259,7 @@ class Operation:
     status: int = 201
     repeats: bool = False  # the same requests may be sent again and again
     naive: bool = True  # whether the naive service can do it
+    in_background: bool = False  # whether the sandbox sends webhooks about it
     limit: bool = False  # whether its statements can be sent again as they are
 
 
@@ -263,8 +268,8 @@ OPERATIONS: Final = {
     "list": Operation("list 20 orders", lists, 200, repeats=True, limit=True),
     "create": Operation("create an order", creates, repeats=True, limit=True),
     "save": Operation("save a card", saves),
-    "charge": Operation("charge", charges),
-    "refund": Operation("refund", refunds),
+    "charge": Operation("charge", charges, in_background=True),
+    "refund": Operation("refund", refunds, in_background=True),
     "replay": Operation("replay of a charge", Shop.replays, repeats=True, naive=False),
     "webhook": Operation("webhook in", webhooks, 200, naive=False),
 }

@@ -36,10 +36,12 @@ class Postgres:
     url: str
     pid: int | None
 
-    def create(self, name: str, template: str = "template1") -> str:
-        """Make a database, and return its URL."""
+    def create(self, template: str | None = None) -> str:
+        """Make a database, empty or as the one at another URL, and return its URL."""
+        name = f"estore_bench_{secrets.token_hex(6)}"
+        like = "template1" if template is None else sa.make_url(template).database
         with connect(self.url) as connection, connection.cursor() as cursor:
-            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+            cursor.execute(f"CREATE DATABASE {name} TEMPLATE {like}")
         return sa.make_url(self.url).set(database=name).render_as_string(hide_password=False)
 
     def drop(self, url: str) -> None:
@@ -128,8 +130,8 @@ class Secrets:
 
 
 @contextmanager
-def service(url: str, secret: Secrets, workers: int) -> Iterator[Server]:
-    """The service as `python main.py` runs it, with default settings."""
+def service(url: str, secret: Secrets, workers: int, **others: str) -> Iterator[Server]:
+    """The service as `python main.py` runs it, with default settings, but for the others."""
     port = free_port()
     settings: dict[str, object] = {
         "DATABASE_URL": url,
@@ -139,6 +141,7 @@ def service(url: str, secret: Secrets, workers: int) -> Iterator[Server]:
         "PORT": port,
         "WORKERS": workers,
         "GATEWAYS": "sandbox",  # the default, whatever a developer's .env says
+        **others,
     }
     yield from _running(Server(["main.py"], port, _texts(settings)), "/readyz")
 
