@@ -85,6 +85,7 @@ def measure(plan: Plan, postgres: Postgres, tell: Tell) -> Results:
             with running(shops, secret, workers) as sides:
                 for side in sides:
                     side.shop.prime(side.server.port, plan.primed)
+                    side.shop.drain()
                 limit = Limit(pgbench, traffic["service"], postgres) if pgbench else None
                 figures += measure_rounds(plan, workers, sides, limit, postgres, send, tell)
                 memory |= {
@@ -144,6 +145,7 @@ def count(
         urls = {name: proxy.url for name, proxy in proxies.items()}
         for side in stack.enter_context(running(shops, secret, 1, urls)):
             side.shop.prime(side.server.port, plan.primed)
+            side.shop.drain()
             for name, operation in asked_of(side, plan):
                 tell(f"statements: {side.name}, {operation.label}")
                 found[side.name][name] = listen(

@@ -64,7 +64,7 @@ def measure(postgres: Postgres, orders: int, tell: Tell) -> Size:
         fill(url, orders, tell)
         with servers.connect(url) as connection, connection.cursor() as cursor:
             cursor.execute("SELECT pg_database_size(current_database()) / 2.0 ^ 30")
-            (gib,) = cursor.fetchone()
+            gib = float(cursor.fetchone()[0])
         engine = database.create_engine(url)
         lines = growth.measure(engine, tell)
         engine.dispose()

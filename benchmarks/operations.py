@@ -90,7 +90,6 @@ class Shop:
         self._replays = charges(self, number)
         outcome = send(Load(port, self._replays, False, 8, 60.0, 201))
         refuse_errors("charging before the start", outcome)
-        self.drain()
 
     def drain(self) -> None:
         """Wait until the sandbox has delivered its webhooks, which are part of what was done."""
@@ -114,7 +113,7 @@ class Shop:
         return self.rows(PAID, most=AMOUNT - 100, users=[*self.tokens])
 
     def replays(self, number: int) -> list[bytes]:
-        return self._replays[:number]
+        return [*islice(cycle(self._replays), number)]
 
     def wal_position(self) -> int:
         """How many bytes the server has written to its log, in all databases."""
@@ -173,7 +172,8 @@ def gets(shop: Shop, number: int) -> list[bytes]:
         " LIMIT %(number)s"
     )
     orders = shop.rows(query, users=[*shop.tokens], number=number)
-    return [shop.request("GET", f"/orders/{order}", user) for user, order in orders]
+    made = [shop.request("GET", f"/orders/{order}", user) for user, order in orders]
+    return [*islice(cycle(made), number)]
 
 
 def lists(shop: Shop, number: int) -> list[bytes]:
