@@ -42,7 +42,7 @@ A_COUNT = 2 * OPEN_PAYMENTS + 200  # of what is open: an entry and a row each
 A_REAPED_BATCH = 4_000  # 500 rows: to find, lock and delete each, and its keys in other tables
 A_LOOK = 2_000  # 20 rows that are due, each to be written, with an entry in every index
 A_POLL = 200  # whether something is due, and mostly nothing is
-A_WINDOW = 60_000  # 10,000 orders: for each its payment and the last of its events
+A_WINDOW = 100_000  # 10,000 orders or refunds: for each its payment and the last of its events
 
 
 @dataclass(frozen=True, slots=True)

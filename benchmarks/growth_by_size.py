@@ -5,9 +5,9 @@
 For each size a PostgreSQL that goes away is filled with so many orders and all that belongs to
 them. Then every list, look-up and reaper is explained (`growth.py`), and every operation of the
 API, among them the charge (`touched.py`). Exits 1 when a statement touches more pages than its
-limit, or a request twice as many as with the fewest orders. Ten million orders take hours, and some
-60 GB of disk. What was measured is kept in benchmarks/results/growth.json, and docs/growth.md is
-written anew.
+limit, or a request twice as many as with the fewest orders. Ten million orders take an hour or
+more, and some 60 GB of disk. What was measured is kept in benchmarks/results/growth.json, and
+docs/growth.md is written anew.
 """
 
 from __future__ import annotations

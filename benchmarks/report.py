@@ -7,7 +7,7 @@ from typing import Any, Final
 from xml.sax.saxutils import escape
 
 from benchmarks.operations import OPERATIONS
-from benchmarks.results import PERFORMANCE, Figure, Results, ratio_to_naive
+from benchmarks.results import PERFORMANCE, Figure, Results
 from config import ROOT
 
 PICTURE: Final = ROOT / "docs/performance.svg"
@@ -54,7 +54,7 @@ def ratios(results: Results) -> str:
                 OPERATIONS[figure.operation].label,
                 str(figure.connections),
                 str(figure.workers),
-                shown(ratio_to_naive(results, figure), 2),
+                shown(figure.cpu_to_naive, 2),
                 shown(_rate(figure, naive), 1, " ×"),
                 shown(_rate(figure, limit, 100), 0, " %"),
             ]
@@ -188,7 +188,7 @@ def _for_picture(results: Results) -> list[tuple[str, float]]:
     found: list[tuple[str, float]] = []
     for name, operation in OPERATIONS.items():
         figure = results.by_place.get(("service", name, 16, 1))
-        ratio = ratio_to_naive(results, figure) if figure else None
+        ratio = figure.cpu_to_naive if figure else None
         if ratio is not None:
             found.append((operation.label, ratio))
     return found

@@ -31,6 +31,9 @@ class Figure:
     cpu_us: float | None
     postgres_cpu_us: float | None
     errors: int
+    # The CPU of a request as a ratio to the naive service's: the median of the ratios within each
+    # round, which a machine that becomes busy between two rounds changes little.
+    cpu_to_naive: float | None = None
 
     @property
     def place(self) -> Place:
@@ -77,8 +80,11 @@ class Results:
         return cls(**told)
 
 
-def median(figures: Sequence[Figure]) -> Figure:
-    """One figure for all rounds of a place: each number's median, and all errors."""
+def median(figures: Sequence[Figure], naive: Sequence[Figure] = ()) -> Figure:
+    """One figure for all rounds of a place: each number's median, and all errors.
+
+    `naive` are the naive service's in the same rounds, if it was asked.
+    """
     first = figures[0]
     assert all(figure.place == first.place for figure in figures)
 
@@ -88,15 +94,17 @@ def median(figures: Sequence[Figure]) -> Figure:
 
     numbers = ("per_second", "p50_ms", "p99_ms", "cpu_us", "postgres_cpu_us")
     medians: dict[str, Any] = {name: middle(name) for name in numbers}
-    return Figure(*first.place, **medians, errors=sum(figure.errors for figure in figures))
-
-
-def ratio_to_naive(results: Results, figure: Figure) -> float | None:
-    """The CPU of a request as a ratio to the naive service's, in the same run."""
-    naive = results.by_place.get(("naive", *figure.place[1:]))
-    if naive is None or not naive.cpu_us or figure.cpu_us is None or naive.errors:
-        return None
-    return figure.cpu_us / naive.cpu_us
+    ratios = [
+        figure.cpu_us / other.cpu_us
+        for figure, other in zip(figures, naive, strict=bool(naive))
+        if figure.cpu_us is not None and other.cpu_us and not other.errors
+    ]
+    return Figure(
+        *first.place,
+        **medians,
+        errors=sum(figure.errors for figure in figures),
+        cpu_to_naive=round(statistics.median(ratios), 3) if ratios else None,
+    )
 
 
 # Comparing ------------------------------------------------------------------------------------
@@ -145,9 +153,9 @@ def _common(before: Results, now: Results, server: str) -> Iterator[tuple[Figure
 
 def _ratios(before: Results, now: Results) -> Iterator[Change]:
     for old, new in _common(before, now, "service"):
-        then, ratio = ratio_to_naive(before, old), ratio_to_naive(now, new)
-        if then is not None and ratio is not None:
-            yield Change(new.operation, f"CPU to naive {_at(new)}", then, ratio)
+        if old.cpu_to_naive is not None and new.cpu_to_naive is not None:
+            what = f"CPU to naive {_at(new)}"
+            yield Change(new.operation, what, old.cpu_to_naive, new.cpu_to_naive)
 
 
 def _own_cpu(before: Results, now: Results) -> Iterator[Change]:
@@ -158,7 +166,7 @@ def _own_cpu(before: Results, now: Results) -> Iterator[Change]:
     ]
     pace = statistics.geometric_mean(paces) if paces else 1.0
     for old, new in _common(before, now, "service"):
-        if ratio_to_naive(now, new) is None and old.cpu_us and new.cpu_us:
+        if new.cpu_to_naive is None and old.cpu_us and new.cpu_us:
             what = f"CPU µs, at the pace of before, {_at(new)}"
             yield Change(new.operation, what, old.cpu_us, new.cpu_us / pace)
 

@@ -62,6 +62,8 @@ def test_every_operation_is_measured_at_both_servers_and_at_the_limit(measured: 
         assert figure.per_second > 0
         assert 0 < figure.p50_ms <= figure.p99_ms
         assert (figure.cpu_us is None) == (figure.server == "limit")
+        compared = figure.server == "service" and OPERATIONS[figure.operation].naive
+        assert (figure.cpu_to_naive is not None) == compared
     assert measured.memory_mib.keys() == {"service 1", "naive 1"}
 
 

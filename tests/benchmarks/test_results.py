@@ -17,7 +17,6 @@ from benchmarks.results import (
     find_slower,
     is_same_machine,
     median,
-    ratio_to_naive,
 )
 
 MACHINE = {"cpu": "C", "cores": 2, "system": "Linux x86_64", "python": "3.13.1"}
@@ -38,7 +37,7 @@ def results(*figures: Figure, counts: Counts = COUNTS, **machine: Any) -> Result
 def run(get: float, naive: float, replay: float = 300.0, **others: Any) -> Results:
     """GET at both, and a replay, which only the service can do."""
     return results(
-        figure("service", "get", get),
+        figure("service", "get", get, cpu_to_naive=get / naive),
         figure("naive", "get", naive),
         figure("service", "replay", replay),
         **others,
@@ -71,17 +70,28 @@ def test_rounds_of_different_places_have_no_median() -> None:
         median([figure("service", "get", 1.0), figure("service", "get", 1.0, workers=2)])
 
 
-def test_the_ratio_is_to_the_naive_service_at_the_same_place() -> None:
-    service = figure("service", "get", 250.0)
-    elsewhere = figure("naive", "get", 500.0, connections=1)
-    assert ratio_to_naive(results(service, elsewhere), service) is None
-    same = figure("naive", "get", 1000.0)
-    assert ratio_to_naive(results(service, elsewhere, same), service) == 0.25
+def rounds(server: str, *cpu_us: float, **changes: Any) -> list[Figure]:
+    return [figure(server, "get", each, **changes) for each in cpu_us]
 
 
-def test_there_is_no_ratio_to_a_naive_service_that_failed() -> None:
-    service = figure("service", "get", 250.0)
-    assert ratio_to_naive(results(service, figure("naive", "get", 9.0, errors=1)), service) is None
+def test_the_ratio_to_naive_is_taken_within_each_round() -> None:
+    """The machine becomes four times as slow, and the ratio stays."""
+    service, naive = rounds("service", 200.0, 800.0, 820.0), rounds("naive", 1000.0, 4000.0, 4000.0)
+    assert median(service, naive).cpu_to_naive == 0.2
+    assert median(service).cpu_to_naive is None
+    assert median(naive).cpu_to_naive is None
+
+
+def test_a_round_in_which_the_naive_service_failed_gives_no_ratio() -> None:
+    naive = rounds("naive", 1000.0) + rounds("naive", 9.0, errors=1)
+    assert median(rounds("service", 200.0, 250.0), naive).cpu_to_naive == 0.2
+    failed = rounds("naive", 9.0, errors=1)
+    assert median(rounds("service", 200.0), failed).cpu_to_naive is None
+
+
+def test_rounds_that_do_not_belong_together_have_no_ratio() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        median(rounds("service", 200.0, 250.0), rounds("naive", 1000.0))
 
 
 def test_results_are_read_back_as_they_were_kept(tmp_path: Path) -> None:
