@@ -36,6 +36,7 @@ MOST_PER_SECOND: Final = 1500
 # With more connections the naive service waits for itself: its threads for connections of the pool,
 # and the requests that hold those for threads.
 MOST_FOR_NAIVE: Final = 64
+WARM_CONNECTIONS: Final = 8  # for a moment before the first round, which is not kept
 
 Tell = Callable[[str], None]
 Send = Callable[[Load], Outcome]
@@ -86,6 +87,10 @@ def measure(plan: Plan, postgres: Postgres, tell: Tell) -> Results:
                 for side in sides:
                     side.shop.prime(side.server.port, plan.primed)
                     side.shop.drain()
+                    tell(f"workers {workers}: warming {side.name} up")
+                    for name, _ in asked_of(side, plan):
+                        place = (side.name, name, WARM_CONNECTIONS, workers)
+                        measure_once(place, side, plan.seconds / 4, postgres, send)
                 limit = Limit(pgbench, traffic["service"], postgres) if pgbench else None
                 figures += measure_rounds(plan, workers, sides, limit, postgres, send, tell)
                 memory |= {
