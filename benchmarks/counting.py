@@ -35,7 +35,7 @@ class Traffic:
 
     requests: list[list[str]]
     wal_bytes: int
-    in_background: bool  # whether they lead to work of the background roles
+    in_background: bool  # whether a part of it comes after the answer
 
     def counts(self) -> Counts:
         requests = self.requests if self.in_background else self._undisturbed()
@@ -66,7 +66,13 @@ class Traffic:
 
 
 def listen(
-    proxy: PostgresProxy, server: Server, shop: Shop, operation: Operation, number: int
+    proxy: PostgresProxy,
+    server: Server,
+    shop: Shop,
+    operation: Operation,
+    number: int,
+    *,
+    in_background: bool,
 ) -> Traffic:
     """Make some requests, one after the other, and wait for what they lead to."""
     requests = operation.requests(shop, WARM_UP + number)
@@ -82,7 +88,7 @@ def listen(
     wal_bytes = shop.wal_position() - position
     ends = [begin for begin, _ in sent[1:]] + [len(proxy.statements)]
     messages = [proxy.statements[begin:end] for (begin, _), end in zip(sent, ends, strict=True)]
-    return Traffic(messages, wal_bytes, operation.in_background)
+    return Traffic(messages, wal_bytes, in_background)
 
 
 def _send(server: Server, operation: Operation, request: bytes) -> None:

@@ -71,7 +71,8 @@ def test_a_read_is_one_statement_and_one_round_trip(measured: Results) -> None:
     for name in ("get", "list"):
         counts = measured.counts["service"][name]
         assert (counts.statements, counts.gateway_statements, counts.round_trips) == (1, 0, 1)
-    assert measured.counts["naive"]["get"].round_trips == 3
+    # BEGIN, SELECT, ROLLBACK; the last comes after the answer, and may count for the next request.
+    assert round(measured.counts["naive"]["get"].round_trips) == 3
 
 
 def test_a_charge_counts_what_the_sandbox_sends_too(measured: Results) -> None:
