@@ -7,11 +7,12 @@ VENV := .venv
 RUN := $(VENV)/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-fast fuzz check lint types format docs prove clean
+.PHONY: help run test test-fast fuzz check lint types format docs prove clean \
+    bench bench-check bench-growth bench-cost
 .DELETE_ON_ERROR:
 
 help: ## What can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 run: $(VENV)/.installed ## Start the service, with a database of its own
 	@exec $(RUN) main.py
@@ -44,6 +45,18 @@ format: $(VENV)/.installed-dev ## Format, and mend what can be mended by machine
 
 docs: $(VENV)/.installed ## Write the parts of the docs that are made from the code
 	@$(RUN) -m docs.generate
+
+bench: $(VENV)/.installed ## Measure every operation beside a naive service:  make bench ARGS=--quick
+	@exec $(RUN) -m benchmarks.bench $(ARGS)
+
+bench-check: $(VENV)/.installed ## Name what became slower than in the kept results; 2 minutes
+	@exec $(RUN) -m benchmarks.check
+
+bench-growth: $(VENV)/.installed ## Measure with up to ten million orders; ARGS="--orders 10000,1000000"
+	@exec $(RUN) -m benchmarks.growth_by_size $(ARGS)
+
+bench-cost: $(VENV)/.installed ## Measure what an order costs in statements and bytes
+	@exec $(RUN) -m benchmarks.cost --variants $(ARGS)
 
 clean: ## Remove .venv and caches; .data (the database and the secrets) stays
 	@rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis

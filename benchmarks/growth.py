@@ -1,26 +1,19 @@
-"""What each statement touches when there is much: plans and pages, on 500,000 orders.
+"""What each statement touches when there is much: plans and pages.
 
-    python -m benchmarks.growth [--orders N]
-
-Fills a throwaway database, runs what the service runs, and explains each statement in the moment
-in which it is sent. A page is 8 KiB, counted as often as it is looked at. Exits 1 when a statement
-touches more pages than its limit, which is the same for any number of orders.
+Runs what the service runs on a database that `dataset.py` has filled, and explains each statement
+in the moment in which it is sent. A page is 8 KiB, counted as often as it is looked at. Each has a
+limit, which is the same for any number of orders. `growth_by_size.py` is the command.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from itertools import product
-from pathlib import Path
 from typing import Any, get_args
 
 import sqlalchemy as sa
@@ -31,9 +24,8 @@ import database
 import idempotency_keys
 import invariants
 import leases
-import postgres_server
 import schemas
-from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS, fill
+from benchmarks.dataset import BUSY_USER, LOST_USER, OPEN_PAYMENTS
 from benchmarks.seen import seen_by_engines
 from database import Old, delete_old, read_one
 from gateways.sandbox import SandboxGateway, delete_leftovers, has_work
@@ -50,7 +42,7 @@ A_COUNT = 2 * OPEN_PAYMENTS + 200  # of what is open: an entry and a row each
 A_REAPED_BATCH = 4_000  # 500 rows: to find, lock and delete each, and its keys in other tables
 A_LOOK = 2_000  # 20 rows that are due, each to be written, with an entry in every index
 A_POLL = 200  # whether something is due, and mostly nothing is
-A_WINDOW = 60_000  # 10,000 orders: for each its payment and the last of its events
+A_WINDOW = 100_000  # 10,000 orders or refunds: for each its payment and the last of its events
 
 
 @dataclass(frozen=True, slots=True)
@@ -366,6 +358,7 @@ def _late_ids(connection: sa.Connection, user: str | None) -> str:
 class Line:
     """The plan that touched the most pages of all that a statement had."""
 
+    kind: str
     name: str
     limit: int
     plan: Plan
@@ -387,12 +380,13 @@ def measure(engine: sa.Engine, tell: Callable[[str], None]) -> list[Line]:
         background,
         windows,
     ):
-        tell(probes.__name__.replace("_", " "))
-        lines += _run(engine, probes(engine))
+        kind = probes.__name__.replace("_", " ")
+        tell(kind)
+        lines += _run(engine, kind, probes(engine))
     return lines
 
 
-def _run(engine: sa.Engine, probes: Iterable[Probe]) -> Iterator[Line]:
+def _run(engine: sa.Engine, kind: str, probes: Iterable[Probe]) -> Iterator[Line]:
     for probe in probes:
         with explaining(engine) as plans, database.new_session(engine) as session:
             probe.run(session)
@@ -401,7 +395,7 @@ def _run(engine: sa.Engine, probes: Iterable[Probe]) -> Iterator[Line]:
         for plan in sorted(plans, key=lambda plan: plan.pages):
             worst[plan.statement] = plan
         for plan in worst.values():
-            yield Line(_name(probe.name, _invariant(plan.statement)), probe.limit, plan)
+            yield Line(kind, _name(probe.name, _invariant(plan.statement)), probe.limit, plan)
 
 
 def _invariant(statement: str) -> str | None:
@@ -420,30 +414,3 @@ def table(lines: list[Line]) -> str:
             f"{plan.removed:8,} {plan.rows:6,} {plan.milliseconds:7.1f}  {plan.scans}"
         )
     return "\n".join(rows)
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--orders", type=int, default=500_000)
-    orders: int = parser.parse_args().orders
-    began = time.monotonic()
-
-    def tell(what: str) -> None:
-        print(f"{time.monotonic() - began:6.1f} s  {what}", file=sys.stderr, flush=True)
-
-    with tempfile.TemporaryDirectory(prefix="estore-growth-") as folder:
-        url = postgres_server.ensure_running(Path(folder))
-        database.migrate(url)
-        fill(url, orders, tell)
-        engine = database.create_engine(url)
-        lines = measure(engine, tell)
-        engine.dispose()
-        postgres_server.stop(Path(folder))
-    print(f"\n{orders:,} orders\n\n{table(lines)}\n")
-    failures = sum(line.fails for line in lines)
-    print(f"{failures} of {len(lines)} statements touch more pages than their limit (!)")
-    return 1 if failures else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,4 +1,5 @@
-"""Writes the parts of the docs that are made from the code: `python -m docs.generate`.
+"""Writes the parts of the docs that are made from the code, and from what was measured:
+`python -m docs.generate`.
 
 Each part stands between two comments in its page. A test checks that all of them are up to date.
 """
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Final, TypeVar
 
+from benchmarks import cost, growth_by_size, report
 from domain.states import (
     CHARGE_TRANSITIONS,
     ORDER_TRANSITIONS,
@@ -86,6 +88,9 @@ PARTS: Final[Mapping[str, Mapping[str, Callable[[], str]]]] = {
         "refund": refund_diagram,
         "order": order_diagram,
     },
+    "performance.md": report.PARTS,
+    "cost-per-order.md": cost.PARTS,
+    "growth.md": growth_by_size.PARTS,
 }
 
 

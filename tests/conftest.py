@@ -54,6 +54,7 @@ LONGEST = [
     "services/test_outside.py",
     "settlement/test_faults.py",
     "services/test_reconcile.py",
+    "benchmarks/test_benchmarks.py",
     "test_startup.py",
     "services/test_gateway_outside.py",
     "web/test_fuzz.py",

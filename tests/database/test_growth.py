@@ -1,6 +1,6 @@
 """What statements cost does not grow: plans on 20,000 orders, as the benchmark makes them.
 
-`python -m benchmarks.growth` shows the same on 500,000.
+`make bench-growth` shows the same on up to 10,000,000.
 """
 
 from __future__ import annotations
