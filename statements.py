@@ -66,7 +66,7 @@ class Statement:
         """Give it a name that tells in the server's list of activities what it is."""
         [table] = _TABLE.findall(self.sql)[:1] or ["statement"]
         self.name = f"{table}_{next(_NUMBERS)}"
-        # Each place has a number of its own, for it has a type of its own: text here, varchar there.
+        # Each place has a number of its own, for it has a type of its own: text or varchar.
         numbers = count(1)
         names = _PARAMETER.findall(self.sql)
         text = _PARAMETER.sub(lambda _: f"${next(numbers)}", self.sql)

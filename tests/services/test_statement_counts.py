@@ -41,14 +41,13 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
                 sent.append(" ".join(str(query).split()))
                 super().execute(query, vars)
 
+        def cursor(connection: database.Connection, *_: Any, **__: Any) -> Any:
+            connection.prepared = None  # so that statements are sent as they are written
+            return real(connection, cursor_factory=Cursor)
+
         real = psycopg2.extensions.connection.cursor
         with monkeypatch.context() as patch:
-            patch.setattr(
-                database.Connection,
-                "cursor",
-                lambda connection, *_, **__: real(connection, cursor_factory=Cursor),
-                raising=False,
-            )
+            patch.setattr(database.Connection, "cursor", cursor, raising=False)
             yield sent
 
     return record
