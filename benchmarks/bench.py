@@ -145,7 +145,8 @@ def count(
     found: dict[str, dict[str, Traffic]] = defaultdict(dict)
     with ExitStack() as stack:
         proxies = {
-            name: stack.enter_context(PostgresProxy(shop.url)) for name, shop in shops.items()
+            name: stack.enter_context(PostgresProxy(shop.url, pooler=True))
+            for name, shop in shops.items()
         }
         urls = {name: proxy.url for name, proxy in proxies.items()}
         for side in stack.enter_context(running(shops, secret, 1, urls)):

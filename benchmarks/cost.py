@@ -239,7 +239,10 @@ def _each(total: int, number: int) -> float:
 
 def _count(shop: Shop, secret: Secrets) -> Counts:
     """The statements of an order that is placed and paid, one after the other."""
-    with PostgresProxy(shop.url) as proxy, servers.service(proxy.url, secret, 1) as server:
+    with (
+        PostgresProxy(shop.url, pooler=True) as proxy,
+        servers.service(proxy.url, secret, 1) as server,
+    ):
         pay_orders(shop, server.port, WARM_UP, send)
         begin, position = len(proxy.statements), shop.wal_position()
         pay_orders(shop, server.port, COUNTED, send, connections=1)

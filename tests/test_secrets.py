@@ -216,7 +216,7 @@ def witness(sources: Path, tmp_path: Path) -> Iterator[Witness]:
 
 
 WAITING_INSERT = sa.text(
-    "SELECT pid FROM pg_stat_activity WHERE query LIKE 'INSERT INTO payment_methods%'"
+    "SELECT pid FROM pg_stat_activity WHERE query LIKE '%payment_methods%'"
     " AND wait_event_type = 'Lock'"
 )
 

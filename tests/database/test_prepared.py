@@ -14,6 +14,7 @@ from database import retry_transaction
 from sessions import Session
 from statements import PooledSender, Statement
 from tests.support.database import sql
+from tests.support.postgres_proxy import PostgresProxy
 
 PREPARED = "SELECT name FROM pg_prepared_statements"
 
@@ -66,14 +67,13 @@ def test_what_was_prepared_in_a_transaction_that_failed_is_sent_all_the_same(
     assert sender.rows(add, id=3) == [(3,)]
 
 
-def test_nothing_is_prepared_behind_a_pooler(
-    lone: sa.Engine, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nothing_is_prepared_behind_a_pooler(lone: sa.Engine) -> None:
     """A pooler tells each client the number of a process that is not PostgreSQL's."""
-    lone.dispose()
-    monkeypatch.setattr(database.Connection, "get_backend_pid", lambda _: 7, raising=False)
-    assert PooledSender(lone).rows(by_id(), id=1) == [("one",)]
-    assert names(lone) == []
+    with PostgresProxy(lone.url.render_as_string(hide_password=False), pooler=True) as proxy:
+        engine = database.create_engine(proxy.url, pool_size=1)
+        assert PooledSender(engine).rows(by_id(), id=1) == [("one",)]
+        assert names(engine) == []
+        engine.dispose()
 
 
 def test_what_somebody_else_has_thrown_away_is_sent_as_it_is(lone: sa.Engine) -> None:

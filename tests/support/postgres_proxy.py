@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import struct
 import threading
 from types import TracebackType
@@ -16,6 +17,9 @@ import sqlalchemy as sa
 # cut: every connection ends, and new ones end at once.
 Mode = Literal["forward", "stall", "mute", "greet", "cut"]
 
+# The number of the process that serves a client (BackendKeyData); a pooler tells one of its own.
+SERVED_BY = re.compile(rb"K\x00\x00\x00\x0c....", re.DOTALL)
+OF_A_POOLER = b"K\x00\x00\x00\x0c\x00\x00\x00\x07"
 READY = b"Z\x00\x00\x00\x05I"  # PostgreSQL's message at the end of a login: ReadyForQuery, idle
 
 
@@ -26,7 +30,9 @@ class PostgresProxy:
     other: what counts is what the server gets.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, pooler: bool = False) -> None:
+        """`pooler`: clients take it for one, and send every statement as it is written."""
+        self._pooler = pooler
         self._target = sa.make_url(url)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
@@ -120,6 +126,8 @@ class PostgresProxy:
         while data := await reader.read(65536):
             await self._open.wait()
             if self.mode in ("forward", "stall") or (self.mode == "greet" and not greeted):
+                if self._pooler and not greeted:
+                    data = SERVED_BY.sub(OF_A_POOLER, data, count=1)
                 writer.write(data)
                 await writer.drain()
             greeted = greeted or data.endswith(READY)
