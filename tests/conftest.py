@@ -174,7 +174,7 @@ def api(base_url: str, settings: Settings) -> Iterator[Api]:
 @pytest.fixture
 def user() -> str:
     """A user nobody else has."""
-    return f"user-{secrets.token_hex(6)}"
+    return f"user-{secrets.token_hex(4)}x{secrets.token_hex(4)}"
 
 
 @pytest.fixture
