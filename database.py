@@ -38,10 +38,12 @@ T = TypeVar("T")
 RowType = TypeVar("RowType")
 log = get_logger()
 
-# One number for the whole process: as many database connections as worker threads that use them
-# (see web/route.py). More would only move the queue into PostgreSQL.
-POOL_SIZE = 10
-LOOP_CONNECTIONS = 10  # and as many for statements that the event loop waits for
+# Connections of a process. More would only move the queue into PostgreSQL.
+DATABASE_THREADS = 10  # for requests that need a transaction and no gateway (see web/route.py)
+# The pool serves charges and background roles too. With ten connections threads waited for each
+# other, and a charge cost a seventh more.
+POOL_SIZE = DATABASE_THREADS + 10
+LOOP_CONNECTIONS = 10  # for statements that the event loop waits for
 RESERVED_CONNECTIONS = 20  # connections of the embedded server for operators' commands
 
 # A transaction runs this often at most when PostgreSQL ends it for a deadlock or a serialization

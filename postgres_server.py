@@ -60,7 +60,7 @@ INITDB_OPTIONS = [
     *("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8"),
 ]
 
-MAX_CONNECTIONS = 200
+MAX_CONNECTIONS = 400
 
 # On the command line, where they win over the files of a cluster that already exists.
 SETTINGS = {

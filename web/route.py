@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import POOL_SIZE, SessionDep, phase, retry_transaction
+from database import DATABASE_THREADS, SessionDep, phase, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -39,8 +39,6 @@ from web.arguments import Arguments
 from web.json_body import StrictRequest
 from web.pagination import ListPage
 
-# Threads that use the database: as many as it has connections, so none waits for another.
-DATABASE_THREADS = POOL_SIZE
 # Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
 # stalls takes nothing from the requests that only read.
 # One gateway's guard takes 120 at most (see gateways/guard.py), so two gateways may stall at once.

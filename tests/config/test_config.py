@@ -370,10 +370,10 @@ def test_a_gateway_that_does_not_exist_is_refused_in_one_line(
 
 
 def test_more_workers_than_the_embedded_server_has_connections_for_do_not_start() -> None:
-    fits = load_settings(_env_file=None, workers=8)
+    fits = load_settings(_env_file=None, workers=12)
     database.check_connections(fits)
     database.check_connections(
-        load_settings(_env_file=None, workers=9, database_url="postgresql://elsewhere/")
+        load_settings(_env_file=None, workers=13, database_url="postgresql://elsewhere/")
     )
-    with pytest.raises(ConfigurationError, match="at most 8"):
-        database.check_connections(load_settings(_env_file=None, workers=9))
+    with pytest.raises(ConfigurationError, match="at most 12"):
+        database.check_connections(load_settings(_env_file=None, workers=13))
