@@ -63,9 +63,11 @@ def send(cursor: Any, statement: Written, parameters: Mapping[str, Any], begin: 
         if error.pgcode not in STALE:
             raise
         prepared[name] = False
-        if begin or cursor.connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
+        if begin:  # nothing was done in this transaction yet
+            cursor.execute("ROLLBACK")
+        elif cursor.connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
             raise  # the transaction has failed; it can be tried again
-        cursor.execute(statement.sql, parameters)
+        cursor.execute(begin + statement.sql, parameters)
 
 
 class Session(orm.Session):
