@@ -121,6 +121,16 @@ def test_the_first_statement_of_a_transaction_is_sent_again_at_once(lone: sa.Eng
             sql(lone, "DEALLOCATE ALL")
 
 
+def test_who_has_lost_one_statement_does_not_ask_for_the_others(lone: sa.Engine) -> None:
+    """All are gone, or the server's session is another one."""
+    first, second = by_id(), Statement("SELECT note FROM things", prepare=True)
+    with database.new_session(lone) as session:
+        for _ in range(3):
+            with database.phase(session):
+                assert session.rows(first, id=1) == session.rows(second) == [("one",)]
+            sql(lone, "DEALLOCATE ALL")
+
+
 def test_a_connection_keeps_so_many_and_no_more(
     lone: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
