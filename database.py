@@ -203,7 +203,7 @@ def create_engine(
         "statement_timeout": f"{longest * 1000:.0f}ms",
         "lock_timeout": f"{limits.lock * 1000:.0f}ms",
     }
-    return sqlalchemy.create_engine(
+    engine = sqlalchemy.create_engine(
         url,
         pool_size=pool_size,
         max_overflow=0,
@@ -217,6 +217,18 @@ def create_engine(
             "connection_factory": _Server(limits).connect,
         },
     )
+    sqlalchemy.event.listen(engine, "reset", _close_unfinished)
+    return engine
+
+
+def _close_unfinished(driver: Any, *_: Any) -> None:
+    """Close a connection that was not given back but found by garbage collection.
+
+    Its transaction may be open, which the pool's own rollback would not end: to the driver it is
+    none (see sessions.py). Somebody else would commit it.
+    """
+    if driver.autocommit:
+        driver.close()
 
 
 class Connection(extensions.connection):

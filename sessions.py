@@ -16,7 +16,8 @@ from sqlalchemy.pool import PoolProxiedConnection
 MOST_PREPARED: Final = 200  # statements on a connection; each keeps some ten kilobytes there
 # Of a prepared statement that is not there any more, is there already, or does not fit the tables
 # after a migration: prepared statements of sessions that a pooler shares, too.
-STALE: Final = {"26000", "42P05", "0A000"}
+THROWN_AWAY: Final = {"26000", "42P05"}
+STALE: Final = {*THROWN_AWAY, "0A000"}
 
 
 class Written(Protocol):
@@ -63,9 +64,13 @@ def send(cursor: Any, statement: Written, parameters: Mapping[str, Any], begin: 
         if error.pgcode not in STALE:
             raise
         prepared[name] = False
-        if begin or cursor.connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
+        if error.pgcode in THROWN_AWAY:
+            cursor.connection.prepared = None  # so are others, or somebody prepares here too
+        if begin:  # nothing was done in this transaction yet
+            cursor.execute("ROLLBACK")
+        elif cursor.connection.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE:
             raise  # the transaction has failed; it can be tried again
-        cursor.execute(statement.sql, parameters)
+        cursor.execute(begin + statement.sql, parameters)
 
 
 class Session(orm.Session):

@@ -6,6 +6,7 @@ nothing of a row is taken apart and put together again here. `crud.py` has the s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -63,9 +64,13 @@ class Statement:
             self._prepare()
 
     def _prepare(self) -> None:
-        """Give it a name that tells in the server's list of activities what it is."""
+        """Give it a name that tells in the server's list of activities what it is.
+
+        No other statement has it, in no process and no release: what a pooler that was not
+        recognized lends us may hold statements of others, and none of them is executed for ours.
+        """
         [table] = _TABLE.findall(self.sql)[:1] or ["statement"]
-        self.name = f"{table}_{next(_NUMBERS)}"
+        self.name = f"{table}_{hashlib.sha256(self.sql.encode()).hexdigest()[:16]}"
         # Each place has a number of its own, for it has a type of its own: text or varchar.
         numbers = count(1)
         names = _PARAMETER.findall(self.sql)
@@ -77,7 +82,6 @@ class Statement:
 
 _PARAMETER = re.compile(r"%\((\w+)\)s")
 _TABLE = re.compile(r"(?:INTO|UPDATE|FROM|JOIN) (?:sandbox\.)?([a-z_]+)")
-_NUMBERS = count(1)
 
 
 def _literal(value: Any) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
-from database import new_session
+from database import new_session, retry_transaction
 from errors import BodyTooLarge, GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from services import webhooks
 from web.problems import problems
@@ -47,4 +47,5 @@ async def receive_webhook(request: Request, gateway: str) -> Any:
 def _receive(request: Request, gateway: str, body: bytes) -> None:
     state = request.app.state
     with new_session(state.engine) as session:
-        webhooks.receive(session, state.gateways, gateway, request.headers, body)
+        take = partial(webhooks.receive, session, state.gateways, gateway, request.headers, body)
+        retry_transaction(session, take)

@@ -91,14 +91,23 @@ def _receive_unmatched(session: Session, name: str, event: base.GatewayEvent) ->
     log.warning("webhook.unmatched", gateway=name, gateway_event=event.id)
     with phase(session):
         unclear = event.key is None and event.reference is not None
-        if unclear and crud.has_unreferenced_payment(session, name):
-            # The event may be about it: the answer with its reference is still due.
+        if unclear and (
+            # The event may be about it: the answer with its reference is still due,
+            crud.has_unreferenced_payment(session, name)
+            # or has come since the event was looked at.
+            or _is_found_now(session, name, event)
+        ):
             raise PaymentInProgress(
                 "It may be about a payment whose outcome is open; send it again"
             )
         if event.delivery_id is not None:  # a signed delivery counts once, whatever it says
             _store_alone(session, name, event, None)
         # Else it is not stored: if it is sent again it may be known by then.
+
+
+def _is_found_now(session: Session, name: str, event: base.GatewayEvent) -> bool:
+    payment = crud.find_payment(session, name, None, event.reference)
+    return payment is not None and event.payment_id in (None, payment.id)
 
 
 def connect_gateways(engine: Engine, gateways: Gateways) -> None:

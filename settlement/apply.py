@@ -363,6 +363,7 @@ def settle_dispute(locked: LockedPayment, state: base.Dispute) -> None:
     if new is not None:
         record_dispute_event(locked, new)
         return
+    locked.write()  # it may be one that has changed already
     known = locks.lock_dispute(locked.session, payment.user_id, payment.gateway, state.reference)
     if known is None:
         return

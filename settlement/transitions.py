@@ -78,6 +78,7 @@ class LockedOrder:
     _events: list[Mapping[str, Any]] = field(default_factory=list)
     _changes: Changes = field(default_factory=Changes)
     _answer: int | None = None  # the part of the changes that answers the request itself
+    _is_answered: bool = False  # once it is committed
 
     def __post_init__(self) -> None:
         self.watch(self.order)
@@ -156,8 +157,13 @@ class LockedOrder:
         self._before = [(row, _values_of(row)) for row, _ in self._before]
         self._events, self._changes, self._answer = [], Changes(), None
         written = changes.send(self.session)
-        if answer is not None and self.context is not None and self.context.key is not None:
-            self.context.key.is_answered = bool(written[answer])
+        if answer is not None:
+            self._is_answered = bool(written[answer])
+
+    def committed(self) -> None:
+        """Tell the request whether it is answered. Until the commit it is not."""
+        if self._is_answered and self.context is not None and self.context.key is not None:
+            self.context.key.is_answered = True
 
 
 @dataclass(slots=True)
@@ -209,6 +215,7 @@ def locked_payment(
         locked = lock_payment(session, by, known, gateway, context)
         yield locked
         locked.write()
+    locked.committed()
 
 
 def lock_payment(

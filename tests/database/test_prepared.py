@@ -97,22 +97,52 @@ def test_a_migration_that_changes_a_column_stops_nobody(lone: sa.Engine) -> None
 
 
 def test_a_transaction_whose_plan_is_stale_is_tried_again(lone: sa.Engine) -> None:
-    statement = by_id()
+    statement, first = by_id(), Statement("SELECT 1")
     for _ in range(2):
         with database.new_session(lone) as session:
 
             def work(session: Session = session) -> list[tuple[str]]:
                 with database.phase(session):
+                    session.rows(first)
                     return session.rows(statement, id=1)
 
             assert retry_transaction(session, work) == [("one",)]
         sql(lone, "DEALLOCATE ALL")
 
 
+def test_the_first_statement_of_a_transaction_is_sent_again_at_once(lone: sa.Engine) -> None:
+    """Nothing was done yet, so nobody has to know."""
+    statement = by_id()
+    with database.new_session(lone) as session:
+        for _ in range(2):
+            with database.phase(session):
+                assert session.rows(statement, id=1) == [("one",)]
+                assert session.rows(Statement("SELECT now() < clock_timestamp()")) == [(True,)]
+            sql(lone, "DEALLOCATE ALL")
+
+
+def test_who_has_lost_one_statement_does_not_ask_for_the_others(lone: sa.Engine) -> None:
+    """All are gone, or the server's session is another one."""
+    first, second = by_id(), Statement("SELECT note FROM things", prepare=True)
+    with database.new_session(lone) as session:
+        for _ in range(3):
+            with database.phase(session):
+                assert session.rows(first, id=1) == session.rows(second) == [("one",)]
+            sql(lone, "DEALLOCATE ALL")
+
+
 def test_a_connection_keeps_so_many_and_no_more(
     lone: sa.Engine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sessions, "MOST_PREPARED", 2)
-    for _ in range(4):
-        assert PooledSender(lone).rows(by_id(), id=1) == [("one",)]
+    for number in range(4):
+        statement = Statement(f"SELECT {number} FROM things WHERE id = %(id)s", prepare=True)
+        assert PooledSender(lone).rows(statement, id=1) == [(number,)]
     assert len(names(lone)) == 2
+
+
+def test_a_name_stands_for_one_statement_in_every_process() -> None:
+    """Processes that share sessions of the server execute by name what another has prepared."""
+    one, again = by_id(), by_id()
+    other = Statement("UPDATE things SET note = '' WHERE id = %(id)s RETURNING id", prepare=True)
+    assert one.name == again.name != other.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -75,6 +76,18 @@ def test_what_nobody_commits_is_not_there(session: Session, things: sa.Engine) -
     session.rows(ADD, id=1, note="raw")
     session.close()
     assert count(things) == 0
+
+
+def test_what_a_forgotten_session_has_begun_is_committed_by_nobody(things: sa.Engine) -> None:
+    with things.begin() as connection:
+        connection.execute(THINGS.delete())
+    forgotten = database.new_session(things)
+    forgotten.rows(ADD, id=1, note="half")
+    del forgotten
+    gc.collect()
+    with database.new_session(things) as session, database.phase(session):
+        session.rows(ADD, id=2, note="another's")
+    assert count(things) == 1
 
 
 def test_errors_are_those_of_sqlalchemy_without_the_values(

@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
@@ -68,6 +69,21 @@ def save(engine: sa.Engine, paid: dict[str, Any], reference: str) -> Save:
                 return locked.order.last_sequence > before
 
     return run
+
+
+def test_one_that_is_told_twice_in_one_transaction_keeps_both_news(
+    manager: httpx.Client, engine: sa.Engine, paid: dict[str, Any], save: Save, reference: str
+) -> None:
+    """No part of a statement sees what another one writes, so a row may be in one only."""
+    save()
+    state = base.Dispute(reference, "open", 1099, "USD", "fraudulent", evidence_due_at=MONDAY)
+    with database.new_session(engine) as session:
+        payment = crud.require_payment(session, paid["id"], paid["user_id"])
+        with locked_payment(session, ChangedBy.service("test"), payment) as locked:
+            settle_dispute(locked, state)
+            settle_dispute(locked, replace(state, status="won"))
+    (entry,) = listed(manager, payment_id=paid["id"])
+    assert (entry["status"], entry["evidence_due_at"]) == ("won", "2031-06-02T12:00:00Z")
 
 
 def listed(manager: httpx.Client, **query: Any) -> list[dict[str, Any]]:
