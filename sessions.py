@@ -14,8 +14,8 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection
 
 MOST_PREPARED: Final = 200  # statements on a connection; each keeps some ten kilobytes there
-# Of a prepared statement that is not there any more, is there already, or does not fit the tables
-# after a migration: prepared statements of sessions that a pooler shares, too.
+# PostgreSQL's codes for a prepared statement that is gone, that is there already, and that returns
+# other columns since a migration. A pooler that was not recognized causes the first two.
 STALE: Final = {"26000", "42P05", "0A000"}
 
 

@@ -1,7 +1,8 @@
-"""Runs every endpoint: authenticate, read the body, check permission, then one worker thread.
+"""Runs every endpoint: authenticate, read the body, then call it where it may wait.
 
-Endpoints are plain functions. The thread that runs an endpoint also gives its database connection
-back, before the response is serialized.
+Endpoints are plain functions. One that only sends single statements runs on the event loop, in a
+greenlet. Any other has a worker thread, which also gives its database connection back, before the
+response is sent.
 """
 
 from __future__ import annotations
@@ -123,7 +124,11 @@ def _thread_pool(endpoint: Callable[..., Any]) -> tuple[str, int]:
 
 
 def _sends_alone(endpoint: Callable[..., Any]) -> bool:
-    """Whether all that it does is to send statements, each of them alone."""
+    """Whether all that it does is to send statements, each of them alone.
+
+    One that takes a session as well uses it for an Idempotency-Key only (see `_in_loop`): on the
+    loop a session would hold up all other requests.
+    """
     parameters = inspect.signature(endpoint, eval_str=True).parameters
     annotations = [parameter.annotation for parameter in parameters.values()]
     return SenderDep in annotations and (
