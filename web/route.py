@@ -24,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import DATABASE_THREADS, SessionDep, phase, retry_transaction
+from database import DATABASE_THREADS, SessionDep, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -195,14 +195,13 @@ def _check_permission(
     """Raises NotFound or Forbidden for what the caller may not do. Services do so too, but a
     stored answer is repeated without them, to a token that may have fewer scopes than the first.
     """
-    with phase(session):
-        if "payment_id" in arguments:
-            context.require_payment(session, action, arguments["payment_id"])
-        elif "order_id" in arguments:
-            context.require_order(session, action, arguments["order_id"])
-        elif "method_id" not in arguments:  # PATCH and DELETE, of which no answer is stored
-            context.require_owner(action, arguments["data"].user_id)
-    session.info.pop("committed", None)  # nothing was written: the work may be retried
+    sender = PooledSender.beside(session)
+    if "payment_id" in arguments:
+        context.require_payment(sender, action, arguments["payment_id"])
+    elif "order_id" in arguments:
+        context.require_order(sender, action, arguments["order_id"])
+    elif "method_id" not in arguments:  # PATCH and DELETE, of which no answer is stored
+        context.require_owner(action, arguments["data"].user_id)
 
 
 async def _send(route: APIRoute, request: Request, result: Any, send: Send) -> None:
