@@ -1,8 +1,9 @@
-"""The repository: every resource's rows, by small functions that flush and never commit.
+"""The repository: every resource's rows, by small functions that never commit.
 
 `get_x` returns a row or None, `require_x` a row or raises NotFound, `lock_x` holds the row until
-the transaction ends. What locks or changes a row names its user: one transaction is about one
-user, and a row that is found without its user is read first. `tests/test_statements.py` sees to it.
+the transaction ends; `show_x` and `list_x` return JSON as PostgreSQL writes it. What locks or
+changes a row names its user: one transaction is about one user, and a row that is found without its
+user is read first. `tests/database/test_statements.py` sees to it. `locks.py` has what money needs.
 """
 
 from __future__ import annotations
@@ -89,7 +90,6 @@ DISPUTE_COLUMNS = Dispute.__table__.c
 EVENT_COLUMNS = Event.__table__.c
 
 METHODS = select(*[METHOD_COLUMNS[name] for name in PaymentMethodRow._fields])
-ORDERS = select(*[ORDER_COLUMNS[name] for name in columns_of(OrderRow)])
 PAYMENTS = select(*[PAYMENT_COLUMNS[name] for name in columns_of(PaymentRow)])
 REFUNDS = select(*[REFUND_COLUMNS[name] for name in columns_of(RefundRow)])
 
@@ -130,7 +130,7 @@ def found(row: T | None) -> T:
 # Payment methods ----------------------------------------------------------------------------------
 
 
-# The release before this one locks the key instead; the next one drops it.
+# What the release before this one locks in the place of the row; the next release drops it.
 LOCK_USER = Statement(
     "SELECT pg_advisory_xact_lock(hashtextextended(%(user_id)s, 0))", prepare=True
 )

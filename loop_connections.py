@@ -30,7 +30,7 @@ class LoopConnections:
 
     def __init__(self, engine: sqlalchemy.Engine, size: int = LOOP_CONNECTIONS) -> None:
         self._engine = engine
-        self._longest: float = engine.pool.timeout()  # type: ignore[attr-defined] # in the line
+        self._longest: float = engine.pool.timeout()  # type: ignore[attr-defined] # wait in the line
         self._loop = asyncio.get_running_loop()
         self._free = size  # how many more functions may run
         self._line: deque[asyncio.Future[None]] = deque()  # first come, first served

@@ -14,9 +14,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection
 
 MOST_PREPARED: Final = 200  # statements on a connection; each keeps some ten kilobytes there
-# Of a prepared statement that is not there any more, is there already, or does not fit the tables
-# after a migration: prepared statements of sessions that a pooler shares, too.
+# PostgreSQL's codes for a prepared statement that is gone, and for one that is there already: a
+# pooler that was not recognized causes both.
 THROWN_AWAY: Final = {"26000", "42P05"}
+# And for one that returns other columns since a migration.
 STALE: Final = {*THROWN_AWAY, "0A000"}
 
 

@@ -64,9 +64,9 @@ class Statement:
             self._prepare()
 
     def _prepare(self) -> None:
-        """Give it a name that tells in the server's list of activities what it is.
+        """Name it after its table: pg_stat_activity shows the name in the place of the text.
 
-        No other statement has it, in no process and no release: what a pooler that was not
+        No other statement has the name, in no process and no release: what a pooler that was not
         recognized lends us may hold statements of others, and none of them is executed for ours.
         """
         [table] = _TABLE.findall(self.sql)[:1] or ["statement"]
@@ -179,12 +179,12 @@ def as_json(query: sa.Select[Any]) -> sa.Select[Any]:
     return sa.select(text).select_from(shown)
 
 
-def _reader(request: Request) -> Sender:
+def _sender(request: Request) -> Sender:
     sender: Sender = request.app.state.sender
     return sender
 
 
-SenderDep = Annotated[Sender, Depends(_reader)]
+SenderDep = Annotated[Sender, Depends(_sender)]
 
 
 # What a resource shows ---------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def show(
     **more: Any,
 ) -> str:
     """The row with this id as JSON, if it is visible to this caller. Raises NotFound."""
-    if not 0 < row_id <= MAX_ID:
+    if not is_id(row_id):
         raise NotFound
     if visible_to is EVERYONE:
         rows = sender.rows(_one(query, table, False), id=row_id, **more)

@@ -229,10 +229,6 @@ def _measure(
     return cost, counts
 
 
-def _each_of(before: list[int], after: list[int], number: int) -> list[float]:
-    return [_each(new - old, number) for old, new in zip(before, after, strict=True)]
-
-
 def _each(total: int, number: int) -> float:
     return round(total / number, 3)
 

@@ -59,7 +59,8 @@ class Results:
     seconds: float
     figures: list[Figure]
     counts: dict[str, dict[str, Counts]]  # by server, by operation
-    memory_mib: dict[str, list[float]] = field(default_factory=dict)  # by workers: each process
+    # Of each process, by server and number of workers.
+    memory_mib: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def by_place(self) -> dict[Place, Figure]:

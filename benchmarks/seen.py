@@ -1,4 +1,4 @@
-"""Sends every statement where the events of engines see it, as those of SQLAlchemy are."""
+"""Lets SQLAlchemy's events of engines see the statements that go straight to the driver."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from statements import PooledSender, Statement
 
 @contextmanager
 def seen_by_engines() -> Iterator[None]:
-    """As long as this lasts."""
+    """As long as this lasts, SQLAlchemy sends them."""
     with (
         mock.patch.object(Session, "rows", _send_in_session),
         mock.patch.object(PooledSender, "rows", _send_alone),

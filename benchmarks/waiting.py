@@ -27,7 +27,7 @@ from services.lookups import LookupRules
 from workers.loop import Workers
 from workers.roles import Resources
 
-RESPONSE_GRACE_SECONDS = 0.02
+ANSWER_SECONDS = 0.02
 ROUNDS = 9
 MOST_TIMES_AS_LONG = 1.5
 
@@ -58,7 +58,7 @@ SELECT 'ch_' || order_id, order_id, id, 'key-' || order_id, 1000, 'USD', 'succes
 
 class Slow(SandboxGateway):
     def look_up(self, query: Any) -> Any:
-        time.sleep(RESPONSE_GRACE_SECONDS)
+        time.sleep(ANSWER_SECONDS)
         return super().look_up(query)
 
 

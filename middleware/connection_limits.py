@@ -41,8 +41,8 @@ log = get_logger()
 # trailers, with what came in the same segment as body.
 MAX_SECTION: Final = 16 * 1024
 MAX_HEADERS: Final = 100
-# One request with everything: a body of 64 KiB (see body_limit.py) takes 384 KiB in chunks of one
-# byte. Also what is still read, and thrown away, of a request that has been answered already.
+# One request with everything: a body of 64 KiB (`MAX_BODY` in request_layer.py) takes 384 KiB in
+# chunks of one byte. Also what is still read, and thrown away, of a request that has been answered.
 MAX_REQUEST: Final = 512 * 1024
 MAX_PIPELINED: Final = 16  # requests that wait for the answer to an earlier one of their connection
 
@@ -54,9 +54,7 @@ MIN_READ: Final = 16 * 1024
 MAX_CONNECTIONS: Final = 2048  # some 10 KiB each
 RESERVED_FILES: Final = 128  # for the database, the gateways and the log
 
-
-# An ASGI extension of ours, for request_layer.py.
-ANSWER_WHOLE: Final = "estore.answer_whole"
+ANSWER_WHOLE: Final = "estore.answer_whole"  # an ASGI extension of ours (see request_layer.py)
 Headers = Sequence[tuple[bytes, bytes]]
 
 

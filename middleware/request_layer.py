@@ -60,7 +60,8 @@ _ID = re.compile(r"[0-9]{1,11}", re.ASCII)  # card numbers have twelve digits or
 
 # New request ids are written in letters, so that none looks like a card number to the log.
 _LETTERS: Final = str.maketrans("0123456789", "ghijklmnop")
-# What sends a whole answer, if the server has it (connection_limits.py), and says whether it did.
+# An ASGI extension of ours: it sends a whole answer, and says whether it did. LimitedProtocol in
+# connection_limits.py has it, under the same name.
 _ANSWER_WHOLE: Final = "estore.answer_whole"
 _NO_SNIFF: Final = (b"x-content-type-options", b"nosniff")
 _NO_STORE: Final = (b"cache-control", b"no-store")

@@ -133,13 +133,12 @@ def set_order_status(
 )
 def list_order_events(
     request: Request,
-    session: SessionDep,
     sender: SenderDep,
     visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first: what happened, when, who did it, and under which request."""
-    order = crud.require_order(session, order_id, visible_to)
+    order = crud.require_order(sender, order_id, visible_to)
     rows = crud.list_order_events(sender, order.user_id, order.id, query)
     return next_page(request, rows, query)

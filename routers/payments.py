@@ -105,14 +105,13 @@ def pay_order(
 )
 def list_order_payments(
     request: Request,
-    session: SessionDep,
     sender: SenderDep,
     visible_to: VisibleToDep,
     order_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first: every attempt, the declined ones too."""
-    order = crud.require_order(session, order_id, visible_to)
+    order = crud.require_order(sender, order_id, visible_to)
     of_order = schemas.PaymentQuery(limit=query.limit, cursor=query.cursor, order_id=order.id)
     rows = crud.list_payments(sender, of_order, visible_to)
     return next_page(request, rows, query)
@@ -303,14 +302,13 @@ def review_payment(
 )
 def list_refunds(
     request: Request,
-    session: SessionDep,
     sender: SenderDep,
     visible_to: VisibleToDep,
     payment_id: Id,
     query: Annotated[schemas.Page, Query()],
 ) -> Any:
     """Newest first."""
-    payment = crud.require_payment(session, payment_id, visible_to)
+    payment = crud.require_payment(sender, payment_id, visible_to)
     rows = crud.list_refunds(sender, payment.user_id, payment.id, query)
     return next_page(request, rows, query)
 
@@ -322,11 +320,9 @@ def list_refunds(
     summary="Get a refund",
     responses=resource_problems(),
 )
-def get_refund(
-    session: SessionDep, sender: SenderDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id
-) -> Any:
+def get_refund(sender: SenderDep, visible_to: VisibleToDep, payment_id: Id, refund_id: Id) -> Any:
     """A refund that is `pending` is not known yet, or still being worked on by the gateway."""
-    payment = crud.require_payment(session, payment_id, visible_to)
+    payment = crud.require_payment(sender, payment_id, visible_to)
     return crud.show_refund(sender, payment.user_id, payment.id, refund_id)
 
 

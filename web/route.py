@@ -1,7 +1,8 @@
-"""Runs every endpoint: authenticate, read the body, check permission, then one worker thread.
+"""Runs every endpoint: authenticate, read the body, then call it where it may wait.
 
-Endpoints are plain functions. The thread that runs an endpoint also gives its database connection
-back, before the response is serialized.
+Endpoints are plain functions. One that only sends single statements runs on the event loop, in a
+greenlet. Any other has a worker thread, which also gives its database connection back, before the
+response is sent.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import DATABASE_THREADS, SessionDep, phase, retry_transaction
+from database import DATABASE_THREADS, SessionDep, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
@@ -123,7 +124,11 @@ def _thread_pool(endpoint: Callable[..., Any]) -> tuple[str, int]:
 
 
 def _sends_alone(endpoint: Callable[..., Any]) -> bool:
-    """Whether all that it does is to send statements, each of them alone."""
+    """Whether all that it does is to send statements, each of them alone.
+
+    One that takes a session as well uses it for an Idempotency-Key only (see `_in_loop`): on the
+    loop a session would hold up all other requests.
+    """
     parameters = inspect.signature(endpoint, eval_str=True).parameters
     annotations = [parameter.annotation for parameter in parameters.values()]
     return SenderDep in annotations and (
@@ -190,14 +195,13 @@ def _check_permission(
     """Raises NotFound or Forbidden for what the caller may not do. Services do so too, but a
     stored answer is repeated without them, to a token that may have fewer scopes than the first.
     """
-    with phase(session):
-        if "payment_id" in arguments:
-            context.require_payment(session, action, arguments["payment_id"])
-        elif "order_id" in arguments:
-            context.require_order(session, action, arguments["order_id"])
-        elif "method_id" not in arguments:  # PATCH and DELETE, of which no answer is stored
-            context.require_owner(action, arguments["data"].user_id)
-    session.info.pop("committed", None)  # nothing was written: the work may be retried
+    sender = PooledSender.beside(session)
+    if "payment_id" in arguments:
+        context.require_payment(sender, action, arguments["payment_id"])
+    elif "order_id" in arguments:
+        context.require_order(sender, action, arguments["order_id"])
+    elif "method_id" not in arguments:  # PATCH and DELETE, of which no answer is stored
+        context.require_owner(action, arguments["data"].user_id)
 
 
 async def _send(route: APIRoute, request: Request, result: Any, send: Send) -> None:

@@ -156,7 +156,7 @@ DELIVERED = Statement(
 
 
 def list_due(sender: Sender, secret: str, limit: int) -> list[tuple[int, dict[str, str], bytes]]:
-    """Signed webhooks that are due and not delivered: (id, headers, body). None while they are
+    """Signed webhooks that are due and not delivered: (id, headers, body). Empty while they are
     held back."""
     signed = []
     for webhook_id, text in sender.rows(DUE, limit=limit):
