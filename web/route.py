@@ -282,7 +282,7 @@ def _context(
     key = idempotency.read_key(
         request.headers.getlist("idempotency-key"),
         request.method,
-        request.url.path,
+        request.scope["path"],
         request.value,
         settings.fingerprint_keys,
     )
