@@ -227,7 +227,8 @@ def _close_unfinished(driver: Any, *_: Any) -> None:
     Its transaction may be open, which the pool's own rollback would not end: to the driver it is
     none (see sessions.py). Somebody else would commit it.
     """
-    if driver.autocommit:
+    is_open = driver.info.transaction_status != extensions.TRANSACTION_STATUS_IDLE
+    if driver.autocommit and is_open:
         driver.close()
 
 

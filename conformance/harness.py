@@ -313,8 +313,9 @@ class Harness:
 SLACK = 1.0  # seconds: the machines that run this are shared
 
 
-def ok(answer: httpx.Response, status: int) -> Any:
-    assert answer.status_code == status, f"{answer.status_code}, not {status}: {answer.text}"
+def ok(answer: httpx.Response, *statuses: int) -> Any:
+    expected = " or ".join(map(str, statuses))
+    assert answer.status_code in statuses, f"{answer.status_code}, not {expected}: {answer.text}"
     return answer.json()
 
 

@@ -222,6 +222,7 @@ class LimitedProtocol(HttpToolsProtocol):
         # answer. We end our side only; the client, or LINGER_SECONDS, ends the other.
         if self.transport.can_write_eof():
             self.transport.write_eof()
+            self.flow.resume_reading()  # or nobody would notice that the client ends it
         else:
             self.transport.close()
 

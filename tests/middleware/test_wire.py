@@ -120,6 +120,7 @@ def test_a_request_too_large_is_413(server: Guarded) -> None:
     with server.connect() as connection:
         connection.sendall(start + b"x" * (MAX_REQUEST + 1 - len(start)))
         assert problem_of(read_all(connection))["code"] == "body_too_large"
+    server.wait_for_connections(0)  # it is noticed that the client has ended it
 
 
 def test_few_requests_wait_for_the_answer_to_an_earlier_one(server: Guarded) -> None:

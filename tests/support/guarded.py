@@ -49,7 +49,8 @@ class Guarded:
         self.answer.set()
         self.server.should_exit = True
         self.thread.join(30)
-        assert not self.thread.is_alive(), "a connection kept the server from ending"
+        kept = [getattr(one, "scope", one) for one in self.server.server_state.connections]
+        assert not self.thread.is_alive(), f"connections kept the server from ending: {kept}"
 
     def connect(self, address: str = "127.0.0.1") -> socket.socket:
         connection = socket.socket()
