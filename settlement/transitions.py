@@ -211,26 +211,15 @@ def locked_payment(
 
     `gateway` is the one that may be asked about what contradicts our row.
     """
+    can_retrieve = gateway is None or gateway.capabilities.can_retrieve
     with phase(session):
-        locked = lock_payment(session, by, known, gateway, context)
+        now, order, payment = locks.lock_payment(session, known.user_id, known.order_id, known.id)
+        locked = LockedPayment(
+            session, by, now, order, context, payment=payment, can_retrieve=can_retrieve
+        )
         yield locked
         locked.write()
     locked.committed()
-
-
-def lock_payment(
-    session: Session,
-    by: ChangedBy,
-    known: PaymentRow,
-    gateway: Gateway | None = None,
-    context: CallContext | None = None,
-) -> LockedPayment:
-    """Lock a payment in the caller's transaction, who calls `write`."""
-    can_retrieve = gateway is None or gateway.capabilities.can_retrieve
-    now, order, payment = locks.lock_payment(session, known.user_id, known.order_id, known.id)
-    return LockedPayment(
-        session, by, now, order, context, payment=payment, can_retrieve=can_retrieve
-    )
 
 
 def lock_refund(locked: LockedPayment, refund_id: int) -> RefundRow | None:
