@@ -32,7 +32,7 @@ import schemas
 from database import age, read_all, read_one, seconds_from_now
 from domain.events import Actor
 from domain.states import DEAD_PAYMENT_STATUSES
-from errors import NotFound
+from errors import IdempotencyInProgress, NotFound, PaymentMethodNotFound
 from models import (
     LISTS_ALL,
     LISTS_BY_ONE_FILTER,
@@ -66,6 +66,7 @@ from statements import (
     ORDER_LIST,
     PAYMENT_LIST,
     PAYMENT_WIDTH,
+    REFUND_LIST,
     Listed,
     Sender,
     Statement,
@@ -312,16 +313,17 @@ def promote_newest_payment_method(session: Session, user_id: str) -> PaymentMeth
 # Orders -------------------------------------------------------------------------------------------
 
 
-# The order, if its method is an active one of its user, and its event.
-CREATE_ORDER = Statement(
-    f"""
-    WITH placed AS (
+# The Idempotency-Key of the request, if it has one; the order, if its method is an active one of
+# its user; its event; and the answer, which the key keeps.
+_CREATE_ORDER = f"""
+    WITH {{key}} placed AS (
         INSERT INTO orders (
             user_id, product_id, quantity, total_amount, currency, payment_method_id, metadata,
             last_sequence
         )
         SELECT %(user_id)s, %(product_id)s, %(quantity)s, %(total_amount)s, %(currency)s,
             CAST(%(payment_method_id)s AS bigint), CAST(%(metadata)s AS jsonb), 1
+        {{with_key}}
         WHERE CAST(%(payment_method_id)s AS bigint) IS NULL OR EXISTS (
             SELECT FROM payment_methods
             WHERE user_id = %(user_id)s AND id = %(payment_method_id)s AND is_active
@@ -332,8 +334,30 @@ CREATE_ORDER = Statement(
         SELECT 'order.created', user_id, id, 1, CAST(%(actor)s AS jsonb), %(request_id)s,
             to_jsonb(shown)
         FROM shown
-    )
-    SELECT row_to_json(shown)::text, id FROM shown""",
+    ), answer AS (SELECT id, row_to_json(shown)::text AS body FROM shown) {{stored}}
+    SELECT {{is_owned}}, answer.id, answer.body FROM (VALUES (1)) AS one LEFT JOIN answer ON true"""
+CREATE_ORDER = Statement(
+    _CREATE_ORDER.format(key="", with_key="", stored="", is_owned="true"), prepare=True
+)
+CREATE_ORDER_FOR_KEY = Statement(
+    _CREATE_ORDER.format(
+        key="""key AS (
+        SELECT FROM idempotency_keys
+        WHERE user_id = %(key_user_id)s AND key = %(key)s AND owner = %(key_owner)s
+            AND status IS NULL
+        FOR UPDATE
+    ),""",
+        with_key="FROM key",
+        stored=""", stored AS (
+        UPDATE idempotency_keys SET status = 201, body = convert_to(answer.body, 'UTF8'),
+            headers = jsonb_build_object(
+                'Content-Type', 'application/json', 'Location', '/orders/' || answer.id
+            )
+        FROM answer
+        WHERE idempotency_keys.user_id = %(key_user_id)s AND idempotency_keys.key = %(key)s
+    )""",
+        is_owned="EXISTS (SELECT FROM key)",
+    ),
     prepare=True,
 )
 
@@ -346,16 +370,19 @@ def create_order(
     currency: str,
     actor: Actor,
     request_id: str,
-) -> tuple[str, int] | None:
-    """Place an order, with its event; the order as JSON, and its id.
+    key: Mapping[str, Any] | None,
+) -> tuple[int, str]:
+    """Place an order, with its event, and answer the request with this key: the order's id, and the
+    order as JSON.
 
-    None when its payment method is not an active one of the same user.
+    Raises PaymentMethodNotFound when its payment method is not an active one of the same user, and
+    IdempotencyInProgress when somebody else works on the key.
     """
     method_id = data.payment_method_id
     if method_id is not None and not is_id(method_id):
-        return None
-    rows = sender.rows(
-        CREATE_ORDER,
+        raise PaymentMethodNotFound
+    [(is_owned, order_id, body)] = sender.rows(
+        CREATE_ORDER if key is None else CREATE_ORDER_FOR_KEY,
         user_id=user_id,
         product_id=data.product_id,
         quantity=data.quantity,
@@ -365,8 +392,13 @@ def create_order(
         metadata=json.dumps(data.metadata),
         actor=json.dumps(actor),
         request_id=request_id,
+        **(key or {}),
     )
-    return rows[0] if rows else None
+    if not is_owned:
+        raise IdempotencyInProgress
+    if order_id is None:
+        raise PaymentMethodNotFound
+    return order_id, body
 
 
 ORDER = Statement(f"SELECT {ORDER_LIST} FROM orders o WHERE o.id = %(id)s", prepare=True)
@@ -644,6 +676,24 @@ def require_refund_to_look_up(
 
 def get_refund_of_key(session: Session, gateway_key: str) -> RefundRow | None:
     return read_one(session, RefundRow, REFUNDS.where(REFUND_COLUMNS.gateway_key == gateway_key))
+
+
+REFUND_OF_REFERENCE = Statement(
+    f"""
+    SELECT {REFUND_LIST} FROM refunds r WHERE r.user_id = %(user_id)s
+    AND r.payment_id = %(payment_id)s AND r.gateway_reference = %(reference)s""",
+    prepare=True,
+)
+
+
+def get_refund_of_reference(
+    sender: Sender, payment: PaymentRow, reference: str
+) -> RefundRow | None:
+    """The refund of this payment that its gateway calls so."""
+    rows = sender.rows(
+        REFUND_OF_REFERENCE, user_id=payment.user_id, payment_id=payment.id, reference=reference
+    )
+    return RefundRow(*rows[0]) if rows else None
 
 
 def show_refund(sender: Sender, user_id: str, payment_id: int, refund_id: int) -> str:

@@ -24,6 +24,7 @@ from psycopg2 import extensions
 from sqlalchemy import Executable, orm
 from sqlalchemy.dialects.postgresql import ARRAY
 from sqlalchemy.exc import DBAPIError, ProgrammingError
+from sqlalchemy.pool import PoolProxiedConnection
 
 import postgres_server
 import wakeup
@@ -39,11 +40,11 @@ RowType = TypeVar("RowType")
 log = get_logger()
 
 # Connections of a process. More would only move the queue into PostgreSQL.
-DATABASE_THREADS = 10  # for requests that need a transaction and no gateway (see web/route.py)
-# The pool serves charges and background roles too. With ten connections threads waited for each
-# other, and a charge cost a seventh more.
-POOL_SIZE = DATABASE_THREADS + 10
-LOOP_CONNECTIONS = 10  # for statements that the event loop waits for
+POOL_SIZE = 10  # for background roles, requests without a token, and rare ways of the sandbox
+# For what the event loop waits for. Changes have connections of their own: they may wait for a
+# lock, and nobody who reads waits with them.
+READ_CONNECTIONS = 10
+WRITE_CONNECTIONS = 10
 RESERVED_CONNECTIONS = 20  # connections of the embedded server for operators' commands
 
 # A transaction runs this often at most when PostgreSQL ends it for a deadlock or a serialization
@@ -111,7 +112,7 @@ TCP_OPTIONS = {
 def check_connections(settings: Settings) -> None:
     """Raises ConfigurationError if the processes could want more connections than the embedded
     server has. Operators size any other server."""
-    of_worker = POOL_SIZE + LOOP_CONNECTIONS + 1  # the probe's
+    of_worker = POOL_SIZE + READ_CONNECTIONS + WRITE_CONNECTIONS + 1  # the probe's
     wanted = settings.workers * of_worker
     _require_address(settings.database_url)
     if (
@@ -241,6 +242,8 @@ class Connection(extensions.connection):
     suspend: Callable[[], None] | None = None
     # The names of the statements that are prepared on it (see sessions.py); None: none may be.
     prepared: dict[str, bool] | None = None
+    # One of an event loop as SQLAlchemy takes it, once it has left the engine's pool.
+    detached: PoolProxiedConnection | None = None
 
     def __init__(self, dsn: str, server: _Server, seconds: float) -> None:
         self.server = server

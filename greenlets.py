@@ -6,23 +6,45 @@ more than all its switches (docs/adr/0007).
 
 from __future__ import annotations
 
-from asyncio import Future
-from collections.abc import Callable
+import asyncio
+import contextvars
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from threading import local
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from greenlet import getcurrent, greenlet
 
 T = TypeVar("T")
 
-# What a greenlet hands to the loop: a future to wait for, or how its function has ended.
-_Step = tuple["Future[Any] | None", Any, "BaseException | None"]
+# What a greenlet hands to the loop: something to wait for, or how its function has ended.
+_Step = tuple["Awaitable[Any] | None", Any, "BaseException | None"]
 
-MAX_IDLE: Final = 16  # more than one loop runs at once (see loop_connections.py)
+MAX_IDLE: Final = 32  # more than one loop runs at once (see loop_connections.py)
+# Threads that may wait for a gateway. One gateway's guard takes 120 at most (see
+# gateways/guard.py), so two gateways may stall at once.
+GATEWAY_THREADS: Final = 256
+
+
+class Lender(Protocol):
+    """Lends database connections to functions in greenlets, which stand in line for their turn.
+
+    See loop_connections.py.
+    """
+
+    engine: Any
+
+    async def enter(self) -> None: ...
+    def leave(self) -> None: ...
+    def acquire(self) -> Any: ...
+    def release(self, connection: Any, *, broken: bool = False) -> None: ...
 
 
 class _Greenlet(greenlet):
     """A greenlet that runs one function after another."""
+
+    lender: Lender  # to its function
 
     def run(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         while True:
@@ -46,21 +68,22 @@ class _Idle(local):
 _idle = _Idle()
 
 
-async def in_greenlet(function: Callable[..., T], arguments: dict[str, Any]) -> T:
-    """Run the function, which may call `wait_for`."""
+async def in_greenlet(function: Callable[..., T], arguments: dict[str, Any], lender: Lender) -> T:
+    """Run the function, which may call `wait_for` and `in_thread`. It is its turn at the lender."""
     loop = getcurrent()
     idle = _idle.runners
     runner = idle.pop() if idle else _Greenlet()
+    runner.lender = lender
     runner.parent = loop
     runner.gr_context = loop.gr_context
-    future, result, error = runner.switch(function, arguments)
-    while future is not None:
+    awaited, result, error = runner.switch(function, arguments)
+    while awaited is not None:
         try:
-            value = await future
+            value = await awaited
         except BaseException as raised:  # the wait failed, or the task was canceled
-            future, result, error = runner.throw(raised)
+            awaited, result, error = runner.throw(raised)
         else:
-            future, result, error = runner.switch(value)
+            awaited, result, error = runner.switch(value)
     if len(idle) < MAX_IDLE:
         idle.append(runner)
     if error is not None:
@@ -69,9 +92,9 @@ async def in_greenlet(function: Callable[..., T], arguments: dict[str, Any]) -> 
     return done
 
 
-def wait_for(future: Future[T]) -> T:
-    """Let the loop go on until the future is done, and return its result or raise its exception."""
-    done: T = _loop_of(getcurrent()).switch((future, None, None))
+def wait_for(awaited: Awaitable[T]) -> T:
+    """Let the loop go on until this is done, and return its result or raise its exception."""
+    done: T = _loop_of(getcurrent()).switch((awaited, None, None))
     return done
 
 
@@ -81,6 +104,32 @@ def _loop_of(runner: greenlet) -> greenlet:
     return runner.parent
 
 
-def is_in_greenlet() -> bool:
-    """Whether `wait_for` can be called here."""
-    return isinstance(getcurrent(), _Greenlet)
+def lender_here(engine: Any) -> Lender | None:
+    """Who lends this greenlet connections of the engine. None anywhere else: there they come from
+    the engine's pool, and who waits for an answer blocks its thread."""
+    current = getcurrent()
+    if isinstance(current, _Greenlet) and current.lender.engine is engine:
+        return current.lender
+    return None
+
+
+_threads = ThreadPoolExecutor(GATEWAY_THREADS, thread_name_prefix="gateways")
+
+
+def in_thread(call: Callable[[], T]) -> T:
+    """Make a call that may block, without holding up the loop.
+
+    In a greenlet it is made in a thread, and another function has its turn meanwhile. Anywhere else
+    it blocks right here.
+    """
+    current = getcurrent()
+    return wait_for(_in_thread(call, current.lender)) if isinstance(current, _Greenlet) else call()
+
+
+async def _in_thread(call: Callable[[], T], lender: Lender) -> T:
+    work = partial(contextvars.copy_context().run, call)
+    lender.leave()
+    try:
+        return await asyncio.get_running_loop().run_in_executor(_threads, work)
+    finally:
+        await lender.enter()

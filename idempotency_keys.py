@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import NamedTuple, cast
 
 from pydantic import BaseModel
-from sqlalchemy import Table, and_, bindparam, func, or_, select
+from sqlalchemy import Boolean, Table, literal_column
 
-from database import NOW, Old, find_old
+from database import Old, find_old
 from errors import ServiceError
 from models import IdempotencyKey
 from rows import KeyRow
@@ -22,10 +22,10 @@ KEY_TTL = timedelta(hours=72)  # a Friday deploy can be mended on Monday
 KEYS = cast(Table, IdempotencyKey.__table__)
 
 # A key whose outcome is open does not expire: taken anew, it would move the money again.
-HAS_EXPIRED = and_(
-    KEYS.c.created_at < func.now() - KEY_TTL,
-    or_(KEYS.c.status.is_not(None), KEYS.c.gateway_key.is_(None)),
-)
+_HAS_EXPIRED = f"""(
+    created_at < now() - make_interval(secs => {KEY_TTL.total_seconds():.0f})
+    AND (status IS NOT NULL OR gateway_key IS NULL)
+)"""
 
 
 JSON = "application/json"
@@ -48,13 +48,13 @@ class StoredResponse:
     def resource(
         cls, status: int, resource: BaseModel, location: str | None = None
     ) -> StoredResponse:
-        headers = {"Content-Type": JSON} | ({"Location": location} if location else {})
-        return cls(status, resource.model_dump_json().encode(), headers)
+        return cls.json(status, resource.model_dump_json(), location)
 
     @classmethod
-    def json(cls, status: int, text: str, location: str) -> StoredResponse:
+    def json(cls, status: int, text: str, location: str | None = None) -> StoredResponse:
         """A resource that is JSON already."""
-        return cls(status, text.encode(), {"Content-Type": JSON, "Location": location})
+        headers = {"Content-Type": JSON} | ({"Location": location} if location else {})
+        return cls(status, text.encode(), headers)
 
     @classmethod
     def problem(cls, error: ServiceError, request_id: str) -> StoredResponse:
@@ -88,10 +88,20 @@ def _assigned(values: dict[str, str]) -> str:
     return ", ".join(f"{name} = {value}" for name, value in values.items())
 
 
+# As in `KeyRow`.
+_KNOWN = f"fingerprint, gateway_key, status, headers, body, owned_until > now(), {_HAS_EXPIRED}"
+# A key that is new, or else what is known of it.
 CLAIM_KEY = Statement(
-    f"INSERT INTO idempotency_keys (user_id, key, {', '.join(_NEW | _OWNED)})"
-    f" VALUES (%(user_id)s, %(key)s, {', '.join((_NEW | _OWNED).values())})"
-    " ON CONFLICT DO NOTHING RETURNING owner",
+    f"""
+    WITH claimed AS (
+        INSERT INTO idempotency_keys (user_id, key, {", ".join(_NEW | _OWNED)})
+        VALUES (%(user_id)s, %(key)s, {", ".join((_NEW | _OWNED).values())})
+        ON CONFLICT DO NOTHING RETURNING owner
+    )
+    SELECT owner, {", ".join(["NULL"] * len(KeyRow._fields))} FROM claimed
+    UNION ALL
+    SELECT NULL, {_KNOWN} FROM idempotency_keys
+    WHERE {_IS_KEY} AND NOT EXISTS (SELECT FROM claimed)""",
     prepare=True,
 )
 CLAIM_EXPIRED_KEY = Statement(
@@ -102,10 +112,7 @@ TAKE_OVER_KEY = Statement(
     f"UPDATE idempotency_keys SET {_assigned(_OWNED)} WHERE {_IS_KEY} RETURNING owner"
 )
 LOCK_KEY = Statement(
-    select(*[KEYS.c[name] for name in KeyRow._fields[:-2]], KEYS.c.owned_until > NOW, HAS_EXPIRED)
-    .where(KEYS.c.user_id == bindparam("user_id"), KEYS.c.key == bindparam("key"))
-    .with_for_update(),
-    prepare=True,
+    f"SELECT {_KNOWN} FROM idempotency_keys WHERE {_IS_KEY} FOR UPDATE", prepare=True
 )
 WAITING_KEYS = Statement(
     f"SELECT {', '.join(WaitingKey._fields)} FROM idempotency_keys"
@@ -129,8 +136,9 @@ LEAVE_KEY = Statement(
 
 def claim_key(
     sender: Sender, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
-) -> str | None:
-    """Own a key that is new: its owner from now on. None when it is known."""
+) -> str | KeyRow | None:
+    """Own a key that is new: its owner from now on. Else what is known of it; None if somebody else
+    has claimed it this very moment."""
     rows = sender.rows(
         CLAIM_KEY,
         user_id=user_id,
@@ -140,7 +148,10 @@ def claim_key(
         seconds=seconds,
         owner=_new_owner(),
     )
-    return rows[0][0] if rows else None
+    if not rows:
+        return None
+    [(owner, *known)] = rows
+    return owner or KeyRow(*known)
 
 
 def claim_expired_key(
@@ -238,4 +249,4 @@ def release_key(sender: Sender, user_id: str, key: str, owner: str) -> None:
 
 def find_expired(session: Session, limit: int) -> list[Old]:
     """Keys that have expired, the oldest, at most so many."""
-    return find_old(session, KEYS, HAS_EXPIRED, limit)
+    return find_old(session, KEYS, literal_column(_HAS_EXPIRED, Boolean), limit)

@@ -354,10 +354,10 @@ def event_values(
     user_id: str,
     actor: Actor,
     request_id: str | None,
-    data: Mapping[str, Any],
+    data: str,
     order: OrderRow | None = None,
 ) -> dict[str, Any]:
-    """An event, by the names of its columns.
+    """An event, by the names of its columns. `data` is what it is about, as JSON.
 
     It is written with the change that it reports. With a locked order its sequence is the order's
     `last_sequence`, which the change has counted up already.

@@ -15,75 +15,80 @@ from typing import Any, TypeVar
 import sqlalchemy
 from psycopg2 import OperationalError, extensions
 
-from database import LOOP_CONNECTIONS, UNRESPONSIVE, Connection
-from greenlets import in_greenlet, is_in_greenlet, wait_for
+from database import UNRESPONSIVE, Connection
+from greenlets import in_greenlet, wait_for
 
 T = TypeVar("T")
 
 
 class LoopConnections:
-    """The connections of one event loop, each in autocommit: a statement is a transaction.
+    """The connections of one event loop, each in autocommit: BEGIN and COMMIT are statements.
 
     As many functions run at once as there are connections, so none waits for another's; the rest
     stand in line before they have a greenlet. A function uses one connection at a time.
     """
 
-    def __init__(self, engine: sqlalchemy.Engine, size: int = LOOP_CONNECTIONS) -> None:
-        self._engine = engine
+    def __init__(self, engine: sqlalchemy.Engine, size: int) -> None:
+        self.engine = engine
+        self._size = size
         self._longest: float = engine.pool.timeout()  # type: ignore[attr-defined] # wait in the line
         self._loop = asyncio.get_running_loop()
-        self._free = size  # how many more functions may run
+        self._free = size  # how many more functions may run; less than 0: more run than should
         self._line: deque[asyncio.Future[None]] = deque()  # first come, first served
         self._idle: list[Connection] = []
+        self._watched: dict[Connection, int] = {}  # by their numbers for the system
         self._answers: dict[Connection, asyncio.Future[None]] = {}  # that are waited for
 
     async def run(self, function: Callable[..., T], arguments: dict[str, Any]) -> T:
         """Run it in a greenlet. Raises TimeoutError when its turn does not come in time."""
         if asyncio.get_running_loop() is not self._loop:
             return function(**arguments)  # its statements block this thread
-        if self._free:
-            self._free -= 1
-        else:
-            await self._turn()
         try:
-            return await in_greenlet(function, arguments)
+            await self.enter()
+            return await in_greenlet(function, arguments, self)
         finally:
-            self._leave()
+            self.leave()
 
-    async def _turn(self) -> None:
+    async def enter(self) -> None:
+        """Wait until a function may run. Raises TimeoutError, and CancelledError; then it counts
+        as one that runs, too, until it leaves."""
+        if self._free > 0:
+            self._free -= 1
+            return
         turn = self._loop.create_future()
         self._line.append(turn)
         timer = self._loop.call_later(self._longest, _fail, turn, _no_turn())
         try:
             await turn
         except BaseException:
-            if not turn.cancelled() and turn.exception() is None:
-                self._leave()  # canceled, when it was just its turn
+            if turn.cancelled() or turn.exception() is not None:
+                self._free -= 1
             raise
         finally:
             timer.cancel()
 
-    def _leave(self) -> None:
-        while self._line:
+    def leave(self) -> None:
+        """A function has ended, or waits for something else: it is the next one's turn."""
+        while self._line and self._free >= 0:
             turn = self._line.popleft()
             if not turn.done():
                 turn.set_result(None)
                 return
         self._free += 1
 
-    def serve_here(self) -> bool:
-        """Whether this is a greenlet of their loop. Anywhere else a statement blocks its thread."""
-        return is_in_greenlet() and asyncio.get_running_loop() is self._loop
-
     def acquire(self) -> Connection:
-        """A connection for one statement, in a greenlet. Raises OperationalError."""
+        """A connection, in a greenlet. Raises OperationalError."""
         return self._idle.pop() if self._idle else self._open()
 
-    def release(self, connection: Connection) -> None:
-        """Take it back. One that was lost takes the idle ones with it."""
-        if not connection.closed:
+    def release(self, connection: Connection, *, broken: bool = False) -> None:
+        """Take it back, with no transaction open. One that was lost takes the idle ones with it."""
+        if not broken and not connection.closed:
             self._idle.append(connection)
+            if len(self._idle) > self._size:
+                self._close(connection)
             return
+        self._unwatch(connection)
+        connection.close()
         for idle in list(self._idle):
             self._close(idle)
 
@@ -96,15 +101,17 @@ class LoopConnections:
         # Looking up the server's name blocks, so connecting stays in a thread.
         connection = wait_for(self._loop.run_in_executor(None, self._connect))
         connection.suspend = partial(self._wait, connection)
-        self._loop.add_reader(connection.fileno(), self._readable, connection)
+        self._watched[connection] = number = connection.fileno()
+        self._loop.add_reader(number, self._readable, connection)
         return connection
 
     def _connect(self) -> Connection:
-        pooled = self._engine.raw_connection()
+        pooled = self.engine.raw_connection()
         connection = pooled.driver_connection
         assert isinstance(connection, Connection)
         pooled.detach()  # it stays with this loop, and the pool may open another
         connection.autocommit = True
+        connection.detached = pooled
         return connection
 
     def _wait(self, connection: Connection) -> None:
@@ -125,7 +132,7 @@ class LoopConnections:
                     if state == extensions.POLL_WRITE:
                         self._loop.remove_writer(number)
         except BaseException:
-            self._loop.remove_reader(number)
+            self._unwatch(connection)
             raise
         finally:
             if timer is not None:
@@ -144,8 +151,14 @@ class LoopConnections:
 
     def _close(self, connection: Connection) -> None:
         self._idle.remove(connection)
-        self._loop.remove_reader(connection.fileno())
+        self._unwatch(connection)
         connection.close()
+
+    def _unwatch(self, connection: Connection) -> None:
+        """Before it is closed, for then somebody else may get its number."""
+        number = self._watched.pop(connection, None)
+        if number is not None:
+            self._loop.remove_reader(number)
 
 
 def _no_turn() -> Exception:

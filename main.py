@@ -173,8 +173,9 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     app.state.engine = await anyio.to_thread.run_sync(
         database.open_database, settings, app.state.time_limits
     )
-    loop_connections = LoopConnections(app.state.engine)
-    app.state.sender = PooledSender(app.state.engine, loop_connections)
+    app.state.reads = LoopConnections(app.state.engine, database.READ_CONNECTIONS)
+    app.state.writes = LoopConnections(app.state.engine, database.WRITE_CONNECTIONS)
+    app.state.sender = PooledSender(app.state.engine)
     app.state.probe = database.open_probe(settings)
     app.state.gateways = Gateways.from_settings(settings, app.state.engine)
     # What is loaded now stays, so garbage collection need not visit it again. A last visit would
@@ -201,7 +202,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
     await app.state.verifier.aclose()
     app.state.gateways.close()
     app.state.probe.dispose()
-    loop_connections.close()
+    app.state.reads.close()
+    app.state.writes.close()
     app.state.engine.dispose()
 
 

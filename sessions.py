@@ -13,6 +13,8 @@ from sqlalchemy import orm
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import PoolProxiedConnection
 
+from greenlets import Lender, lender_here
+
 MOST_PREPARED: Final = 200  # statements on a connection; each keeps some ten kilobytes there
 # PostgreSQL's codes for a prepared statement that is gone, and for one that is there already: a
 # pooler that was not recognized causes both.
@@ -79,13 +81,15 @@ class Session(orm.Session):
 
     Statements that are written out already go straight to the driver, which costs a quarter of the
     time. Both ways share one connection and one transaction, which ends with `commit`, `rollback`
-    or `close`; in between the session holds no connection.
+    or `close`; in between the session holds no connection. In a greenlet both wait in the loop.
     """
 
     def __init__(self, engine: sqlalchemy.Engine) -> None:
         super().__init__(expire_on_commit=False)
         self.engine = engine
-        self._pooled: PoolProxiedConnection | None = None
+        self._driver: Any = None
+        self._pooled: PoolProxiedConnection | None = None  # what SQLAlchemy knows it by
+        self._lender: Lender | None = None  # None: it is of the engine's pool
         self._connection: sqlalchemy.Connection | None = None
         self._has_begun = False
 
@@ -103,7 +107,10 @@ class Session(orm.Session):
                 send(cursor, statement, parameters, begin)
                 return cursor.fetchall() if cursor.description is not None else []
         except psycopg2.Error as error:
-            raise driver_error(self.engine, statement, error, self._pooled) from error
+            of_pool = self._pooled if self._lender is None else None
+            raise driver_error(
+                self.engine, statement, error, of_pool, lost=bool(driver.closed)
+            ) from error
 
     def get_bind(self, *_: Any, **__: Any) -> sqlalchemy.Connection:
         """The connection of this transaction, for what SQLAlchemy sends itself."""
@@ -131,34 +138,48 @@ class Session(orm.Session):
         self._give_back()
 
     def in_transaction(self) -> bool:
-        return self._pooled is not None or super().in_transaction()
+        return self._driver is not None or super().in_transaction()
 
     def _check_out(self, statement: Written) -> Any:
-        if self._pooled is not None:
-            return self._pooled.driver_connection
+        if self._driver is not None:
+            return self._driver
+        self._lender = lender_here(self.engine)
         try:
-            self._pooled = self.engine.raw_connection()
+            if self._lender is not None:
+                self._driver = self._lender.acquire()
+                self._pooled = self._driver.detached
+            else:
+                self._pooled = self.engine.raw_connection()
+                self._driver = self._pooled.driver_connection
+                self._driver.autocommit = True  # BEGIN and COMMIT are ours
         except psycopg2.Error as error:
             raise driver_error(self.engine, statement, error) from error
-        driver: Any = self._pooled.driver_connection
-        driver.autocommit = True  # BEGIN and COMMIT are ours
-        return driver
+        return self._driver
 
     def _give_back(self) -> None:
-        """Give the connection back to the pool, without what was not committed."""
+        """Give the connection back, without what was not committed."""
+        driver, self._driver = self._driver, None
         pooled, self._pooled, self._connection = self._pooled, None, None
+        lender, self._lender = self._lender, None
         has_begun, self._has_begun = self._has_begun, False
-        if pooled is None:
+        if driver is None:
             return
-        driver: Any = pooled.driver_connection
-        if driver is not None and not driver.closed:
+        error = None
+        if has_begun and not driver.closed:
             try:
-                if has_begun:
-                    with driver.cursor() as cursor:
-                        cursor.execute("ROLLBACK")
-                driver.autocommit = False
-            except psycopg2.Error as error:
-                pooled.invalidate(error)
+                with driver.cursor() as cursor:
+                    cursor.execute("ROLLBACK")
+            except psycopg2.Error as raised:
+                error = raised
+        assert pooled is not None
+        if lender is not None:
+            # SQLAlchemy gives a connection up that it thinks is lost.
+            lender.release(driver, broken=error is not None or not pooled.is_valid)
+            return
+        if error is not None:
+            pooled.invalidate(error)
+        elif not driver.closed:
+            driver.autocommit = False
         pooled.close()
 
 

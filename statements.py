@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import count
 from typing import Annotated, Any, NamedTuple, Protocol, TypeVar
@@ -22,7 +22,7 @@ from sqlalchemy.dialects.postgresql.psycopg2 import PGDialect_psycopg2
 
 import schemas
 from errors import NotFound
-from loop_connections import LoopConnections
+from greenlets import Lender, lender_here
 from models import Dispute, Order, Payment, Refund
 from permissions import EVERYONE, VisibleTo
 from rows import (
@@ -102,29 +102,24 @@ class Sender(Protocol):
 class PooledSender:
     """Sends each statement alone: it is a transaction of its own.
 
-    In a greenlet of the event loop it waits in the loop, on one of `connections`. Anywhere else
-    its thread waits, on a connection of the engine's pool.
+    In a greenlet of the event loop it waits in the loop, on one of the loop's connections. Anywhere
+    else its thread waits, on a connection of the engine's pool.
     """
 
-    __slots__ = ("_connections", "_engine")
+    __slots__ = ("_engine",)
 
-    def __init__(self, engine: sa.Engine, connections: LoopConnections | None = None) -> None:
+    def __init__(self, engine: sa.Engine) -> None:
         self._engine = engine
-        self._connections = connections
 
     @classmethod
     def beside(cls, session: Session) -> PooledSender:
         """For one statement that needs no transaction, where a session would begin one."""
         return cls(session.engine)
 
-    async def run(self, function: Callable[..., T], arguments: dict[str, Any]) -> T:
-        """Run what sends statements, when it is its turn, without a thread."""
-        assert self._connections is not None
-        return await self._connections.run(function, arguments)
-
     def rows(self, statement: Statement, **parameters: Any) -> list[Any]:
-        if self._connections is not None and self._connections.serve_here():
-            return self._rows_in_loop(self._connections, statement, parameters)
+        lender = lender_here(self._engine)
+        if lender is not None:
+            return self._rows_in_loop(lender, statement, parameters)
         try:
             pooled = self._engine.raw_connection()
         except psycopg2.Error as error:
@@ -145,10 +140,10 @@ class PooledSender:
         return rows
 
     def _rows_in_loop(
-        self, connections: LoopConnections, statement: Statement, parameters: dict[str, Any]
+        self, lender: Lender, statement: Statement, parameters: dict[str, Any]
     ) -> list[Any]:
         try:
-            driver = connections.acquire()
+            driver = lender.acquire()
         except psycopg2.Error as error:
             raise driver_error(self._engine, statement, error) from error
         try:
@@ -158,7 +153,7 @@ class PooledSender:
         except psycopg2.Error as error:
             raise driver_error(self._engine, statement, error, lost=bool(driver.closed)) from error
         finally:
-            connections.release(driver)
+            lender.release(driver)
         return rows
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections import Counter
 from dataclasses import dataclass
 from typing import Final
 
@@ -61,8 +60,8 @@ class Traffic:
 
     def _undisturbed(self) -> list[list[str]]:
         """The requests between which the background roles did not look whether something is due."""
-        usual = Counter(len(request) for request in self.requests).most_common(1)[0][0]
-        return [request for request in self.requests if len(request) == usual]
+        fewest = min(len(request) for request in self.requests)
+        return [request for request in self.requests if len(request) == fewest]
 
 
 def listen(

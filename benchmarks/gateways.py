@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from gateways.guard import GatewayGuard
-from web.route import GATEWAY_THREADS
+from greenlets import GATEWAY_THREADS
 
 CALLS = 20_000
 WORK_SECONDS = 0.02  # what a gateway nearby takes

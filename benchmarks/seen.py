@@ -9,6 +9,7 @@ from unittest import mock
 
 import sqlalchemy as sa
 
+from greenlets import in_thread
 from sessions import Session
 from statements import PooledSender, Statement
 
@@ -28,8 +29,11 @@ def _send_in_session(session: Session, statement: Statement, **parameters: Any) 
 
 
 def _send_alone(sender: PooledSender, statement: Statement, **parameters: Any) -> list[Any]:
-    with sender._engine.begin() as connection:
-        return _send(connection, statement, parameters)
+    def begin() -> list[Any]:
+        with sender._engine.begin() as connection:
+            return _send(connection, statement, parameters)
+
+    return in_thread(begin)
 
 
 def _send(connection: sa.Connection, statement: Statement, parameters: Any) -> list[Any]:

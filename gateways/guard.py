@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NoResult
 from datetime import timedelta
+from functools import partial
 from typing import Final, TypeVar
 
 from circuitbreaker import STATE_HALF_OPEN, STATE_OPEN, CircuitBreaker
@@ -26,6 +27,7 @@ from tenacity import (
 )
 
 from gateways.base import NotExecuted, OutcomeNotShown, OutcomeUnknown, RetryLater
+from greenlets import in_thread
 from observability.logs import get_logger
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ FAILURES: Final = 10
 PAUSE: Final = timedelta(seconds=5)
 # If all slots are taken, at most this many calls for each slot wait. That is enough for a burst at
 # a gateway that answers, and leaves the other gateways their threads if one does not answer (see
-# web/route.py). A call waits for at most half of its time.
+# greenlets.py). A call waits for at most half of its time.
 WAITING_PER_SLOT: Final = 5
 SHARE_FOR_WAITING: Final = 0.5
 ATTEMPTS: Final = 3  # of a request that was not executed
@@ -66,10 +68,13 @@ class GatewayGuard:
         """Make the call. Raises what the call raises, NotExecuted if it was not made, and
         OutcomeUnknown if it did not end in time."""
         budget = self._timeout if seconds is None else min(seconds, self._timeout)
-        deadline = time.monotonic() + budget
+        return in_thread(partial(self._run, call, time.monotonic() + budget))
+
+    def _run(self, call: Callable[[], T], deadline: float) -> T:
         attempts = Retrying(
             retry=retry_if_exception_type(RetryLater),
-            stop=stop_after_attempt(ATTEMPTS) | stop_before_delay(max(0.0, budget)),
+            stop=stop_after_attempt(ATTEMPTS)
+            | stop_before_delay(max(0.0, deadline - time.monotonic())),
             wait=_pause,
             reraise=True,
         )

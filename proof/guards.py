@@ -97,21 +97,25 @@ def _refund_reservation() -> None:
     """Check what is left to refund neither here nor at the gateway."""
     from gateways.sandbox import SandboxGateway
     from gateways.sandbox.tables import charges
+    from greenlets import in_thread
     from services import refunds
 
     _replace(refunds, _amount=lambda payment, asked: asked or payment.amount_captured)
-    real = SandboxGateway._refund
+    refund = SandboxGateway.refund
 
     def unchecked(self: Any, request: Any) -> Any:
-        with self.engine.begin() as connection:
-            connection.execute(
-                charges.update()
-                .where(charges.c.reference == request.reference)
-                .values(amount=10**11, amount_captured=10**11)
-            )
-        return real(self, request)
+        def raise_limit() -> None:
+            with self.engine.begin() as connection:
+                connection.execute(
+                    charges.update()
+                    .where(charges.c.reference == request.reference)
+                    .values(amount=10**11, amount_captured=10**11)
+                )
 
-    _replace(SandboxGateway, _refund=unchecked)
+        in_thread(raise_limit)
+        return refund(self, request)
+
+    _replace(SandboxGateway, refund=unchecked)
 
 
 def _reconciler() -> None:
@@ -154,6 +158,7 @@ def _outside_books() -> None:
 
 def _outside_refund_once() -> None:
     """Import a refund that was made outside each time that a gateway reports it."""
+    import crud
     import locks
 
     find = locks.lock_refund_of_state
@@ -162,6 +167,7 @@ def _outside_refund_once() -> None:
         return None if refund_id is None else find(sender, payment, reference, refund_id)
 
     _replace(locks, lock_refund_of_state=only_ours)
+    _replace(crud, get_refund_of_reference=_nothing)
 
 
 GUARDS: Final[Mapping[str, Guard]] = {

@@ -59,13 +59,12 @@ CREATE_EXAMPLES: dict[str, Any] = {
 )
 def create_order(
     session: SessionDep,
-    sender: SenderDep,
     context: CallContextDep,
     settings: SettingsDep,
     data: Annotated[schemas.OrderCreate, Body(openapi_examples=CREATE_EXAMPLES)],
 ) -> Any:
     """Amounts are integers in the currency's minor unit: 1099 with USD is 10.99 USD."""
-    return orders.create(session, sender, context, data, settings.default_currency)
+    return orders.create(session, context, data, settings.default_currency)
 
 
 @router.get(

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import crud
 import schemas
-from database import phase
 from domain.states import ORDER_TRANSITIONS, OrderStatus, TransitionRole, allowed_transitions
-from errors import Forbidden, InvalidStatusTransition, PaymentInProgress, PaymentMethodNotFound
+from errors import Forbidden, InvalidStatusTransition, PaymentInProgress
 from idempotency_keys import StoredResponse
 from permissions import ORDERS_MANAGE
 from rows import OrderRow
@@ -15,44 +14,25 @@ from sessions import Session
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
 from settlement.transitions import locked_order, transition_order
-from statements import PooledSender, Sender
+from statements import PooledSender
 
 
 def create(
-    session: Session,
-    sender: Sender,
-    context: CallContext,
-    data: schemas.OrderCreate,
-    default_currency: str,
+    session: Session, context: CallContext, data: schemas.OrderCreate, default_currency: str
 ) -> StoredResponse:
     """Place an order. Raises PaymentMethodNotFound for a method that is not the user's."""
-    user_id = context.require_owner("create_order", data.user_id)
-    if context.key is None:
-        return _create(sender, context, data, user_id, default_currency)
-    with phase(session):
-        response = _create(session, context, data, user_id, default_currency)
-        return context.store_response(session, response)
-
-
-def _create(
-    sender: Sender,
-    context: CallContext,
-    data: schemas.OrderCreate,
-    user_id: str,
-    default_currency: str,
-) -> StoredResponse:
-    order = crud.create_order(
-        sender,
+    order_id, order = crud.create_order(
+        PooledSender.beside(session),
         data,
-        user_id=user_id,
+        user_id=context.require_owner("create_order", data.user_id),
         currency=data.currency or default_currency,
         actor=context.actor,
         request_id=context.request_id,
+        key=context.owned_key,
     )
-    if order is None:
-        raise PaymentMethodNotFound
-    shown, order_id = order
-    return StoredResponse.json(201, shown, f"/orders/{order_id}")
+    if context.key is not None:
+        context.key.is_answered = True
+    return StoredResponse.json(201, order, f"/orders/{order_id}")
 
 
 def set_status(

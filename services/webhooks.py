@@ -15,7 +15,13 @@ import crud
 import leases
 import locks
 from database import new_session, phase
-from domain.settlement import OPERABLE_STATUSES, Decision, decide
+from domain.settlement import (
+    OPERABLE_STATUSES,
+    Decision,
+    RefundDecision,
+    decide,
+    decide_refund,
+)
 from errors import GatewayUnavailable, InvalidSignature, NotFound, PaymentInProgress
 from gateways import base
 from gateways.registry import Gateways
@@ -70,8 +76,9 @@ def receive(
         return
     if seen.is_known:
         return
-    if _is_old_news(seen, event, gateway):
-        _store_alone(PooledSender.beside(session), name, event, seen.payment)
+    sender = PooledSender.beside(session)
+    if _is_old_news(sender, seen, event, gateway):
+        _store_alone(sender, name, event, seen.payment)
         return
     by = ChangedBy.gateway(name)
     with (
@@ -139,29 +146,40 @@ def _store_alone(
     changes.send(sender)
 
 
-def _is_old_news(seen: PaymentOfEvent, event: base.GatewayEvent, gateway: base.Gateway) -> bool:
-    """Whether the event tells of a charge what we know: then nothing is locked for it.
+def _is_old_news(
+    sender: Sender, seen: PaymentOfEvent, event: base.GatewayEvent, gateway: base.Gateway
+) -> bool:
+    """Whether the event tells of a charge or a refund what we know: then nothing is locked for it.
 
     Most do, for the answer to the request came first. What it tells was old when the payment was
     read, whatever has become of the payment since.
     """
-    charge = event.charge
-    only_charge = replace(event, charge=None) == base.GatewayEvent(
+    payment, charge, state = seen.payment, event.charge, event.refund
+    only_states = base.GatewayEvent(
         id=event.id,
         type=event.type,
         payment_id=event.payment_id,
         reference=event.reference,
         key=event.key,
+        refund_key=event.refund_key,
         delivery_id=event.delivery_id,
     )
-    if charge is None or not only_charge or charge.refunds is not None:
+    if replace(event, charge=None, refund=None) != only_states:
         return False
-    facts = apply.facts_of(seen.payment, seen.order_status, gateway)
-    return (
-        charge.reference == seen.payment.gateway_reference
-        and charge.status != "authorized"  # it may tell when the authorization ends
-        and decide(facts, charge, "hint") == Decision()
-    )
+    if charge is not None and state is None and charge.refunds is None:
+        facts = apply.facts_of(payment, seen.order_status, gateway)
+        return (
+            charge.reference == payment.gateway_reference
+            and charge.status != "authorized"  # it may tell when the authorization ends
+            and decide(facts, charge, "hint") == Decision()
+        )
+    if state is not None and charge is None:
+        refund = crud.get_refund_of_reference(sender, payment, state.reference)
+        if refund is None or event.refund_key not in (None, refund.gateway_key):
+            return False
+        refund_facts = apply.refund_facts_of(refund, payment, seen.order_status, gateway)
+        return decide_refund(refund_facts, state, "hint") == RefundDecision()
+    return False
 
 
 def _is_about(event: base.GatewayEvent, payment: PaymentRow) -> bool:

@@ -125,10 +125,15 @@ def apply_decision(
     locked.touch()
     if decision.operation_result is not None and operation and key and amount:
         locked.answer(
-            key, lambda id: responses.operation_response(order, payment, operation, amount, id)
+            key,
+            lambda id: responses.operation_response(
+                order, payment, operation, amount, id, locked.show
+            ),
         )
     if status is not None and status != "pending":
-        locked.answer(payment.gateway_key, lambda id: responses.charge_response(payment, id))
+        locked.answer(
+            payment.gateway_key, lambda id: responses.charge_response(payment, id, locked.show)
+        )
 
 
 def request_review(locked: LockedPayment, reason: ReviewReason, seen: str) -> None:
@@ -215,15 +220,26 @@ def record_action_required(locked: LockedPayment, next_action: dict[str, Any]) -
 
 
 def refund_facts(locked: LockedPayment, refund: RefundRow) -> RefundFacts:
+    facts = refund_facts_of(refund, locked.payment, locked.order.status)
+    return replace(facts, can_retrieve=locked.can_retrieve)
+
+
+def refund_facts_of(
+    refund: RefundRow,
+    payment: PaymentRow,
+    order_status: OrderStatus,
+    gateway: base.Gateway | None = None,
+) -> RefundFacts:
+    """The same of a refund that is not locked."""
     return RefundFacts(
         status=refund.status,
         amount=refund.amount,
         currency=refund.currency,
         reference=refund.gateway_reference,
-        amount_captured=locked.payment.amount_captured,
-        amount_refunded=locked.payment.amount_refunded,
-        order_status=locked.order.status,
-        can_retrieve=locked.can_retrieve,
+        amount_captured=payment.amount_captured,
+        amount_refunded=payment.amount_refunded,
+        order_status=order_status,
+        can_retrieve=gateway is None or gateway.capabilities.can_retrieve,
     )
 
 
@@ -272,7 +288,7 @@ def apply_refund_decision(
         _end_review_of_refunds(locked)
     locked.touch()
     if refund.gateway_reference is not None:
-        locked.answer(refund.gateway_key, lambda _: responses.refund_response(refund))
+        locked.answer(refund.gateway_key, lambda _: responses.refund_response(refund, locked.show))
     elif refund.status == "failed":
         locked.answer(
             refund.gateway_key,

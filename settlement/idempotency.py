@@ -99,8 +99,12 @@ def run(
     key = context.key
     if key is None:
         return retry_transaction(session, work)
-    if not _claim_new(session, context, key):
+    known = _claim_new(session, context, key)
+    if not key.owner:
         check_permission()
+        if known is not None and known.status is not None and not known.has_expired:
+            _require_same(key, known)
+            return _replay(session, known)
         with phase(session):
             known = _claim(session, context, key)
             if known is not None:
@@ -130,14 +134,16 @@ def run(
     return answer if stored is None else stored
 
 
-def _claim_new(session: Session, context: CallContext, key: ClaimedKey) -> bool:
-    """Claim the key if it is new, with one statement alone."""
-    owner = idempotency_keys.claim_key(
+def _claim_new(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | None:
+    """Claim the key if it is new, with one statement alone; else what is known of it, or nothing if
+    somebody else has claimed it this very moment."""
+    claimed = idempotency_keys.claim_key(
         PooledSender.beside(session), context.principal.user_id, key.value, **_request(context, key)
     )
-    if owner is not None:
-        key.owner = owner
-    return owner is not None
+    if isinstance(claimed, str):
+        key.owner = claimed
+        return None
+    return claimed
 
 
 def _request(context: CallContext, key: ClaimedKey) -> Any:
@@ -159,8 +165,7 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
             session, user_id, key.value, **_request(context, key)
         )
     else:
-        if row.fingerprint not in key.fingerprints:
-            raise errors.IdempotencyKeyReused
+        _require_same(key, row)
         if row.status is not None:
             return row
         if row.is_owned:
@@ -169,6 +174,12 @@ def _claim(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | 
             return row
         key.owner = idempotency_keys.take_over_key(session, user_id, key.value, context.key_lease)
     return None
+
+
+def _require_same(key: ClaimedKey, row: KeyRow) -> None:
+    """Raises IdempotencyKeyReused if the key is known for another request."""
+    if row.fingerprint not in key.fingerprints:
+        raise errors.IdempotencyKeyReused
 
 
 def _replay(session: Session, row: KeyRow) -> StoredResponse:

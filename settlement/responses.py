@@ -1,6 +1,7 @@
 """The responses of money requests: while the outcome is open, and once it is known."""
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
 import schemas
 from domain.states import PaymentOperation
@@ -10,8 +11,15 @@ from rows import OrderRow, PaymentRow, RefundRow
 
 NOT_CHARGED: Final = "not_charged"  # the failure code of a charge that never happened
 
+Show = Callable[[type[schemas.Out], Any], str]
 
-def charge_response(payment: PaymentRow, request_id: str) -> StoredResponse:
+
+def show(schema: type[schemas.Out], row: Any) -> str:
+    """A row as the API shows it, as JSON."""
+    return schema.model_validate(row).model_dump_json()
+
+
+def charge_response(payment: PaymentRow, request_id: str, show: Show = show) -> StoredResponse:
     """The response to the request that opened this payment."""
     if payment.status == "failed" and payment.failure is not None:
         failure = payment.failure
@@ -27,13 +35,17 @@ def charge_response(payment: PaymentRow, request_id: str) -> StoredResponse:
             retryable=failure.get("retryable", False),
         )
         return StoredResponse.problem(declined, request_id)
-    shown = schemas.Payment.model_validate(payment)
     status = 202 if payment.status == "pending" else 201
-    return StoredResponse.resource(status, shown, f"/payments/{payment.id}")
+    return StoredResponse.json(status, show(schemas.Payment, payment), f"/payments/{payment.id}")
 
 
 def operation_response(
-    order: OrderRow, payment: PaymentRow, operation: PaymentOperation, amount: int, request_id: str
+    order: OrderRow,
+    payment: PaymentRow,
+    operation: PaymentOperation,
+    amount: int,
+    request_id: str,
+    show: Show = show,
 ) -> StoredResponse:
     """The response to a capture of `amount`, a void, or a cancellation, once it is decided."""
     if payment.status in ("authorized", "requires_action"):  # surely not executed
@@ -50,19 +62,16 @@ def operation_response(
             f"The payment is {payment.status}", current_status=payment.status, allowed_statuses=[]
         )
         return StoredResponse.problem(moved, request_id)
-    shown: schemas.Out = (
-        schemas.Order.model_validate(order)
-        if operation == "cancel"
-        else schemas.Payment.model_validate(payment)
-    )
-    return StoredResponse.resource(200, shown)
+    if operation == "cancel":
+        return StoredResponse.json(200, show(schemas.Order, order))
+    return StoredResponse.json(200, show(schemas.Payment, payment))
 
 
-def refund_response(refund: RefundRow) -> StoredResponse:
+def refund_response(refund: RefundRow, show: Show = show) -> StoredResponse:
     """The response to a refund request: 201 once the gateway has accepted it."""
     location = f"/payments/{refund.payment_id}/refunds/{refund.id}"
     status = 202 if refund.gateway_reference is None else 201
-    return StoredResponse.resource(status, schemas.Refund.model_validate(refund), location)
+    return StoredResponse.json(status, show(schemas.Refund, refund), location)
 
 
 def refund_not_made_response(

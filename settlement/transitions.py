@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from idempotency_keys import StoredResponse, WaitingKey
 from models import PaymentMethod
 from rows import DisputeRow, OrderRow, PaymentMethodRow, PaymentRow, RefundRow, columns_of
 from sessions import Session
+from settlement import responses
 from settlement.context import CallContext
 from statements import Changes
 
@@ -76,6 +78,7 @@ class LockedOrder:
     context: CallContext | None = None  # of the request that makes the change, if it is one
     _before: list[tuple[Row, tuple[Any, ...]]] = field(default_factory=list)
     _events: list[Mapping[str, Any]] = field(default_factory=list)
+    _shown: dict[int, tuple[tuple[Any, ...], str]] = field(default_factory=dict)
     _changes: Changes = field(default_factory=Changes)
     _answer: int | None = None  # the part of the changes that answers the request itself
     _is_answered: bool = False  # once it is committed
@@ -99,7 +102,7 @@ class LockedOrder:
         """Write an event with the change: the row as the API shows it now."""
         self.order.last_sequence += 1
         self.touch()
-        shown = schema.model_validate(row)
+        shown = self.show(schema, row)
         self._events.append(
             locks.event_values(
                 event_type,
@@ -107,9 +110,19 @@ class LockedOrder:
                 order=self.order,
                 actor=self.by.actor,
                 request_id=self.by.request_id,
-                data=shown.model_dump(mode="json") | more,
+                data=f"{shown[:-1]},{json.dumps(more)[1:]}" if more else shown,
             )
         )
+
+    def show(self, schema: type[schemas.Out], row: Row) -> str:
+        """The row as the API shows it, as JSON: once for its event, its key and its caller."""
+        values = _values_of(row)
+        known = self._shown.get(id(row))
+        if known is not None and known[0] == values:
+            return known[1]
+        shown = responses.show(schema, row)
+        self._shown[id(row)] = (values, shown)
+        return shown
 
     def insert(self, table: Any, values: Mapping[str, Any], required: Exception) -> None:
         """Insert a row with the changes. `required` is raised by `write` if it is there already."""
@@ -247,7 +260,7 @@ def record_payment_method_event(
         user_id=method.user_id,
         actor=by.actor,
         request_id=by.request_id,
-        data=shown.model_dump(mode="json"),
+        data=shown.model_dump_json(),
     )
     changes.insert(locks.EVENTS, [event])
     changes.send(session)

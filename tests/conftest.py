@@ -22,6 +22,7 @@ import database
 import main
 import postgres_server
 from config import Settings, load_settings
+from tests.support.blocking import BlockingWatch
 from tests.support.clients import Api
 from tests.support.paths import ROOT
 from tests.support.statements import WATCH
@@ -29,6 +30,8 @@ from tests.support.statements import WATCH
 pytest_plugins = ["tests.support.shop", "tests.support.quiet"]
 
 WATCH.listen()
+BLOCKING = BlockingWatch()
+BLOCKING.listen()
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +39,13 @@ def every_statement_names_its_user() -> Iterator[None]:
     """Also those of the background roles, whichever test is running."""
     yield
     assert WATCH.take() == []
+
+
+@pytest.fixture(autouse=True)
+def nothing_blocks_the_loop() -> Iterator[None]:
+    """Whichever request a test makes: a call that waits belongs into a thread."""
+    yield
+    assert BLOCKING.take() == []
 
 
 # What takes longest begins first, so that no worker is left alone with it at the end.

@@ -30,7 +30,6 @@ from services import orders, payment_methods, payments, refunds, reviews
 from sessions import Session
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
-from statements import PooledSender
 from tests.support.factories import card, order, pay, place_order, save_card
 from tests.support.shop import ACTION, DISPUTED, until
 
@@ -252,9 +251,7 @@ SERVICES: dict[str, tuple[str | None, Service]] = {
     ),
     "create_order": (
         None,
-        lambda c, _: orders.create(
-            c.session, PooledSender.beside(c.session), c.context, ORDER, "USD"
-        ),
+        lambda c, _: orders.create(c.session, c.context, ORDER, "USD"),
     ),
     "set_order_status": (
         "order_id",

@@ -1,8 +1,7 @@
 """Runs every endpoint: authenticate, read the body, then call it where it may wait.
 
-Endpoints are plain functions. One that only sends single statements runs on the event loop, in a
-greenlet. Any other has a worker thread, which also gives its database connection back, before the
-response is sent.
+Endpoints are plain functions. Those for callers with a token run on the event loop, in a greenlet:
+it stands still while PostgreSQL or a gateway works. Those for anyone have a few threads.
 """
 
 from __future__ import annotations
@@ -24,31 +23,29 @@ from starlette.types import Receive, Scope, Send
 
 from auth import CurrentUser, authenticate
 from config import Settings
-from database import DATABASE_THREADS, SessionDep, retry_transaction
+from database import SessionDep, retry_transaction
 from errors import InvalidRequest, NotFound
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway, parse_fault
 from idempotency_keys import JSON, StoredResponse
+from loop_connections import LoopConnections
 from middleware.request_layer import send_answer
 from permissions import ANYONE, RULES, VisibleTo
 from sessions import Session
 from settlement import idempotency
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
-from statements import PooledSender, SenderDep
+from statements import PooledSender
 from web.arguments import Arguments
 from web.json_body import StrictRequest
 from web.pagination import ListPage
 
-# Threads that may wait for a gateway. They hold no connection while they do, so a gateway that
-# stalls takes nothing from the requests that only read.
-# One gateway's guard takes 120 at most (see gateways/guard.py), so two gateways may stall at once.
-GATEWAY_THREADS = 256
 # Threads for requests without a token: they may wait for each other, and no user waits for them.
 PUBLIC_THREADS = 2
 
 _executors: dict[str, ThreadPoolExecutor] = {}
 T = TypeVar("T")
+_Run = Callable[[Request, dict[str, Any]], Coroutine[Any, Any, Any]]
 
 
 class ServiceRoute(APIRoute):
@@ -65,12 +62,10 @@ class ServiceRoute(APIRoute):
         self._run = self._way_to_run(endpoint)
         self.app = self._answer
 
-    def _way_to_run(self, endpoint: Callable[..., Any]) -> Callable[..., Coroutine[Any, Any, Any]]:
+    def _way_to_run(self, endpoint: Callable[..., Any]) -> _Run:
         if inspect.iscoroutinefunction(endpoint):
-            return endpoint
-        pool = PUBLIC if self.public else _thread_pool(endpoint)
-        in_thread = _in_thread(endpoint, *pool)
-        return _in_loop(endpoint, in_thread) if _sends_alone(endpoint) else in_thread
+            return _as_it_is(endpoint)
+        return _in_thread(endpoint) if self.public else _in_loop(endpoint)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = StrictRequest(scope, receive)
@@ -78,7 +73,7 @@ class ServiceRoute(APIRoute):
             await authenticate(request)
         if self.body_field is not None:
             await request.read_json()
-        result = await self._run(**await self._arguments.of(request))
+        result = await self._run(request, await self._arguments.of(request))
         await _send(self, request, result, send)
 
 
@@ -114,50 +109,29 @@ _AS_IT_IS = (StringConvertor, PathConvertor)  # what stands in the path is the p
 PUBLIC = ("public", PUBLIC_THREADS)
 
 
-def _thread_pool(endpoint: Callable[..., Any]) -> tuple[str, int]:
-    """Which threads an endpoint runs on, and how many there are."""
-    parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
-    waits_for_gateway = any(
-        parameter.annotation in (GatewaysDep, GatewayAccessDep) for parameter in parameters
-    )
-    return ("gateways", GATEWAY_THREADS) if waits_for_gateway else ("database", DATABASE_THREADS)
-
-
-def _sends_alone(endpoint: Callable[..., Any]) -> bool:
-    """Whether all that it does is to send statements, each of them alone.
-
-    One that takes a session as well uses it for an Idempotency-Key only (see `_in_loop`): on the
-    loop a session would hold up all other requests.
-    """
-    parameters = inspect.signature(endpoint, eval_str=True).parameters
-    annotations = [parameter.annotation for parameter in parameters.values()]
-    return SenderDep in annotations and (
-        SessionDep not in annotations or CallContextDep in annotations
-    )
-
-
-def _in_loop(
-    endpoint: Callable[..., Any], in_thread: Callable[..., Coroutine[Any, Any, Any]]
-) -> Callable[..., Coroutine[Any, Any, Any]]:
-    """Run it in a greenlet; in a thread when it needs a transaction, for an Idempotency-Key."""
-
-    @functools.wraps(endpoint)
-    async def run(**arguments: Any) -> Any:
-        context: CallContext | None = arguments.get("context")
-        if context is not None and context.key is not None:
-            return await in_thread(**arguments)
-        sender: PooledSender = arguments["sender"]
-        return await sender.run(_call, {"endpoint": endpoint, "arguments": arguments})
+def _as_it_is(endpoint: Callable[..., Any]) -> _Run:
+    async def run(_: Request, arguments: dict[str, Any]) -> Any:
+        return await endpoint(**arguments)
 
     return run
 
 
-def _in_thread(
-    endpoint: Callable[..., Any], kind: str, threads: int
-) -> Callable[..., Coroutine[Any, Any, Any]]:
-    @functools.wraps(endpoint)
-    async def run(**arguments: Any) -> Any:
-        return await run_in_thread(functools.partial(_call, endpoint, arguments), kind, threads)
+def _in_loop(endpoint: Callable[..., Any]) -> _Run:
+    """Run it in a greenlet, which stands in line with the others that only read, or that write."""
+    parameters = inspect.signature(endpoint, eval_str=True).parameters.values()
+    writes = any(parameter.annotation == SessionDep for parameter in parameters)
+
+    async def run(request: Request, arguments: dict[str, Any]) -> Any:
+        state = request.app.state
+        line: LoopConnections = state.writes if writes else state.reads
+        return await line.run(_call, {"endpoint": endpoint, "arguments": arguments})
+
+    return run
+
+
+def _in_thread(endpoint: Callable[..., Any]) -> _Run:
+    async def run(_: Request, arguments: dict[str, Any]) -> Any:
+        return await run_in_thread(functools.partial(_call, endpoint, arguments), *PUBLIC)
 
     return run
 

@@ -6,9 +6,10 @@ whether or not the service receives the answer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
+from typing import TypeVar
 
 import sqlalchemy as sa
 
@@ -19,7 +20,11 @@ from gateways.sandbox.dashboard import Dashboard
 from gateways.sandbox.faults import with_fault
 from gateways.sandbox.listing import Entry
 from gateways.sandbox.webhooks import announcing
+from greenlets import in_thread
 from statements import PooledSender
+
+T = TypeVar("T")
+_Request = base.ChargeRequest | base.ChangeRequest | base.RefundRequest
 
 
 class SandboxGateway(base.Gateway):
@@ -49,14 +54,14 @@ class SandboxGateway(base.Gateway):
     # Money --------------------------------------------------------------------------------------
 
     def charge(self, request: base.ChargeRequest) -> base.Charge:
-        return with_fault(request.fault, self.timeout, lambda: self._charge(request))
-
-    def _charge(self, request: base.ChargeRequest) -> base.Charge:
         reference = operations.new_reference("ch")
         charge = operations.capture_at_once(self._sender, reference, request)
-        if charge is not None:
-            webhooks.wake_deliveries()
-            return records.charge_state(charge)
+        if charge is None:
+            return self._ask(request, partial(self._charge, reference, request))
+        webhooks.wake_deliveries()
+        return records.charge_state(charge)
+
+    def _charge(self, reference: str, request: base.ChargeRequest) -> base.Charge:
         with announcing(self.engine) as connection:
             known = records.claim_key(connection, request.key, reference)
             if known is not None:
@@ -64,10 +69,10 @@ class SandboxGateway(base.Gateway):
             return records.charge_state(operations.make_charge(connection, reference, request))
 
     def capture(self, request: base.ChangeRequest) -> base.Charge:
-        return with_fault(request.fault, self.timeout, lambda: self._change(request))
+        return self._ask(request, partial(self._change, request))
 
     def void(self, request: base.ChangeRequest) -> base.Charge:
-        return with_fault(request.fault, self.timeout, lambda: self._change(request))
+        return self._ask(request, partial(self._change, request))
 
     def _change(self, request: base.ChangeRequest) -> base.Charge:
         with announcing(self.engine) as connection:
@@ -80,11 +85,15 @@ class SandboxGateway(base.Gateway):
             return records.charge_state(row)
 
     def refund(self, request: base.RefundRequest) -> base.Refund:
-        return with_fault(request.fault, self.timeout, lambda: self._refund(request))
+        reference = operations.new_reference("re")
+        refund = operations.refund_at_once(self._sender, reference, request)
+        if refund is None:
+            return self._ask(request, partial(self._refund, reference, request))
+        webhooks.wake_deliveries()
+        return refund
 
-    def _refund(self, request: base.RefundRequest) -> base.Refund:
+    def _refund(self, reference: str, request: base.RefundRequest) -> base.Refund:
         with announcing(self.engine) as connection:
-            reference = operations.new_reference("re")
             known = records.claim_key(connection, request.key, reference)
             row = records.require_charge(connection, request.reference, lock=True)
             if known is not None:
@@ -95,12 +104,19 @@ class SandboxGateway(base.Gateway):
                 )
             return records.refund_state(refund, row)
 
+    def _ask(self, request: _Request, work: Callable[[], T]) -> T:
+        """In a thread, for it may be slow, and SQLAlchemy's engine blocks."""
+        return in_thread(partial(with_fault, request.fault, self.timeout, work))
+
     # Look-ups -----------------------------------------------------------------------------------
 
     # A look-up fences a key that was never used, so that a late request is refused, whatever
     # `resend` says. Old keys may be deleted; the charges and refunds that they made stay.
 
     def look_up(self, query: base.ChargeLookup) -> base.Charge | None:
+        return in_thread(partial(self._look_up, query))
+
+    def _look_up(self, query: base.ChargeLookup) -> base.Charge | None:
         with self.engine.begin() as connection:
             known = records.fence_key(connection, query.request.key)
             row = (
@@ -113,6 +129,9 @@ class SandboxGateway(base.Gateway):
             return records.charge_state(row, records.list_refunds(connection, [row.reference]))
 
     def look_up_refund(self, query: base.RefundLookup) -> base.Refund | None:
+        return in_thread(partial(self._look_up_refund, query))
+
+    def _look_up_refund(self, query: base.RefundLookup) -> base.Refund | None:
         request = query.request
         with self.engine.begin() as connection:
             known = records.fence_key(connection, query.request.key)
@@ -137,8 +156,12 @@ class SandboxGateway(base.Gateway):
         `cursor` is the reference of the last charge of the page before. Raises LookupError for
         an unknown one.
         """
-        with self.engine.connect() as connection:
-            return listing.list_page(connection, limit=limit, order_id=order_id, cursor=cursor)
+
+        def read() -> list[Entry]:
+            with self.engine.connect() as connection:
+                return listing.list_page(connection, limit=limit, order_id=order_id, cursor=cursor)
+
+        return in_thread(read)
 
     # The shopper's page -------------------------------------------------------------------------
 

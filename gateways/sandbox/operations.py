@@ -12,7 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
 
-from gateways.base import Charge, ChargeRequest, NotExecuted
+from gateways.base import Charge, ChargeRequest, NotExecuted, Refund, RefundRequest
 from gateways.sandbox import records, webhooks
 from gateways.sandbox.cards import DECLINES, outcome_of
 from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow
@@ -75,6 +75,60 @@ def capture_at_once(sender: Sender, reference: str, request: ChargeRequest) -> C
         told=json.dumps(webhooks.charge_payloads(captured, request.payment_id)),
     )
     return ChargeRow(*rows[0]) if rows else None
+
+
+# A refund that succeeds at once. What is left of the charge is counted as of the begin of the
+# statement; so the charge, once it is locked, must be as it was then. Each refund changes it.
+REFUND = Statement(
+    """
+    WITH charge AS MATERIALIZED (
+        SELECT * FROM sandbox.charges WHERE reference = %(charge)s FOR UPDATE
+    ), reserved AS (
+        SELECT coalesce(sum(amount), 0) AS amount FROM sandbox.refunds
+        WHERE charge = %(charge)s AND status <> 'failed'
+    ), asked AS (
+        INSERT INTO sandbox.requests (key, reference)
+        SELECT %(key)s, %(reference)s FROM charge, reserved
+        WHERE charge.changed_at = (
+            SELECT changed_at FROM sandbox.charges WHERE reference = %(charge)s
+        )
+        AND charge.status = 'captured' AND charge.outcome <> 'refund_fails'
+        AND charge.currency = %(currency)s
+        AND %(amount)s BETWEEN 1 AND charge.amount_captured - reserved.amount
+        ON CONFLICT DO NOTHING
+        RETURNING reference
+    ), made AS (
+        INSERT INTO sandbox.refunds (reference, charge, refund_id, amount, status)
+        SELECT reference, %(charge)s, %(refund_id)s, %(amount)s, 'succeeded' FROM asked
+        RETURNING reference
+    ), told AS (
+        INSERT INTO sandbox.webhooks (payload) SELECT CAST(%(told)s AS jsonb) FROM asked
+    )
+    SELECT reference FROM made""",
+    prepare=True,
+)
+
+
+def refund_at_once(sender: Sender, reference: str, request: RefundRequest) -> Refund | None:
+    """Make a refund that succeeds at once, with one statement alone.
+
+    None for one that takes more than that (see `refund`), or is not possible.
+    """
+    if request.fault:
+        return None
+    made = Refund(reference, "succeeded", request.amount, request.currency, request.refund_id)
+    told = webhooks.refund_payload(made, request.payment_id, request.reference)
+    rows = sender.rows(
+        REFUND,
+        reference=reference,
+        key=request.key,
+        charge=request.reference,
+        refund_id=request.refund_id,
+        amount=request.amount,
+        currency=request.currency,
+        told=json.dumps(told),
+    )
+    return made if rows else None
 
 
 def make_charge(connection: sa.Connection, reference: str, request: ChargeRequest) -> ChargeRow:

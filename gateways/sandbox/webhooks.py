@@ -12,8 +12,15 @@ from typing import Any
 import sqlalchemy as sa
 
 import wakeup
-from gateways.base import Charge
-from gateways.sandbox.records import ChargeRow, DisputeRow, RefundRow, charge_state, dispute_state
+from gateways.base import Charge, Refund
+from gateways.sandbox.records import (
+    ChargeRow,
+    DisputeRow,
+    RefundRow,
+    charge_state,
+    dispute_state,
+    refund_state,
+)
 from gateways.sandbox.signature import sign
 from gateways.sandbox.tables import account, webhooks
 from statements import Sender, Statement
@@ -59,23 +66,19 @@ def announce_charge(connection: sa.Connection, row: ChargeRow, fault: str | None
         _insert(connection, state, LATE_WEBHOOK if fault == "late_webhook" else None)
 
 
+def refund_payload(refund: Refund, payment_id: int, charge: str) -> dict[str, Any]:
+    """What is told of a new state of a refund, as JSON."""
+    state = asdict(refund)
+    told = {"refund_id": state.pop("refund_id"), "refund": state}
+    return payload(f"refund.{refund.status}", payment_id, charge, told)
+
+
 def announce_refund(
     connection: sa.Connection, row: RefundRow, charge: ChargeRow, fault: str | None = None
 ) -> None:
-    refund = {
-        "reference": row.reference,
-        "status": row.status,
-        "amount": row.amount,
-        "currency": charge.currency,
-    }
-    announce(
-        connection,
-        charge,
-        f"refund.{row.status}",
-        {"refund": refund, "refund_id": row.refund_id},
-        delay=LATE_WEBHOOK if fault == "late_webhook" else None,
-        times=2 if fault == "duplicate_webhook" else 1,
-    )
+    told = refund_payload(refund_state(row, charge), charge.payment_id, charge.reference)
+    for _ in range(2 if fault == "duplicate_webhook" else 1):
+        _insert(connection, told, LATE_WEBHOOK if fault == "late_webhook" else None)
 
 
 def announce_dispute(
@@ -84,27 +87,13 @@ def announce_dispute(
     event_type = "dispute.opened" if row.status == "open" else "dispute.closed"
     state = asdict(dispute_state(row, charge))
     evidence_due_at = state.pop("evidence_due_at")
-    announce(
-        connection,
-        charge,
+    told = payload(
         event_type,
+        charge.payment_id,
+        charge.reference,
         {"dispute": state, "evidence_due_at": evidence_due_at},
-        delay=delay,
     )
-
-
-def announce(
-    connection: sa.Connection,
-    charge: ChargeRow,
-    event_type: str,
-    state: Mapping[str, Any],
-    *,
-    delay: timedelta | None = None,
-    times: int = 1,
-) -> None:
-    told = payload(event_type, charge.payment_id, charge.reference, state)
-    for _ in range(times):
-        _insert(connection, told, delay)
+    _insert(connection, told, delay)
 
 
 def payload(

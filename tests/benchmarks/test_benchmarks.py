@@ -60,7 +60,9 @@ def test_every_operation_is_measured_at_both_servers_and_at_the_limit(measured: 
     for figure in measured.figures:
         assert figure.errors == 0, figure
         assert figure.per_second > 0
-        assert 0 < figure.p50_ms <= figure.p99_ms
+        # pgbench looks at its clock once for all of its connections that are ready.
+        assert figure.p50_ms > 0 or figure.server == "limit"
+        assert figure.p50_ms <= figure.p99_ms
         assert (figure.cpu_us is None) == (figure.server == "limit")
         compared = figure.server == "service" and OPERATIONS[figure.operation].naive
         assert (figure.cpu_to_naive is not None) == compared

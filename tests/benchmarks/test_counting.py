@@ -47,7 +47,9 @@ def test_what_the_roles_look_for_meanwhile_is_not_counted_as_the_requests() -> N
 
 
 def test_requests_become_scripts_each_as_it_was_sent() -> None:
-    requests = [["BEGIN", f"{LOCK};", "COMMIT"], ["SELECT 1"], ["BEGIN", LOCK, "COMMIT"]]
+    poll = "SELECT min(due_at) FROM sandbox.webhooks"
+    requests = [["BEGIN", f"{LOCK};", "COMMIT"], ["BEGIN", LOCK, "COMMIT", poll]]
+    requests.append(["BEGIN", LOCK, "COMMIT"])
     script = f"BEGIN;\n{LOCK};\nCOMMIT;\n"
     assert Traffic(requests, 0, in_background=False).scripts() == [script, script]
 

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
 
 import database
 from database import TimeLimits
+from greenlets import in_thread
 from loop_connections import LoopConnections
 from statements import PooledSender, Statement
 from tests.support.postgres_proxy import PostgresProxy
 
+T = TypeVar("T")
 PID = Statement("SELECT pg_backend_pid() WHERE %(any)s")
 SLEEP = Statement("SELECT pg_sleep(%(seconds)s)")
 END = Statement("SELECT pg_terminate_backend(%(pid)s)")
@@ -30,10 +33,14 @@ class Send:
 
     def __init__(self, engine: sa.Engine, size: int) -> None:
         self.connections = LoopConnections(engine, size)
-        self._sender = PooledSender(engine, self.connections)
+        self.engine = engine
+        self._sender = PooledSender(engine)
 
     async def __call__(self, statement: Statement, **parameters: Any) -> list[Any]:
-        return await self._sender.run(self._sender.rows, {"statement": statement, **parameters})
+        return await self.run(self._sender.rows, statement=statement, **parameters)
+
+    async def run(self, function: Callable[..., T], **arguments: Any) -> T:
+        return await self.connections.run(function, arguments)
 
 
 Work = Callable[[Send], Awaitable[None]]
@@ -198,10 +205,158 @@ def test_outside_its_loop_a_statement_waits_in_its_thread(url: str) -> None:
     engine = database.create_engine(url)
 
     async def connections() -> LoopConnections:
-        return LoopConnections(engine)
+        return LoopConnections(engine, 1)
 
-    sender = PooledSender(engine, asyncio.run(connections()))
+    sender, of_other_loop = PooledSender(engine), asyncio.run(connections())
     assert len(sender.rows(PID, any=True)) == 1
-    other_loop = sender.run(sender.rows, {"statement": PID, "any": True})
-    assert len(asyncio.run(other_loop)) == 1
+    sent = of_other_loop.run(sender.rows, {"statement": PID, "any": True})
+    assert len(asyncio.run(sent)) == 1
     engine.dispose()
+
+
+# Transactions -----------------------------------------------------------------------------------
+
+
+def in_transaction(engine: sa.Engine, seconds: float = 0) -> list[int]:
+    """The backends of a transaction, both ways to send something in it."""
+    with database.new_session(engine) as session, database.phase(session):
+        [[first]] = session.rows(PID, any=True)
+        session.rows(SLEEP, seconds=seconds)
+        second = session.scalar(sa.text("SELECT pg_backend_pid()"))
+        assert isinstance(second, int)
+        return [first, second]
+
+
+def test_a_transaction_has_one_connection_and_holds_up_nobody(url: str) -> None:
+    async def work(send: Send) -> None:
+        slow = asyncio.create_task(send.run(in_transaction, engine=send.engine, seconds=0.5))
+        [[other]] = await send(PID, any=True)
+        assert not slow.done()
+        assert len({*await slow, other}) == 2
+
+    in_loop(url, work)
+
+
+def test_what_is_canceled_in_a_transaction_is_rolled_back(url: str) -> None:
+    with sa.create_engine(url).begin() as connection:
+        connection.exec_driver_sql("CREATE TABLE written (number int)")
+
+    def write(engine: sa.Engine) -> None:
+        with database.new_session(engine) as session, database.phase(session):
+            session.rows(Statement("INSERT INTO written VALUES (1) RETURNING 1"))
+            session.rows(SLEEP, seconds=65)
+
+    async def work(send: Send) -> None:
+        running = asyncio.create_task(send.run(write, engine=send.engine))
+        pid = await asleep(send, 65)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        await send(END, pid=pid)  # it would find out when it has slept
+        assert await send(Statement("SELECT count(*) FROM written")) == [(0,)]
+
+    in_loop(url, work)
+
+
+def test_a_connection_that_is_lost_in_a_transaction_is_replaced(url: str) -> None:
+    async def work(send: Send) -> None:
+        running = asyncio.create_task(send.run(in_transaction, engine=send.engine, seconds=66))
+        await send(END, pid=await asleep(send, 66))
+        with pytest.raises(sa.exc.OperationalError):
+            await running
+        assert send.connections._watched.keys() == {*send.connections._idle}
+        for _ in range(3):
+            assert len(await send.run(in_transaction, engine=send.engine)) == 2
+
+    in_loop(url, work)
+
+
+def test_a_connection_that_sqlalchemy_gives_up_is_closed(url: str) -> None:
+    def lose(engine: sa.Engine) -> None:
+        with database.new_session(engine) as session, database.phase(session):
+            session.connection().invalidate()
+
+    async def work(send: Send) -> None:
+        [[before]] = await send(PID, any=True)
+        with pytest.raises(sa.exc.InvalidRequestError):
+            await send.run(lose, engine=send.engine)
+        assert await send(PID, any=True) != [(before,)]
+
+    in_loop(url, work, size=1)
+
+
+# Calls that block -------------------------------------------------------------------------------
+
+
+def test_who_waits_for_a_thread_leaves_its_turn_to_others(url: str) -> None:
+    async def work(send: Send) -> None:
+        goes_on = threading.Event()
+
+        def ask() -> str:
+            in_thread(goes_on.wait)
+            [[pid]] = PooledSender(send.engine).rows(PID, any=True)
+            return f"backend {pid}"
+
+        asking = asyncio.create_task(send.run(ask))
+        for _ in range(3):
+            await send(PID, any=True)
+        assert not asking.done()
+        goes_on.set()
+        assert (await asking).startswith("backend")
+
+    in_loop(url, work, size=1)
+
+
+def test_who_is_back_from_a_thread_waits_for_its_turn(url: str) -> None:
+    order: list[str] = []
+
+    def ask() -> None:
+        in_thread(lambda: None)
+        order.append("asked")
+
+    async def work(send: Send) -> None:
+        async def sleep() -> None:
+            await send(SLEEP, seconds=0.3)
+            order.append("slept")
+
+        await asyncio.gather(send.run(ask), sleep())
+        assert order == ["slept", "asked"]
+        assert send.connections._free == 1
+
+    in_loop(url, work, size=1)
+
+
+def test_whose_turn_does_not_come_after_a_thread_fails_and_takes_no_place(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(database, "POOL_WAIT_SECONDS", 0.2)
+
+    async def work(send: Send) -> None:
+        asking = asyncio.create_task(send.run(lambda: in_thread(lambda: None)))
+        sleeping = asyncio.create_task(send(SLEEP, seconds=60))
+        with pytest.raises(sa.exc.TimeoutError):
+            await asking
+        sleeping.cancel()
+        await asyncio.wait([sleeping])
+        assert send.connections._free == 1
+        await send(PID, any=True)
+
+    in_loop(url, work, size=1, limits=TimeLimits(statement=None))
+
+
+def test_who_is_canceled_while_a_thread_works_takes_no_place(url: str) -> None:
+    async def work(send: Send) -> None:
+        goes_on = threading.Event()
+        asking = asyncio.create_task(send.run(lambda: in_thread(goes_on.wait)))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        goes_on.set()
+        assert send.connections._free == 1
+
+    in_loop(url, work, size=1)
+
+
+def test_a_call_outside_a_greenlet_is_made_right_here() -> None:
+    assert in_thread(threading.current_thread) is threading.current_thread()

@@ -19,10 +19,10 @@ from conformance.harness import Harness, ok
 from conformance.target import Method, Target
 from conformance.targets import PaypalTarget, StripeTarget
 from gateways.sandbox import SandboxGateway
+from greenlets import GATEWAY_THREADS
 from services import reconciliation
 from tests.support.database import records
 from tests.support.harness import ORDERS, double_of
-from web.route import GATEWAY_THREADS
 
 # Two gateways at once ---------------------------------------------------------------------------
 

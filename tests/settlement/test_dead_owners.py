@@ -23,7 +23,6 @@ from sessions import Session
 from settlement import idempotency
 from settlement.context import CallContext
 from settlement.gateway_calls import GatewayAccess
-from statements import PooledSender
 from tests.support.database import sql
 from tests.support.keyed_writes import (
     Prepare,
@@ -188,7 +187,7 @@ def test_an_owner_that_was_replaced_cannot_commit(
         def slow() -> StoredResponse:
             expire_owner(shop, key)
             answers.append(write.send(key))  # somebody takes over, and finishes
-            return orders.create(session, PooledSender.beside(session), context, data, "USD")
+            return orders.create(session, context, data, "USD")
 
         with pytest.raises(IdempotencyInProgress):
             idempotency.run(session, context, slow, lambda: None)

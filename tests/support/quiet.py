@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import pytest
@@ -18,14 +18,18 @@ import database
 import main
 from config import Settings, load_settings
 from gateways import base
+from gateways.base import NoGuard
 from gateways.registry import Gateways
 from gateways.sandbox import SandboxGateway
+from greenlets import in_thread
 from services import audit, lookups, reconciliation
 from services.lookups import LookupRules
 from tests.support.database import sql
 from tests.support.paths import ROOT
 from tests.support.shop import MANAGES, Bearer, Shop, serve
 from workers.roles import Resources
+
+T = TypeVar("T")
 
 LOST = {"Sandbox-Fault": "timeout_before_charge"}
 REPORT = {"checked", "settled", "still_open", "needs_review", "mismatches", "not_compared"}
@@ -88,7 +92,15 @@ def gateways(quiet_url: str, quiet_app: FastAPI) -> Gateways:
 def gateway(gateways: Gateways) -> SandboxGateway:
     sandbox = gateways.get("sandbox")
     assert isinstance(sandbox, SandboxGateway)
+    sandbox.guard = InThreads()
     return sandbox
+
+
+class InThreads(NoGuard):
+    """For tests that replace what the gateway does by something that may wait."""
+
+    def run(self, call: Callable[[], T], seconds: float | None = None) -> T:
+        return in_thread(call)
 
 
 def pay(shop: Shop, headers: dict[str, str], **body: Any) -> dict[str, Any]:

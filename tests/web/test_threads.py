@@ -1,28 +1,24 @@
-"""What only sends statements has no thread; what needs a transaction has one."""
+"""Requests with a token wait in the loop, whatever they do; those without one have few threads."""
 
 from __future__ import annotations
 
-import inspect
 import secrets
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import httpx
 import pytest
+from greenlet import getcurrent
 
-import main
-from config import Settings
-from database import SessionDep
-from greenlets import is_in_greenlet
+import crud
+from greenlets import _Greenlet
 from sessions import Session
-from statements import PooledSender, SenderDep, Statement
-from tests.support.factories import order, place_order
-from web.route import ServiceRoute
+from statements import PooledSender, Statement
+from tests.support.factories import card, order, place_order
 
 
-def test_single_statements_wait_in_the_loop(
-    alice: httpx.Client, monkeypatch: pytest.MonkeyPatch
+def test_a_request_with_a_token_has_no_thread(
+    alice: httpx.Client, base_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     placed = place_order(alice)["id"]
     ways: list[str] = []
@@ -32,15 +28,18 @@ def test_single_statements_wait_in_the_loop(
 
         def watched(sender: Any, statement: Statement, **parameters: Any) -> list[Any]:
             name = threading.current_thread().name.split("_")[0]
-            ways.append("loop" if is_in_greenlet() else name)
+            if isinstance(getcurrent(), _Greenlet):
+                ways.append("loop")
+            elif not name.startswith("worker"):  # background roles work all the time
+                ways.append(name)
             found: list[Any] = rows(sender, statement, **parameters)
             return found
 
         monkeypatch.setattr(kind, "rows", watched)
 
-    def way(method: str, path: str, **request: Any) -> list[str]:
+    def way(method: str, path: str, client: httpx.Client = alice, **request: Any) -> list[str]:
         ways.clear()
-        assert alice.request(method, path, **request).is_success
+        assert client.request(method, path, **request).is_success
         return ways
 
     watch(PooledSender)
@@ -52,22 +51,17 @@ def test_single_statements_wait_in_the_loop(
     assert way("GET", f"/orders/{placed}/events") == ["loop", "loop"]
     assert way("POST", "/orders", json=order()) == ["loop"]
     key = {"Idempotency-Key": secrets.token_hex(8)}
-    assert set(way("POST", "/orders", json=order(), headers=key)) == {"database"}
+    assert way("POST", "/orders", json=order(), headers=key) == ["loop", "loop"]
+    assert way("POST", "/orders", json=order(), headers=key) == ["loop"]  # it is repeated
+    assert set(way("POST", "/payment-methods", json=card())) == {"loop"}
+    assert set(way("POST", f"/orders/{placed}/payments")) == {"loop"}
+    count_open = crud.count_open
 
+    def watched_count(*arguments: Any) -> int:
+        ways.append(threading.current_thread().name.split("_")[0])
+        return count_open(*arguments)
 
-def test_no_endpoint_has_both_ways_to_send_but_the_one_that_needs_a_session_for_keys(
-    settings: Settings,
-) -> None:
-    """Requests that hold a connection each, in the transaction of a session, and want another one
-    would wait for each other; in the loop a session would hold up all other requests."""
-    found = {
-        route.endpoint.__name__
-        for route in main.create_app(settings).routes
-        if isinstance(route, ServiceRoute)
-        and all(way in _annotations(route.endpoint) for way in (SenderDep, SessionDep))
-    }
-    assert found == {"create_order"}
-
-
-def _annotations(endpoint: Callable[..., Any]) -> list[Any]:
-    return [*inspect.get_annotations(endpoint, eval_str=True).values()]
+    monkeypatch.setattr(crud, "count_open", watched_count)
+    ways.clear()
+    assert httpx.get(f"{base_url}/metrics").is_success
+    assert ways == ["public"]

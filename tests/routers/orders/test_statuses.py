@@ -12,6 +12,7 @@ import sqlalchemy as sa
 
 from gateways.base import Charge, ChargeRequest
 from gateways.sandbox import SandboxGateway
+from greenlets import in_thread
 from tests.support.clients import (
     Api,
     code,
@@ -214,9 +215,12 @@ def test_an_order_whose_payment_is_open_is_not_moved(
     asked, go_on = threading.Event(), threading.Event()
     charge = SandboxGateway.charge
 
-    def slow(self: SandboxGateway, request: ChargeRequest) -> Charge:
+    def wait() -> None:
         asked.set()
         assert go_on.wait(30)
+
+    def slow(self: SandboxGateway, request: ChargeRequest) -> Charge:
+        in_thread(wait)
         return charge(self, request)
 
     monkeypatch.setattr(SandboxGateway, "charge", slow)
