@@ -27,7 +27,7 @@ from benchmarks.counting import Traffic, listen
 from benchmarks.limit import find_pgbench, send_scripts
 from benchmarks.load import Load, Outcome, apart
 from benchmarks.operations import OPERATIONS, PRIMED, Operation, Shop, refuse_errors
-from benchmarks.results import PERFORMANCE, Figure, Place, Results, median
+from benchmarks.results import PERFORMANCE, Figure, Place, Results, keep, median
 from benchmarks.servers import Postgres, Secrets, Server
 from tests.support.postgres_proxy import PostgresProxy
 
@@ -325,7 +325,7 @@ def main() -> int:
     if chosen.only:
         print("Some operations only: nothing is kept.")
     else:
-        results.save(PERFORMANCE)
+        keep(PERFORMANCE, results)
         report.write_docs()
         print(f"Kept in {PERFORMANCE.name}; docs/performance.md and its picture are written anew.")
     return 0

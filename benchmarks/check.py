@@ -24,6 +24,7 @@ from benchmarks.results import (
     Results,
     find_slower,
     is_same_machine,
+    read,
 )
 
 
@@ -54,7 +55,7 @@ def main() -> int:
     description = (__doc__ or "").splitlines()[0]
     argparse.ArgumentParser(prog="python -m benchmarks.check", description=description).parse_args()
     tell = teller()
-    before = Results.load(PERFORMANCE)
+    before = read(Results, PERFORMANCE)
     with servers.throwaway_postgres() as postgres:
         slower = check(before, QUICK, lambda plan: measure(plan, postgres, tell), tell)
     for change in slower:

@@ -11,11 +11,10 @@ benchmarks/results/cost.json, and docs/cost-per-order.md is written anew.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,7 +24,7 @@ from benchmarks.bench import Tell, teller
 from benchmarks.counting import Traffic
 from benchmarks.load import Load, Outcome, apart, send
 from benchmarks.operations import AMOUNT, Shop, refuse_errors
-from benchmarks.results import FOLDER, Counts
+from benchmarks.results import FOLDER, Counts, keep, read
 from benchmarks.servers import Postgres, Secrets
 from tests.support.postgres_proxy import PostgresProxy
 
@@ -107,25 +106,6 @@ class Kept:
     counts: Counts
     cost: Cost
     variants: dict[str, Cost]
-
-    @classmethod
-    def load(cls) -> Kept:
-        told = json.loads(KEPT.read_text())
-        return cls(
-            told["machine"],
-            Counts(**told["counts"]),
-            _cost(told["cost"]),
-            {name: _cost(cost) for name, cost in told["variants"].items()},
-        )
-
-    def save(self) -> None:
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(json.dumps(asdict(self), indent=1) + "\n")
-
-
-def _cost(told: dict[str, Any]) -> Cost:
-    tables = {name: Table(**table) for name, table in told.pop("tables").items()}
-    return Cost(**told, tables=tables)
 
 
 # Measuring --------------------------------------------------------------------------------------
@@ -366,7 +346,7 @@ def _hot(cost: Cost, name: str) -> str:
 
 
 def _part(make: Callable[[Kept], str]) -> Callable[[], str]:
-    return lambda: make(Kept.load())
+    return lambda: make(read(Kept, KEPT))
 
 
 PARTS: Final = {make.__name__: _part(make) for make in (summary, tables, variants, indexes)}
@@ -388,9 +368,9 @@ def main() -> int:
                 for variant in VARIANTS
             }
         else:
-            tried = Kept.load().variants if KEPT.exists() else {}
+            tried = read(Kept, KEPT).variants if KEPT.exists() else {}
         kept = Kept(servers.machine(postgres), counts, cost, tried)
-    kept.save()
+    keep(KEPT, kept)
     report.write_docs()
     print(f"{summary(kept)}\n\n{tables(kept)}\n\n{variants(kept)}\n\n{indexes(kept)}\n")
     print(f"Kept in {KEPT.name}; docs/cost-per-order.md is written anew.")

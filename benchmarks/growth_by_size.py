@@ -13,11 +13,10 @@ docs/growth.md is written anew.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,7 +25,7 @@ from benchmarks import growth, report, servers, touched
 from benchmarks.bench import Tell, numbers, teller
 from benchmarks.dataset import fill
 from benchmarks.operations import OPERATIONS
-from benchmarks.results import FOLDER
+from benchmarks.results import FOLDER, keep, read
 from benchmarks.servers import Postgres, Secrets
 from benchmarks.touched import Touched
 
@@ -54,6 +53,12 @@ class Size:
     worst: list[Worst]
     failures: list[str]  # statements that touched more pages than their limit
     requests: list[Touched]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    machine: dict[str, Any]
+    sizes: list[Size]
 
 
 def measure(postgres: Postgres, orders: int, tell: Tell) -> Size:
@@ -143,22 +148,8 @@ def _cell(pages: float, milliseconds: float) -> str:
     return f"{pages:,.0f} pages, {milliseconds:,.1f} ms"
 
 
-def load() -> list[Size]:
-    told: list[dict[str, Any]] = json.loads(KEPT.read_text())["sizes"]
-    return [
-        Size(
-            **size
-            | {
-                "worst": [Worst(**worst) for worst in size["worst"]],
-                "requests": [Touched(**of) for of in size["requests"]],
-            }
-        )
-        for size in told
-    ]
-
-
 def _part(make: Callable[[list[Size]], str]) -> Callable[[], str]:
-    return lambda: make(load())
+    return lambda: make(read(Kept, KEPT).sizes)
 
 
 PARTS: Final = {make.__name__: _part(make) for make in (requests, statements)}
@@ -175,9 +166,7 @@ def main() -> int:
         with servers.throwaway_postgres() as postgres:  # its disk is free again for the next
             sizes.append(measure(postgres, orders, tell))
             machine = servers.machine(postgres)
-    KEPT.parent.mkdir(exist_ok=True)
-    kept = {"machine": machine, "sizes": [asdict(size) for size in sizes]}
-    KEPT.write_text(json.dumps(kept, indent=1) + "\n")
+    keep(KEPT, Kept(machine, sizes))
     report.write_docs()
     print(f"{requests(sizes)}\n\n{statements(sizes)}\n")
     print(f"Kept in {KEPT.name}; docs/growth.md is written anew.")

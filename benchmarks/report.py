@@ -7,7 +7,7 @@ from typing import Any, Final
 from xml.sax.saxutils import escape
 
 from benchmarks.operations import OPERATIONS
-from benchmarks.results import PERFORMANCE, Figure, Results
+from benchmarks.results import PERFORMANCE, Figure, Results, read
 from config import ROOT
 
 PICTURE: Final = ROOT / "docs/performance.svg"
@@ -199,7 +199,7 @@ def _for_picture(results: Results) -> list[tuple[str, float]]:
 
 def _kept(part: Callable[[Results], str]) -> Callable[[], str]:
     """This part of what is kept."""
-    return lambda: part(Results.load(PERFORMANCE))
+    return lambda: part(read(Results, PERFORMANCE))
 
 
 PARTS: Final = {
@@ -211,5 +211,5 @@ def write_docs() -> None:
     """Write the picture, and the parts of the pages that are made from what was measured."""
     from docs import generate  # which reads this module
 
-    PICTURE.write_text(picture(Results.load(PERFORMANCE)))
+    PICTURE.write_text(picture(read(Results, PERFORMANCE)))
     generate.main()

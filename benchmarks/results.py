@@ -7,7 +7,11 @@ import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
+
+from pydantic import TypeAdapter
+
+T = TypeVar("T")
 
 FOLDER: Final = Path(__file__).parent / "results"
 PERFORMANCE: Final = FOLDER / "performance.json"
@@ -66,19 +70,16 @@ class Results:
     def by_place(self) -> dict[Place, Figure]:
         return {figure.place: figure for figure in self.figures}
 
-    def save(self, path: Path) -> None:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
 
-    @classmethod
-    def load(cls, path: Path) -> Results:
-        told = json.loads(path.read_text())
-        told["figures"] = [Figure(**figure) for figure in told["figures"]]
-        told["counts"] = {
-            server: {name: Counts(**counts) for name, counts in operations.items()}
-            for server, operations in told["counts"].items()
-        }
-        return cls(**told)
+def keep(path: Path, measured: Any) -> None:
+    """Write down what a run measured, a dataclass."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(json.dumps(asdict(measured), indent=1) + "\n")
+
+
+def read(kind: type[T], path: Path) -> T:
+    """What an earlier run measured."""
+    return TypeAdapter(kind).validate_json(path.read_text())
 
 
 def median(figures: Sequence[Figure], naive: Sequence[Figure] = ()) -> Figure:

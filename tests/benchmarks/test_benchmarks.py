@@ -15,7 +15,7 @@ from benchmarks.growth_by_size import Size
 from benchmarks.limit import find_pgbench
 from benchmarks.load import send
 from benchmarks.operations import OPERATIONS
-from benchmarks.results import PERFORMANCE, Results
+from benchmarks.results import PERFORMANCE, Results, read
 from benchmarks.servers import Postgres, Secrets, cpu_seconds, memory_mib
 from benchmarks.touched import Touched
 from tests.support.paths import ROOT
@@ -93,7 +93,7 @@ def test_the_table_has_a_line_for_each_figure(measured: Results) -> None:
 
 
 def test_the_picture_has_two_bars_for_each_operation_that_can_be_compared() -> None:
-    kept = Results.load(PERFORMANCE)
+    kept = read(Results, PERFORMANCE)
     root = xml.etree.ElementTree.fromstring(report.picture(kept))
     bars = root.findall("{http://www.w3.org/2000/svg}rect")
     comparable = [operation for operation in OPERATIONS.values() if operation.naive]

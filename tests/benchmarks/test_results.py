@@ -16,7 +16,9 @@ from benchmarks.results import (
     Results,
     find_slower,
     is_same_machine,
+    keep,
     median,
+    read,
 )
 
 MACHINE = {"cpu": "C", "cores": 2, "system": "Linux x86_64", "python": "3.13.1"}
@@ -96,8 +98,8 @@ def test_rounds_that_do_not_belong_together_have_no_ratio() -> None:
 
 def test_results_are_read_back_as_they_were_kept(tmp_path: Path) -> None:
     path = tmp_path / "results" / "performance.json"
-    BEFORE.save(path)
-    assert Results.load(path) == BEFORE
+    keep(path, BEFORE)
+    assert read(Results, path) == BEFORE
 
 
 def test_what_takes_over_15_percent_more_of_the_naive_cpu_is_named() -> None:
