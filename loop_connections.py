@@ -7,6 +7,7 @@ PostgreSQL has answered, and the loop goes on meanwhile. docs/adr/0007 says what
 from __future__ import annotations
 
 import asyncio
+import select
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -101,8 +102,7 @@ class LoopConnections:
         # Looking up the server's name blocks, so connecting stays in a thread.
         connection = wait_for(self._loop.run_in_executor(None, self._connect))
         connection.suspend = partial(self._wait, connection)
-        self._watched[connection] = number = connection.fileno()
-        self._loop.add_reader(number, self._readable, connection)
+        self._watch(connection)
         return connection
 
     def _connect(self) -> Connection:
@@ -120,6 +120,8 @@ class LoopConnections:
         timer = None
         try:
             while (state := connection.poll()) != extensions.POLL_OK:
+                if connection not in self._watched:
+                    self._watch(connection)
                 answer = self._answers[connection] = self._loop.create_future()
                 if timer is None and connection.seconds is not None:
                     timer = self._loop.call_later(connection.seconds, self._missed, connection)
@@ -142,7 +144,13 @@ class LoopConnections:
         connection.server.missed()
         _fail(self._answers[connection], OperationalError(UNRESPONSIVE))
 
+    def _watch(self, connection: Connection) -> None:
+        self._watched[connection] = number = connection.fileno()
+        self._loop.add_reader(number, self._readable, connection)
+
     def _readable(self, connection: Connection) -> None:
+        if _has_failed(self._watched[connection]):
+            self._unwatch(connection)  # uvloop tells of a failure once, and watches no longer
         answer = self._answers.get(connection)
         if answer is not None:
             _succeed(answer)
@@ -159,6 +167,13 @@ class LoopConnections:
         number = self._watched.pop(connection, None)
         if number is not None:
             self._loop.remove_reader(number)
+
+
+def _has_failed(number: int) -> bool:
+    """Whether the other end is gone; what it has sent before may still be there to read."""
+    poll = select.poll()
+    poll.register(number, 0)  # failures are told in any case
+    return any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _no_turn() -> Exception:

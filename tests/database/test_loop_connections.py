@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 
 import pytest
 import sqlalchemy as sa
+import uvloop
 
 import database
 from database import TimeLimits
@@ -22,6 +24,7 @@ T = TypeVar("T")
 PID = Statement("SELECT pg_backend_pid() WHERE %(any)s")
 SLEEP = Statement("SELECT pg_sleep(%(seconds)s)")
 END = Statement("SELECT pg_terminate_backend(%(pid)s)")
+SYNC = b"S\x00\x00\x00\x04"  # a message to PostgreSQL; a backend reads none while it works
 SLEEPERS = Statement(
     "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND state = 'active'"
     " AND query = format('SELECT pg_sleep(%%s)', %(seconds)s)"
@@ -57,17 +60,19 @@ def proxy(url: str) -> Iterator[PostgresProxy]:
         yield proxy
 
 
-def in_loop(url: str, work: Work, size: int = 2, **options: Any) -> None:
+def in_loop(
+    url: str, work: Work, size: int = 2, run: Callable[..., None] = asyncio.run, **options: Any
+) -> None:
     """Run it in a loop of its own, with what sends a statement there."""
     engine = database.create_engine(url, **options)
 
-    async def run() -> None:
+    async def main() -> None:
         send = Send(engine, size)
         await work(send)
         send.connections.close()
 
     try:
-        asyncio.run(run())
+        run(main())
     finally:
         engine.dispose()
 
@@ -154,6 +159,36 @@ def test_a_connection_that_dies_while_it_is_waited_for_fails_that_statement_only
         await asyncio.gather(*[send(PID, any=True) for _ in range(5)])
 
     in_loop(url, work)
+
+
+@pytest.mark.parametrize("kind", ["alone", "in_transaction"])
+def test_the_end_of_a_backend_that_has_left_bytes_unread_is_noticed_at_once(
+    url: str, kind: str
+) -> None:
+    """The system calls that an error of the socket, and uvloop stops watching one that has one."""
+
+    async def work(send: Send) -> None:
+        for seconds in (67, 68, 69):
+            await end_with_bytes_unread(send, seconds, kind)
+            await asyncio.gather(*[send(PID, any=True) for _ in range(5)])
+
+    in_loop(url, work, run=uvloop.run)
+
+
+async def end_with_bytes_unread(send: Send, seconds: int, kind: str) -> None:
+    sleeping = (
+        send(SLEEP, seconds=seconds)
+        if kind == "alone"
+        else send.run(in_transaction, engine=send.engine, seconds=seconds)
+    )
+    running = asyncio.create_task(sleeping)
+    pid = await asleep(send, seconds)
+    [waited_for] = send.connections._answers
+    os.write(waited_for.fileno(), SYNC)
+    await send(END, pid=pid)
+    with pytest.raises(sa.exc.OperationalError) as lost:
+        await running
+    assert database.UNRESPONSIVE not in str(lost.value)
 
 
 def test_a_server_that_does_not_answer_fails_the_statement_in_time(proxy: PostgresProxy) -> None:
