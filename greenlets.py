@@ -45,6 +45,7 @@ class _Greenlet(greenlet):
     """A greenlet that runs one function after another."""
 
     lender: Lender  # to its function
+    has_turn: bool  # at the lender
 
     def run(self, function: Callable[..., Any], arguments: dict[str, Any]) -> Any:
         while True:
@@ -69,11 +70,12 @@ _idle = _Idle()
 
 
 async def in_greenlet(function: Callable[..., T], arguments: dict[str, Any], lender: Lender) -> T:
-    """Run the function, which may call `wait_for` and `in_thread`. It is its turn at the lender."""
+    """Run the function, which may call `wait_for` and `in_thread`, once it is its turn."""
+    await lender.enter()
     loop = getcurrent()
     idle = _idle.runners
     runner = idle.pop() if idle else _Greenlet()
-    runner.lender = lender
+    runner.lender, runner.has_turn = lender, True
     runner.parent = loop
     runner.gr_context = loop.gr_context
     awaited, result, error = runner.switch(function, arguments)
@@ -84,6 +86,7 @@ async def in_greenlet(function: Callable[..., T], arguments: dict[str, Any], len
             awaited, result, error = runner.throw(raised)
         else:
             awaited, result, error = runner.switch(value)
+    _leave(runner)
     if len(idle) < MAX_IDLE:
         idle.append(runner)
     if error is not None:
@@ -105,12 +108,24 @@ def _loop_of(runner: greenlet) -> greenlet:
 
 
 def lender_here(engine: Any) -> Lender | None:
-    """Who lends this greenlet connections of the engine. None anywhere else: there they come from
-    the engine's pool, and who waits for an answer blocks its thread."""
+    """Who lends this greenlet connections of the engine, once it is its turn. None anywhere else:
+    there they come from the engine's pool, and who waits for an answer blocks its thread.
+
+    Raises TimeoutError, as the pool does, when its turn does not come in time.
+    """
     current = getcurrent()
-    if isinstance(current, _Greenlet) and current.lender.engine is engine:
-        return current.lender
-    return None
+    if not isinstance(current, _Greenlet) or current.lender.engine is not engine:
+        return None
+    if not current.has_turn:
+        wait_for(current.lender.enter())
+        current.has_turn = True
+    return current.lender
+
+
+def _leave(runner: _Greenlet) -> None:
+    if runner.has_turn:
+        runner.has_turn = False
+        runner.lender.leave()
 
 
 _threads = ThreadPoolExecutor(GATEWAY_THREADS, thread_name_prefix="gateways")
@@ -119,17 +134,12 @@ _threads = ThreadPoolExecutor(GATEWAY_THREADS, thread_name_prefix="gateways")
 def in_thread(call: Callable[[], T]) -> T:
     """Make a call that may block, without holding up the loop.
 
-    In a greenlet it is made in a thread, and another function has its turn meanwhile. Anywhere else
-    it blocks right here.
+    In a greenlet it is made in a thread, and another function has its turn meanwhile, until this
+    one wants a connection again. Anywhere else it blocks right here.
     """
     current = getcurrent()
-    return wait_for(_in_thread(call, current.lender)) if isinstance(current, _Greenlet) else call()
-
-
-async def _in_thread(call: Callable[[], T], lender: Lender) -> T:
+    if not isinstance(current, _Greenlet):
+        return call()
+    _leave(current)
     work = partial(contextvars.copy_context().run, call)
-    lender.leave()
-    try:
-        return await asyncio.get_running_loop().run_in_executor(_threads, work)
-    finally:
-        await lender.enter()
+    return wait_for(asyncio.get_running_loop().run_in_executor(_threads, work))

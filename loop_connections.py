@@ -34,7 +34,7 @@ class LoopConnections:
         self._size = size
         self._longest: float = engine.pool.timeout()  # type: ignore[attr-defined] # wait in the line
         self._loop = asyncio.get_running_loop()
-        self._free = size  # how many more functions may run; less than 0: more run than should
+        self._free = size  # how many more functions may run
         self._line: deque[asyncio.Future[None]] = deque()  # first come, first served
         self._idle: list[Connection] = []
         self._watched: dict[Connection, int] = {}  # by their numbers for the system
@@ -44,15 +44,10 @@ class LoopConnections:
         """Run it in a greenlet. Raises TimeoutError when its turn does not come in time."""
         if asyncio.get_running_loop() is not self._loop:
             return function(**arguments)  # its statements block this thread
-        try:
-            await self.enter()
-            return await in_greenlet(function, arguments, self)
-        finally:
-            self.leave()
+        return await in_greenlet(function, arguments, self)
 
     async def enter(self) -> None:
-        """Wait until a function may run. Raises TimeoutError, and CancelledError; then it counts
-        as one that runs, too, until it leaves."""
+        """Wait until a function may run. Raises TimeoutError, and CancelledError."""
         if self._free > 0:
             self._free -= 1
             return
@@ -62,15 +57,15 @@ class LoopConnections:
         try:
             await turn
         except BaseException:
-            if turn.cancelled() or turn.exception() is not None:
-                self._free -= 1
+            if not turn.cancelled() and turn.exception() is None:
+                self.leave()  # its turn had come
             raise
         finally:
             timer.cancel()
 
     def leave(self) -> None:
         """A function has ended, or waits for something else: it is the next one's turn."""
-        while self._line and self._free >= 0:
+        while self._line:
             turn = self._line.popleft()
             if not turn.done():
                 turn.set_result(None)

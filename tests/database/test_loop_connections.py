@@ -345,32 +345,42 @@ def test_who_waits_for_a_thread_leaves_its_turn_to_others(url: str) -> None:
 def test_who_is_back_from_a_thread_waits_for_its_turn(url: str) -> None:
     order: list[str] = []
 
-    def ask() -> None:
-        in_thread(lambda: None)
-        order.append("asked")
-
     async def work(send: Send) -> None:
+        def ask() -> None:
+            in_thread(lambda: None)
+            order.append("asked")
+            PooledSender(send.engine).rows(PID, any=True)
+            order.append("sent")
+
         async def sleep() -> None:
             await send(SLEEP, seconds=0.3)
             order.append("slept")
 
         await asyncio.gather(send.run(ask), sleep())
-        assert order == ["slept", "asked"]
+        assert order == ["asked", "slept", "sent"]
         assert send.connections._free == 1
 
     in_loop(url, work, size=1)
 
 
-def test_whose_turn_does_not_come_after_a_thread_fails_and_takes_no_place(
+def test_whose_turn_does_not_come_after_a_thread_has_its_result_and_no_connection(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """A gateway's answer is not lost, and those that come back open no connections of their own."""
     monkeypatch.setattr(database, "POOL_WAIT_SECONDS", 0.2)
 
     async def work(send: Send) -> None:
-        asking = asyncio.create_task(send.run(lambda: in_thread(lambda: None)))
+        def ask() -> str:
+            answer = in_thread(lambda: "charged")
+            for _ in range(2):
+                with pytest.raises(sa.exc.TimeoutError):
+                    PooledSender(send.engine).rows(PID, any=True)
+            return answer
+
+        asking = [asyncio.create_task(send.run(ask)) for _ in range(3)]
         sleeping = asyncio.create_task(send(SLEEP, seconds=60))
-        with pytest.raises(sa.exc.TimeoutError):
-            await asking
+        assert await asyncio.gather(*asking) == ["charged"] * 3
+        assert len(send.connections._watched) == 1
         sleeping.cancel()
         await asyncio.wait([sleeping])
         assert send.connections._free == 1
