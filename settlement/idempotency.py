@@ -22,10 +22,13 @@ import schemas
 from database import phase, retry_transaction
 from idempotency_keys import StoredResponse
 from observability.card_numbers import holds_card_number
+from observability.logs import get_logger
 from rows import KeyRow
 from sessions import Session
 from settlement.context import CallContext, ClaimedKey
 from statements import PooledSender
+
+log = get_logger()
 
 _KEY = re.compile(r"[\x20-\x7e]{1,255}", re.ASCII)
 REPLAYED_HEADER = {"Idempotent-Replayed": "true"}
@@ -125,12 +128,17 @@ def run(
         raise
     if key.is_answered:
         return answer
-    with phase(session):
-        # Another process may have learned the outcome first, and stored its response.
-        user_id = context.principal.user_id
-        stored = idempotency_keys.get_stored_response(session, user_id, key.value)
-        if stored is None:
-            idempotency_keys.release_key(session, user_id, key.value, key.owner)
+    try:
+        with phase(session):
+            # Another process may have learned the outcome first, and stored its response.
+            user_id = context.principal.user_id
+            stored = idempotency_keys.get_stored_response(session, user_id, key.value)
+            if stored is None:
+                idempotency_keys.release_key(session, user_id, key.value, key.owner)
+    except SQLAlchemyError as error:
+        # The gateway was asked: to say that the request failed, or was not begun, would be false.
+        log.error("idempotency.not_released", error=type(error).__name__)
+        return answer
     return answer if stored is None else stored
 
 
