@@ -144,12 +144,13 @@ class LoopConnections:
         self._loop.add_reader(number, self._readable, connection)
 
     def _readable(self, connection: Connection) -> None:
-        if _has_failed(self._watched[connection]):
+        news = _news(self._watched[connection])
+        if news & select.POLLERR:
             self._unwatch(connection)  # uvloop tells of a failure once, and watches no longer
         answer = self._answers.get(connection)
         if answer is not None:
             _succeed(answer)
-        elif connection in self._idle:  # the server has ended it
+        elif news and connection in self._idle:  # the server has ended it
             self._close(connection)
 
     def _close(self, connection: Connection) -> None:
@@ -164,11 +165,12 @@ class LoopConnections:
             self._loop.remove_reader(number)
 
 
-def _has_failed(number: int) -> bool:
-    """Whether the other end is gone; what it has sent before may still be there to read."""
+def _news(number: int) -> int:
+    """What there is to read now, and whether the other end is gone. Nothing, when asyncio tells of
+    an answer that has been read meanwhile."""
     poll = select.poll()
-    poll.register(number, 0)  # failures are told in any case
-    return any(events & select.POLLERR for _, events in poll.poll(0))
+    poll.register(number, select.POLLIN)
+    return sum(events for _, events in poll.poll(0))
 
 
 def _no_turn() -> Exception:

@@ -191,6 +191,19 @@ async def end_with_bytes_unread(send: Send, seconds: int, kind: str) -> None:
     assert database.UNRESPONSIVE not in str(lost.value)
 
 
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_connection_is_used_again(url: str, run: Callable[..., None]) -> None:
+    async def work(send: Send) -> None:
+        backends = set()
+        for _ in range(20):
+            [[backend]] = await send(PID, any=True)
+            backends.add(backend)
+            await asyncio.sleep(0)  # the loop may have more to tell about it
+        assert len(backends) == 1
+
+    in_loop(url, work, run=run)
+
+
 def test_a_server_that_does_not_answer_fails_the_statement_in_time(proxy: PostgresProxy) -> None:
     async def work(send: Send) -> None:
         await send(PID, any=True)

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -23,7 +24,8 @@ def test_no_line_is_lost_when_the_service_is_stopped_right_after_its_answers(
     make_database: Callable[[], str], tmp_path: Path, environment: str
 ) -> None:
     url = make_database()
-    keys = {name: secrets.token_urlsafe(48) for name in ("SECRET_KEY", "FINGERPRINT_KEY")}
+    names = ("SECRET_KEY", "FINGERPRINT_KEY")
+    keys: dict[str, Any] = {name: secrets.token_urlsafe(48) for name in names}
     with Service(
         ROOT, tmp_path / "data", DATABASE_URL=url, ENVIRONMENT=environment, **keys
     ) as service:
