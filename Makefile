@@ -52,7 +52,7 @@ bench: $(VENV)/.installed ## Measure every operation beside a naive service:  ma
 bench-check: $(VENV)/.installed ## Name what became slower than in the kept results; 2 minutes
 	@exec $(RUN) -m benchmarks.check
 
-bench-growth: $(VENV)/.installed ## Measure with up to ten million orders; ARGS="--orders 10000,1000000"
+bench-growth: $(VENV)/.installed ## Measure with up to three million orders; ARGS="--orders 10000,1000000"
 	@exec $(RUN) -m benchmarks.growth_by_size $(ARGS)
 
 bench-cost: $(VENV)/.installed ## Measure what an order costs in statements and bytes
