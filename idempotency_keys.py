@@ -90,20 +90,13 @@ def _assigned(values: dict[str, str]) -> str:
 
 # As in `KeyRow`.
 _KNOWN = f"fingerprint, gateway_key, status, headers, body, owned_until > now(), {_HAS_EXPIRED}"
-# A key that is new, or else what is known of it.
 CLAIM_KEY = Statement(
-    f"""
-    WITH claimed AS (
-        INSERT INTO idempotency_keys (user_id, key, {", ".join(_NEW | _OWNED)})
-        VALUES (%(user_id)s, %(key)s, {", ".join((_NEW | _OWNED).values())})
-        ON CONFLICT DO NOTHING RETURNING owner
-    )
-    SELECT owner, {", ".join(["NULL"] * len(KeyRow._fields))} FROM claimed
-    UNION ALL
-    SELECT NULL, {_KNOWN} FROM idempotency_keys
-    WHERE {_IS_KEY} AND NOT EXISTS (SELECT FROM claimed)""",
+    f"INSERT INTO idempotency_keys (user_id, key, {', '.join(_NEW | _OWNED)})"
+    f" VALUES (%(user_id)s, %(key)s, {', '.join((_NEW | _OWNED).values())})"
+    " ON CONFLICT DO NOTHING RETURNING owner",
     prepare=True,
 )
+KNOWN_KEY = Statement(f"SELECT {_KNOWN} FROM idempotency_keys WHERE {_IS_KEY}", prepare=True)
 CLAIM_EXPIRED_KEY = Statement(
     f"UPDATE idempotency_keys SET {_assigned(_CLEARED | _NEW | _OWNED)} WHERE {_IS_KEY}"
     " RETURNING owner"
@@ -111,9 +104,7 @@ CLAIM_EXPIRED_KEY = Statement(
 TAKE_OVER_KEY = Statement(
     f"UPDATE idempotency_keys SET {_assigned(_OWNED)} WHERE {_IS_KEY} RETURNING owner"
 )
-LOCK_KEY = Statement(
-    f"SELECT {_KNOWN} FROM idempotency_keys WHERE {_IS_KEY} FOR UPDATE", prepare=True
-)
+LOCK_KEY = Statement(f"{KNOWN_KEY.sql} FOR UPDATE", prepare=True)
 WAITING_KEYS = Statement(
     f"SELECT {', '.join(WaitingKey._fields)} FROM idempotency_keys"
     " WHERE gateway_key = %(gateway_key)s AND status IS NULL",
@@ -136,9 +127,8 @@ LEAVE_KEY = Statement(
 
 def claim_key(
     sender: Sender, user_id: str, key: str, *, fingerprint: str, request_id: str, seconds: float
-) -> str | KeyRow | None:
-    """Own a key that is new: its owner from now on. Else what is known of it; None if somebody else
-    has claimed it this very moment."""
+) -> str | None:
+    """Own a key that is new: its owner from now on. None when it is known."""
     rows = sender.rows(
         CLAIM_KEY,
         user_id=user_id,
@@ -148,10 +138,7 @@ def claim_key(
         seconds=seconds,
         owner=_new_owner(),
     )
-    if not rows:
-        return None
-    [(owner, *known)] = rows
-    return owner or KeyRow(*known)
+    return rows[0][0] if rows else None
 
 
 def claim_expired_key(
@@ -186,6 +173,12 @@ def take_over_key(sender: Sender, user_id: str, key: str, seconds: float) -> str
 
 def _new_owner() -> str:
     return secrets.token_hex(16)
+
+
+def find_key(sender: Sender, user_id: str, key: str) -> KeyRow | None:
+    """What is known of the key, unless it was released this very moment."""
+    rows = sender.rows(KNOWN_KEY, user_id=user_id, key=key)
+    return KeyRow(*rows[0]) if rows else None
 
 
 def lock_key(sender: Sender, user_id: str, key: str) -> KeyRow | None:

@@ -5,8 +5,8 @@
 For each size a PostgreSQL that goes away is filled with so many orders and all that belongs to
 them. Then every list, look-up and reaper is explained (`growth.py`), and every operation of the
 API, among them the charge (`touched.py`). Exits 1 when a statement touches more pages than its
-limit, or a request twice as many as with the fewest orders. Three million orders take 20 minutes and
-16 GB of disk, ten million an hour or more and 60. What was measured is kept in
+limit, or a request twice as many as with the fewest orders. Three million orders take 20 minutes
+and 16 GB of disk, ten million an hour or more and 60. What was measured is kept in
 benchmarks/results/growth.json, and docs/growth.md is written anew.
 """
 

@@ -102,9 +102,11 @@ def run(
     key = context.key
     if key is None:
         return retry_transaction(session, work)
-    known = _claim_new(session, context, key)
-    if not key.owner:
+    if not _claim_new(session, context, key):
         check_permission()
+        known = idempotency_keys.find_key(
+            PooledSender.beside(session), context.principal.user_id, key.value
+        )
         if known is not None and known.status is not None and not known.has_expired:
             _require_same(key, known)
             return _replay(session, known)
@@ -142,16 +144,14 @@ def run(
     return answer if stored is None else stored
 
 
-def _claim_new(session: Session, context: CallContext, key: ClaimedKey) -> KeyRow | None:
-    """Claim the key if it is new, with one statement alone; else what is known of it, or nothing if
-    somebody else has claimed it this very moment."""
-    claimed = idempotency_keys.claim_key(
+def _claim_new(session: Session, context: CallContext, key: ClaimedKey) -> bool:
+    """Claim the key if it is new, with one statement alone."""
+    owner = idempotency_keys.claim_key(
         PooledSender.beside(session), context.principal.user_id, key.value, **_request(context, key)
     )
-    if isinstance(claimed, str):
-        key.owner = claimed
-        return None
-    return claimed
+    if owner is not None:
+        key.owner = owner
+    return owner is not None
 
 
 def _request(context: CallContext, key: ClaimedKey) -> Any:

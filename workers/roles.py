@@ -77,15 +77,16 @@ def run_sandbox(resources: Resources) -> int:
     done = sandbox.tick()
     while not resources.stopping.is_set() and (due := sandbox.due_webhooks()):
         delivered = []
-        for webhook_id, headers, body in due:
-            try:
-                with resources.session() as session:
+        with resources.session() as session:
+            for webhook_id, headers, body in due:
+                try:
                     webhooks.receive(session, resources.gateways, sandbox.name, headers, body)
-            except Exception as error:
-                log.error("sandbox.webhook_failed", error=type(error).__name__)
-                sandbox.postpone(webhook_id)
-            else:
-                delivered.append(webhook_id)
+                except Exception as error:
+                    session.rollback()
+                    log.error("sandbox.webhook_failed", error=type(error).__name__)
+                    sandbox.postpone(webhook_id)
+                else:
+                    delivered.append(webhook_id)
         if delivered:
             sandbox.delivered(*delivered)
         done += len(due)

@@ -137,7 +137,7 @@ def test_a_repeat_is_few_statements(quiet: Shop, counted: Counted) -> None:
     with counted() as sent:
         again = quiet.try_pay(order, headers=headers)
     assert again.content == first.content
-    assert len(sent) == 2, sent  # the key, with its answer; may the caller see it
+    assert len(sent) == 3, sent  # it is known; may the caller see it; the answer
 
 
 def test_a_webhook_that_changes_nothing_is_few_statements(
