@@ -409,7 +409,8 @@ class Gateway(ABC):
     name: str
     capabilities: Capabilities
     required_settings: ClassVar[tuple[str, ...]] = ()  # fields of Settings
-    remote: ClassVar[bool] = True  # False: part of this process, needs no guard
+    # False: part of this process. No guard then, and it calls what blocks with `in_thread`.
+    remote: ClassVar[bool] = True
     guard: Guard = NoGuard()
     # Whether the service has accepted this `delivery_id` before. The service sets it, for adapters
     # that call their gateway to read an event: they do so only for new ones.
