@@ -94,7 +94,7 @@ def median(engine: sa.Engine) -> float:
 
 def main(redirects: int) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        settings = load_settings(_env_file=None, data_dir=Path(folder) / "data")
+        settings = load_settings(_env_file=None, database_url=None, data_dir=Path(folder) / "data")
         engine = database.open_database(settings)
         gateways = Gateways([Slow(engine, timeout=10)])
         workers = Workers(

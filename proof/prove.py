@@ -10,16 +10,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
 import sqlalchemy as sa
+from dotenv import dotenv_values
 
 import auth
 import database
-from config import ROOT, load_settings
+from config import ROOT, ConfigurationError, Settings, load_settings
 from proof.books import Books
 from proof.clock import Clock
 from proof.guards import GUARDS
@@ -133,6 +134,27 @@ def _plan(crashes: int, every: Sequence[str], chance: random.Random) -> list[str
     return plan[:crashes]
 
 
+def own_settings(
+    workplace: Path, environment: Mapping[str, str], env_file: Path = ROOT / ".env"
+) -> Settings:
+    """The settings of the proof: a PostgreSQL of its own, in which time passes and guards are taken
+    away, whatever the environment says.
+
+    Raises ConfigurationError if `.env`, which its services read too, names another one.
+    """
+    if dotenv_values(env_file).get("DATABASE_URL"):
+        raise ConfigurationError(
+            "The proof has a PostgreSQL of its own: take DATABASE_URL out of .env meanwhile"
+        )
+    return load_settings(
+        _env_file=None,
+        database_url=None,
+        data_dir=workplace,
+        secret_key=environment["SECRET_KEY"],
+        fingerprint_key=environment["FINGERPRINT_KEY"],
+    )
+
+
 class _Run:
     """Everything that a run of the proof consists of."""
 
@@ -159,12 +181,7 @@ class _Run:
             "GATEWAY_TIMEOUT": str(GATEWAY_TIMEOUT),
             "LOG_LEVEL": "WARNING",
         }
-        settings = load_settings(
-            _env_file=None,
-            data_dir=workplace,
-            secret_key=self.environment["SECRET_KEY"],
-            fingerprint_key=self.environment["FINGERPRINT_KEY"],
-        )
+        settings = own_settings(workplace, self.environment)
         url = database.database_url(settings)
         database.migrate(url)
         self.engine = database.create_engine(url, pool_size=3)
