@@ -183,3 +183,10 @@ def test_another_machine_is_told() -> None:
     runs.check()
     [told] = runs.told
     assert told.startswith("another machine")
+
+
+def test_a_few_bytes_more_of_the_log_are_no_change() -> None:
+    now = replace(BEFORE, counts={"service": {"get": replace(COUNTS, wal_bytes=1190.0)}})
+    assert find_slower(BEFORE, now) == []
+    now = replace(BEFORE, counts={"service": {"get": replace(COUNTS, wal_bytes=1210.0)}})
+    assert [change.what for change in find_slower(BEFORE, now)] == ["wal bytes"]
