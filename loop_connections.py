@@ -10,6 +10,7 @@ import asyncio
 import select
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
@@ -39,6 +40,8 @@ class LoopConnections:
         self._idle: list[Connection] = []
         self._watched: dict[Connection, int] = {}  # by their numbers for the system
         self._answers: dict[Connection, asyncio.Future[None]] = {}  # that are waited for
+        # Of their own, so that nobody who connects waits for others: a lost server takes a second.
+        self._threads = ThreadPoolExecutor(size, thread_name_prefix="connect")
 
     async def run(self, function: Callable[..., T], arguments: dict[str, Any]) -> T:
         """Run it in a greenlet. Raises TimeoutError when its turn does not come in time."""
@@ -90,12 +93,13 @@ class LoopConnections:
 
     def close(self) -> None:
         """Close the idle ones, at the end of the service."""
+        self._threads.shutdown(wait=False)
         for connection in list(self._idle):
             self._close(connection)
 
     def _open(self) -> Connection:
         # Looking up the server's name blocks, so connecting stays in a thread.
-        connection = wait_for(self._loop.run_in_executor(None, self._connect))
+        connection = wait_for(self._loop.run_in_executor(self._threads, self._connect))
         connection.suspend = partial(self._wait, connection)
         self._watch(connection)
         return connection
